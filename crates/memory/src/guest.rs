@@ -1,0 +1,383 @@
+//! Memslots, and every access to guest memory by guest-physical address.
+
+use crate::{RamBlock, PAGE_SIZE};
+use std::sync::atomic::{AtomicU64, AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+
+/// An access that no memslot covers, or a slot that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemoryError {
+    /// `gpa .. gpa + size` is not all RAM.
+    OutOfRange {
+        /// First byte asked for.
+        gpa: u64,
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// The slot overlaps another, is unaligned, or lies outside its RAM block.
+    BadSlot(String),
+}
+
+impl std::fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OutOfRange { gpa, size } => {
+                write!(f, "guest memory {gpa:#x}..{:#x} is not RAM", gpa.wrapping_add(*size))
+            }
+            Self::BadSlot(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for MemoryError {}
+
+/// Told of stores by devices (DMA) to pages marked by [`GuestMemory::mark_code_page`].
+pub trait CodeWatcher: Send + Sync {
+    /// `gpa .. gpa + size`, within one page, is about to change.
+    fn code_written(&self, gpa: u64, size: u64);
+}
+
+/// A run of guest-physical addresses backed by RAM.
+#[derive(Debug)]
+pub struct Memslot {
+    /// Slot number, chosen by the machine.
+    pub slot: u32,
+    /// First guest-physical address; page-aligned.
+    pub gpa: u64,
+    /// Bytes; a multiple of the page size.
+    pub size: u64,
+    /// Guest stores leave as MMIO.
+    pub readonly: bool,
+    /// The dirty log is on.
+    pub log_dirty: bool,
+    ram: Arc<RamBlock>,
+    ram_offset: u64,
+    dirty: Box<[AtomicU64]>,
+    code: Box<[AtomicU64]>,
+}
+
+impl Memslot {
+    /// Host address of the slot's first byte.
+    pub fn host_base(&self) -> *mut u8 {
+        // SAFETY: `set_memslot` checked that the offset lies inside the block.
+        unsafe { self.ram.base().add(self.ram_offset as usize) }
+    }
+
+    fn bit(&self, gpa: u64) -> (usize, u64) {
+        let page = (gpa - self.gpa) / PAGE_SIZE;
+        ((page / 64) as usize, 1 << (page % 64))
+    }
+
+    fn contains(&self, gpa: u64) -> bool {
+        gpa.wrapping_sub(self.gpa) < self.size
+    }
+}
+
+/// What the MMU needs to know of the page that holds a guest-physical address.
+#[derive(Debug, Clone, Copy)]
+pub struct HostPage {
+    /// Host address of the page's first byte.
+    pub host: *mut u8,
+    /// Stores must leave as MMIO.
+    pub readonly: bool,
+    /// The page's dirty bit is logged and still clear: the first store must be seen.
+    pub log_dirty: bool,
+    /// The page holds translated code: each store must be seen.
+    pub code: bool,
+}
+
+/// All RAM of one virtual machine, by guest-physical address.
+#[derive(Default)]
+pub struct GuestMemory {
+    slots: RwLock<Arc<Vec<Arc<Memslot>>>>,
+    generation: AtomicU64,
+    watcher: OnceLock<Arc<dyn CodeWatcher>>,
+}
+
+impl std::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestMemory").field("slots", &self.slots()).finish_non_exhaustive()
+    }
+}
+
+impl GuestMemory {
+    /// Memory with no slots.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Set who hears of device stores to code pages. The first call wins.
+    pub fn set_code_watcher(&self, watcher: Arc<dyn CodeWatcher>) {
+        let _ = self.watcher.set(watcher);
+    }
+
+    /// Changes whenever a slot is added, changed or removed.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The slots, in order of address.
+    pub fn slots(&self) -> Arc<Vec<Arc<Memslot>>> {
+        match self.slots.read() {
+            Ok(slots) => slots.clone(),
+            Err(poisoned) => poisoned.into_inner().clone(),
+        }
+    }
+
+    fn replace(&self, change: impl FnOnce(&mut Vec<Arc<Memslot>>)) {
+        let mut guard = match self.slots.write() {
+            Ok(guard) => guard,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        let mut slots = guard.as_ref().clone();
+        change(&mut slots);
+        slots.sort_by_key(|slot| slot.gpa);
+        *guard = Arc::new(slots);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Add a slot, or replace the one with this number.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadSlot`] naming what is wrong.
+    #[allow(clippy::too_many_arguments)]
+    pub fn set_memslot(
+        &self,
+        slot: u32,
+        gpa: u64,
+        size: u64,
+        ram: Arc<RamBlock>,
+        ram_offset: u64,
+        readonly: bool,
+        log_dirty: bool,
+    ) -> Result<(), MemoryError> {
+        let bad = |text: String| Err(MemoryError::BadSlot(text));
+        if size == 0 || (gpa | size | ram_offset) % PAGE_SIZE != 0 {
+            return bad(format!("memslot {slot}: address, size and offset must be multiples of 4096"));
+        }
+        if gpa.checked_add(size).is_none_or(|end| end > 1 << 52) {
+            return bad(format!("memslot {slot}: ends above 2^52"));
+        }
+        if ram_offset.checked_add(size).is_none_or(|end| end > ram.size()) {
+            return bad(format!("memslot {slot}: lies outside its RAM block"));
+        }
+        if let Some(other) = self
+            .slots()
+            .iter()
+            .find(|other| other.slot != slot && gpa < other.gpa + other.size && other.gpa < gpa + size)
+        {
+            return bad(format!("memslot {slot}: overlaps memslot {}", other.slot));
+        }
+        let words = (size / PAGE_SIZE).div_ceil(64) as usize;
+        let bitmap = || (0..words).map(|_| AtomicU64::new(0)).collect();
+        let new = Arc::new(Memslot {
+            slot,
+            gpa,
+            size,
+            readonly,
+            log_dirty,
+            ram,
+            ram_offset,
+            dirty: bitmap(),
+            code: bitmap(),
+        });
+        self.replace(|slots| {
+            slots.retain(|other| other.slot != slot);
+            slots.push(new);
+        });
+        Ok(())
+    }
+
+    /// Remove a slot; unknown numbers are ignored.
+    pub fn remove_memslot(&self, slot: u32) {
+        self.replace(|slots| slots.retain(|other| other.slot != slot));
+    }
+
+    /// The slot that covers `gpa`.
+    pub fn find(&self, gpa: u64) -> Option<Arc<Memslot>> {
+        let slots = self.slots();
+        let after = slots.partition_point(|slot| slot.gpa <= gpa);
+        slots[..after].last().filter(|slot| slot.contains(gpa)).cloned()
+    }
+
+    /// The host page that holds `gpa`, for an MMU that will keep the address.
+    pub fn host_page(&self, gpa: u64) -> Option<HostPage> {
+        let slot = self.find(gpa)?;
+        let (word, bit) = slot.bit(gpa);
+        let offset = (gpa - slot.gpa) & !(PAGE_SIZE - 1);
+        Some(HostPage {
+            // SAFETY: `offset` is less than the slot's size.
+            host: unsafe { slot.host_base().add(offset as usize) },
+            readonly: slot.readonly,
+            log_dirty: slot.log_dirty && slot.dirty[word].load(Ordering::Relaxed) & bit == 0,
+            code: slot.code[word].load(Ordering::Relaxed) & bit != 0,
+        })
+    }
+
+    /// Mark the page of `gpa` dirty in the log.
+    pub fn mark_dirty(&self, gpa: u64) {
+        if let Some(slot) = self.find(gpa) {
+            let (word, bit) = slot.bit(gpa);
+            slot.dirty[word].fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Take and clear the dirty bitmap of a slot; `None` when there is no such slot.
+    pub fn take_dirty(&self, slot: u32) -> Option<Vec<u64>> {
+        let slots = self.slots();
+        let slot = slots.iter().find(|other| other.slot == slot)?;
+        Some(slot.dirty.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect())
+    }
+
+    /// Say whether the page of `gpa` holds translated code.
+    pub fn mark_code_page(&self, gpa: u64, code: bool) {
+        if let Some(slot) = self.find(gpa) {
+            let (word, bit) = slot.bit(gpa);
+            if code {
+                slot.code[word].fetch_or(bit, Ordering::SeqCst);
+            } else {
+                slot.code[word].fetch_and(!bit, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Copy out of guest memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`]; nothing is then promised of `data`.
+    pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), MemoryError> {
+        self.pieces(gpa, data.len() as u64, |slot, offset, done, size| {
+            // SAFETY: `pieces` keeps `offset + size` inside the slot and `done + size` inside `data`.
+            unsafe {
+                let source = slot.host_base().add(offset as usize);
+                std::ptr::copy_nonoverlapping(source, data.as_mut_ptr().add(done), size);
+            }
+        })
+    }
+
+    /// Copy into guest memory (a device's DMA): marks pages dirty and reports code pages.
+    /// Read-only slots are written too: this is how firmware gets there.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`]; nothing is then written past the last covered byte.
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
+        self.pieces(gpa, data.len() as u64, |slot, offset, done, size| {
+            self.note_write(slot, offset, size as u64);
+            // SAFETY: `pieces` keeps `offset + size` inside the slot and `done + size` inside `data`.
+            unsafe {
+                let target = slot.host_base().add(offset as usize);
+                std::ptr::copy_nonoverlapping(data.as_ptr().add(done), target, size);
+            }
+        })
+    }
+
+    fn note_write(&self, slot: &Memslot, offset: u64, size: u64) {
+        let mut at = offset;
+        while at < offset + size {
+            let next = ((at / PAGE_SIZE) + 1) * PAGE_SIZE;
+            let piece = next.min(offset + size) - at;
+            let (word, bit) = slot.bit(slot.gpa + at);
+            if slot.log_dirty {
+                slot.dirty[word].fetch_or(bit, Ordering::Relaxed);
+            }
+            if slot.code[word].load(Ordering::Relaxed) & bit != 0 {
+                if let Some(watcher) = self.watcher.get() {
+                    watcher.code_written(slot.gpa + at, piece);
+                }
+            }
+            at += piece;
+        }
+    }
+
+    fn pieces(
+        &self,
+        gpa: u64,
+        size: u64,
+        mut each: impl FnMut(&Memslot, u64, usize, usize),
+    ) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < size {
+            let at = gpa.wrapping_add(done);
+            let slot = self.find(at).ok_or(MemoryError::OutOfRange { gpa, size })?;
+            let offset = at - slot.gpa;
+            let piece = (size - done).min(slot.size - offset);
+            each(&slot, offset, done as usize, piece as usize);
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Host address of `size` bytes that lie in one slot, without marking anything.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`].
+    pub fn host_address(&self, gpa: u64, size: u64) -> Result<*mut u8, MemoryError> {
+        let error = MemoryError::OutOfRange { gpa, size };
+        let slot = self.find(gpa).ok_or(error.clone())?;
+        let offset = gpa - slot.gpa;
+        if size > slot.size - offset {
+            return Err(error);
+        }
+        // SAFETY: `offset` is inside the slot.
+        Ok(unsafe { slot.host_base().add(offset as usize) })
+    }
+
+    /// Atomically read an aligned integer; `None` outside RAM or unaligned.
+    pub fn load_u64(&self, gpa: u64) -> Option<u64> {
+        let at = self.aligned(gpa, 8)?;
+        // SAFETY: `aligned` checked range and alignment; the memory lives as long as its slot.
+        Some(unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::load_u64`], 4 bytes.
+    pub fn load_u32(&self, gpa: u64) -> Option<u32> {
+        let at = self.aligned(gpa, 4)?;
+        // SAFETY: as in `load_u64`.
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::load_u64`], 2 bytes.
+    pub fn load_u16(&self, gpa: u64) -> Option<u16> {
+        let at = self.aligned(gpa, 2)?;
+        // SAFETY: as in `load_u64`.
+        Some(unsafe { AtomicU16::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::load_u64`], 1 byte.
+    pub fn load_u8(&self, gpa: u64) -> Option<u8> {
+        let at = self.aligned(gpa, 1)?;
+        // SAFETY: as in `load_u64`.
+        Some(unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Acquire))
+    }
+
+    /// Atomically set bits of a page-table entry if it still is `old`; marks the page dirty.
+    /// Returns whether it was. `None` outside RAM, unaligned or read-only.
+    pub fn update_u64(&self, gpa: u64, old: u64, new: u64) -> Option<bool> {
+        let at = self.aligned_for_update(gpa, 8)?;
+        // SAFETY: as in `load_u64`.
+        let cell = unsafe { AtomicU64::from_ptr(at.cast()) };
+        Some(cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    }
+
+    /// As [`Self::update_u64`], 4 bytes.
+    pub fn update_u32(&self, gpa: u64, old: u32, new: u32) -> Option<bool> {
+        let at = self.aligned_for_update(gpa, 4)?;
+        // SAFETY: as in `load_u64`.
+        let cell = unsafe { AtomicU32::from_ptr(at.cast()) };
+        Some(cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    }
+
+    fn aligned(&self, gpa: u64, size: u64) -> Option<*mut u8> {
+        if gpa % size != 0 {
+            return None;
+        }
+        self.host_address(gpa, size).ok()
+    }
+
+    fn aligned_for_update(&self, gpa: u64, size: u64) -> Option<*mut u8> {
+        let slot = self.find(gpa).filter(|slot| !slot.readonly)?;
+        let at = self.aligned(gpa, size)?;
+        self.note_write(&slot, gpa - slot.gpa, size);
+        Some(at)
+    }
+}

@@ -1,0 +1,15 @@
+//! Guest memory: RAM blocks, memslots, the dirty log, and pages that hold translated code.
+//!
+//! Everything that reads or writes guest memory goes through [`GuestMemory`],
+//! which checks bounds, marks dirty pages and reports stores to pages that hold
+//! translated code. `unsafe` is confined to `ram.rs` (the mapping) and the
+//! accessors that dereference it.
+
+mod guest;
+mod ram;
+
+pub use guest::{CodeWatcher, GuestMemory, HostPage, MemoryError, Memslot};
+pub use ram::RamBlock;
+
+/// Bytes of a small page.
+pub const PAGE_SIZE: u64 = 4096;

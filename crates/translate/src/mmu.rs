@@ -1,0 +1,1 @@
+//! Page walks and software TLBs.

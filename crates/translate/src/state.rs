@@ -1,0 +1,202 @@
+//! The part of a vCPU that translated code addresses directly (through the GS base).
+
+/// Index of a general register in encoding order.
+pub mod gpr {
+    #![allow(missing_docs)]
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
+    pub const RBP: usize = 5;
+    pub const RSI: usize = 6;
+    pub const RDI: usize = 7;
+}
+
+/// Index of a segment register in encoding order.
+pub mod seg {
+    #![allow(missing_docs)]
+    pub const ES: usize = 0;
+    pub const CS: usize = 1;
+    pub const SS: usize = 2;
+    pub const DS: usize = 3;
+    pub const FS: usize = 4;
+    pub const GS: usize = 5;
+}
+
+/// RFLAGS bits (Intel SDM vol. 1 §3.4.3 "EFLAGS Register").
+pub mod flag {
+    #![allow(missing_docs)]
+    pub const CF: u64 = 1 << 0;
+    pub const FIXED: u64 = 1 << 1;
+    pub const PF: u64 = 1 << 2;
+    pub const AF: u64 = 1 << 4;
+    pub const ZF: u64 = 1 << 6;
+    pub const SF: u64 = 1 << 7;
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+    pub const DF: u64 = 1 << 10;
+    pub const OF: u64 = 1 << 11;
+    pub const IOPL: u64 = 3 << 12;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const VM: u64 = 1 << 17;
+    pub const AC: u64 = 1 << 18;
+    pub const VIF: u64 = 1 << 19;
+    pub const VIP: u64 = 1 << 20;
+    pub const ID: u64 = 1 << 21;
+    /// The flags that arithmetic instructions change; in the host's flags while in the cache.
+    pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
+}
+
+/// A segment register as the processor holds it.
+///
+/// `attributes` are bits 40 to 55 of the descriptor: type 3:0, S 4, DPL 6:5, P 7, (limit bits
+/// 11:8, zero here), AVL 12, L 13, D/B 14, G 15. A null selector loads all zero attributes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SegmentRegister {
+    /// Base address.
+    pub base: u64,
+    /// Limit in bytes, granularity applied; inclusive.
+    pub limit: u32,
+    /// Visible selector.
+    pub selector: u16,
+    /// See the type's description.
+    pub attributes: u16,
+}
+
+impl SegmentRegister {
+    /// Descriptor type, 4 bits.
+    pub fn kind(&self) -> u8 {
+        (self.attributes & 0xf) as u8
+    }
+    /// Code or data, not a system segment.
+    pub fn is_code_or_data(&self) -> bool {
+        self.attributes & 0x10 != 0
+    }
+    /// Descriptor privilege level.
+    pub fn dpl(&self) -> u8 {
+        ((self.attributes >> 5) & 3) as u8
+    }
+    /// Present (clear after loading a null selector).
+    pub fn present(&self) -> bool {
+        self.attributes & 0x80 != 0
+    }
+    /// 64-bit code.
+    pub fn long(&self) -> bool {
+        self.attributes & 0x2000 != 0
+    }
+    /// Default operation size: 32 bits (code), big stack (data).
+    pub fn big(&self) -> bool {
+        self.attributes & 0x4000 != 0
+    }
+}
+
+/// GDTR or IDTR.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableRegister {
+    /// Linear base.
+    pub base: u64,
+    /// Limit in bytes, inclusive.
+    pub limit: u16,
+}
+
+/// Architectural state that both translated and compiled code use.
+///
+/// While translated code runs, `gpr` and the arithmetic bits of `rflags` are stale: they live in
+/// host registers. Compiled code sees them up to date, and the vector state in `vector`.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct CpuState {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub gpr: [u64; 16],
+    /// Instruction pointer, as the guest counts it (offset in CS).
+    pub rip: u64,
+    /// All of RFLAGS; bit 1 set.
+    pub rflags: u64,
+    /// ES, CS, SS, DS, FS, GS.
+    pub segments: [SegmentRegister; 6],
+    /// LDTR.
+    pub ldtr: SegmentRegister,
+    /// TR.
+    pub tr: SegmentRegister,
+    /// GDTR.
+    pub gdtr: TableRegister,
+    /// IDTR.
+    pub idtr: TableRegister,
+    /// Control registers.
+    pub cr0: u64,
+    /// Faulting address.
+    pub cr2: u64,
+    /// Page-table base, PCID.
+    pub cr3: u64,
+    /// Features.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// IA32_XSS.
+    pub xss: u64,
+    /// DR0 to DR3, (4, 5 unused), DR6, DR7.
+    pub dr: [u64; 8],
+    /// Added to the host's time-stamp counter to make the guest's.
+    pub tsc_offset: u64,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u64,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
+    /// IA32_STAR, LSTAR, CSTAR, SFMASK.
+    pub star: u64,
+    /// See `star`.
+    pub lstar: u64,
+    /// See `star`.
+    pub cstar: u64,
+    /// See `star`.
+    pub sfmask: u64,
+    /// IA32_SYSENTER_CS, ESP, EIP.
+    pub sysenter_cs: u64,
+    /// See `sysenter_cs`.
+    pub sysenter_esp: u64,
+    /// See `sysenter_cs`.
+    pub sysenter_eip: u64,
+    /// IA32_PAT.
+    pub pat: u64,
+    /// The four PDPTEs of PAE paging, as loaded by the last MOV to CR3.
+    pub pdptes: [u64; 4],
+    /// x87, SSE, AVX and AVX-512 state as a standard-format XSAVE area of the host's layout.
+    /// Valid outside the code cache.
+    pub vector: XsaveArea,
+}
+
+/// Bytes of an XSAVE area with x87, SSE, AVX and AVX-512 (with slack for MPX and PKRU gaps).
+pub const XSAVE_AREA_BYTES: usize = 4096;
+
+/// An XSAVE area, aligned as the instructions want it.
+#[repr(C, align(64))]
+#[derive(Debug, Clone)]
+pub struct XsaveArea(pub [u8; XSAVE_AREA_BYTES]);
+
+impl CpuState {
+    /// Current privilege level.
+    pub fn cpl(&self) -> u8 {
+        self.segments[seg::SS].dpl()
+    }
+    /// IA-32e mode is active (EFER.LMA).
+    pub fn long_mode(&self) -> bool {
+        self.efer & (1 << 10) != 0
+    }
+    /// Running 64-bit code.
+    pub fn code64(&self) -> bool {
+        self.long_mode() && self.segments[seg::CS].long()
+    }
+    /// Protected mode is on (CR0.PE).
+    pub fn protected(&self) -> bool {
+        self.cr0 & 1 != 0
+    }
+    /// Virtual-8086 mode.
+    pub fn v86(&self) -> bool {
+        self.rflags & flag::VM != 0
+    }
+}
