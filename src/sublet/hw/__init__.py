@@ -1,0 +1,65 @@
+"""Contracts between devices and what surrounds them. No behaviour here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class GuestMemory(Protocol):
+    """RAM by guest-physical address; raises ``GuestError`` outside RAM."""
+
+    def read(self, gpa: int, size: int) -> bytes: ...
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None: ...
+    def read_u16(self, gpa: int) -> int: ...
+    def read_u32(self, gpa: int) -> int: ...
+    def read_u64(self, gpa: int) -> int: ...
+    def write_u16(self, gpa: int, value: int) -> None: ...
+    def write_u32(self, gpa: int, value: int) -> None: ...
+    def write_u64(self, gpa: int, value: int) -> None: ...
+
+
+class IrqLine(Protocol):
+    """One interrupt line (a GSI). Callable from any thread."""
+
+    def set_level(self, level: bool) -> None: ...
+
+
+class MsiSink(Protocol):
+    """Where message-signalled interrupts go. Callable from any thread."""
+
+    def signal(self, address: int, data: int) -> None: ...
+
+
+class PioDevice(Protocol):
+    """Answers port I/O. ``offset`` is relative to the device's first port; sizes 1, 2, 4."""
+
+    def pio_read(self, offset: int, size: int) -> int: ...
+    def pio_write(self, offset: int, size: int, value: int) -> None: ...
+
+
+class MmioDevice(Protocol):
+    """Answers memory-mapped I/O. ``offset`` is relative to the region; sizes 1, 2, 4, 8."""
+
+    def mmio_read(self, offset: int, size: int) -> int: ...
+    def mmio_write(self, offset: int, size: int, value: int) -> None: ...
+
+
+class Stateful(Protocol):
+    """Every device saves and restores what the guest could observe."""
+
+    def save_state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+    def reset(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Where time comes from; a test can stop it."""
+
+    def now_ns(self) -> int: ...
+
+
+class Executor(Protocol):
+    """Runs a device's blocking work off the vCPU's thread; ``done`` is called on a worker."""
+
+    def submit(self, work: Callable[[], None]) -> None: ...
