@@ -3,6 +3,7 @@
 use crate::{CpuidEntry, Exit, MsrEntry, Regs, Sregs, VcpuEvents};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use sublet_memory::GuestMemory;
 
 /// Counters by name, for `--stats`; names are `group.counter`.
 pub type Statistics = BTreeMap<String, u64>;
@@ -62,10 +63,15 @@ pub trait Engine: Send + Sync {
 
 /// One virtual machine.
 pub trait Vm: Send + Sync {
+    /// All RAM of the VM. After a change to its slots, call [`Vm::memslots_changed`].
+    fn memory(&self) -> &Arc<GuestMemory>;
     /// Make an in-core interrupt controller: 8259 pair, I/O APIC (GSI 0 to 23), 8254, and a
     /// local APIC for each vCPU created later. GSI 0 to 15 reach both the 8259s and the I/O APIC
     /// (GSI 0 at I/O APIC pin 2), GSI 16 to 23 the I/O APIC only.
     fn create_irqchip(&self) -> Result<()>;
+    /// Answer RTC/CMOS (ports 0x70 and 0x71, GSI 8) and the ACPI PM timer (port 0x608) in the core.
+    /// After `create_irqchip`, before the first vCPU.
+    fn add_platform_timers(&self) -> Result<()>;
     /// Set the level of an interrupt line. Edge-triggered lines act on a rise.
     fn set_irq_line(&self, gsi: u32, level: bool) -> Result<()>;
     /// Deliver a message-signalled interrupt (PCI 3.0 §6.8 layout).
