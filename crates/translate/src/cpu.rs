@@ -1,9 +1,9 @@
 //! A vCPU as compiled code sees it: architectural state, its memory, its interrupt controller.
 
-use crate::state::CpuState;
+use crate::state::{flag, seg, CpuState, SegmentRegister, TableRegister, XsaveArea, XSAVE_AREA_BYTES};
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Exit};
-use sublet_irq::LocalApic;
+use sublet_irq::{Irqchip, LocalApic};
 use sublet_memory::GuestMemory;
 
 /// An exception that the guest will see.
@@ -118,10 +118,16 @@ pub struct Cpu {
     pub memory: Arc<GuestMemory>,
     /// Local APIC, when the VM has an in-core interrupt controller.
     pub apic: Option<Arc<LocalApic>>,
+    /// The VM's in-core interrupt controllers, when it has them.
+    pub irqchip: Option<Arc<Irqchip>>,
     /// Events in flight.
     pub events: Events,
     /// What CPUID answers, sorted by leaf and sub-leaf.
     pub cpuid: Vec<CpuidEntry>,
+    /// Bits of a guest-physical address (MAXPHYADDR), 36 to 52: from `cpuid`.
+    pub physical_bits: u8,
+    /// The vendor in `cpuid` is AMD (or Hygon): decides where the vendors' rules differ.
+    pub amd: bool,
     /// The TLBs and everything derived from page tables.
     pub mmu: crate::mmu::Mmu,
     /// MSRs that are stored and returned but change nothing here (see `system/msr.rs`).
@@ -130,7 +136,83 @@ pub struct Cpu {
     pub completed_read: Option<(bool, u64, u8, u64)>,
 }
 
+impl CpuState {
+    /// State after RESET (Intel SDM vol. 3A §10.1.1 "Processor State After Reset", table 10-1).
+    pub fn reset() -> Box<Self> {
+        let data = SegmentRegister { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 };
+        let mut segments = [data; 6];
+        segments[seg::CS] = SegmentRegister { base: 0xffff_0000, selector: 0xf000, ..data };
+        let system = |attributes| SegmentRegister { attributes, ..data };
+        let mut gpr = [0; 16];
+        gpr[crate::state::gpr::RDX] = 0x600;
+        let mut dr = [0; 8];
+        (dr[6], dr[7]) = (0xffff_0ff0, 0x400);
+        let table = TableRegister { base: 0, limit: 0xffff };
+        let mut vector = XsaveArea([0; XSAVE_AREA_BYTES]);
+        vector.0[0..2].copy_from_slice(&0x0040u16.to_le_bytes());
+        vector.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        Box::new(Self {
+            gpr,
+            rip: 0xfff0,
+            rflags: flag::FIXED,
+            segments,
+            ldtr: system(0x82),
+            tr: system(0x8b),
+            gdtr: table,
+            idtr: table,
+            cr0: 0x6000_0010,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            xcr0: 1,
+            xss: 0,
+            dr,
+            tsc_offset: 0,
+            tsc_aux: 0,
+            kernel_gs_base: 0,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            sfmask: 0,
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
+            pat: 0x0007_0406_0007_0406,
+            pdptes: [0; 4],
+            vector,
+        })
+    }
+}
+
 impl Cpu {
+    /// A vCPU at reset state, without interrupt controllers and with an empty CPUID.
+    pub fn new(memory: Arc<GuestMemory>) -> Self {
+        Self {
+            state: CpuState::reset(),
+            memory,
+            apic: None,
+            irqchip: None,
+            events: Events::default(),
+            cpuid: Vec::new(),
+            physical_bits: 40,
+            amd: false,
+            mmu: crate::mmu::Mmu::default(),
+            plain_msrs: std::collections::BTreeMap::new(),
+            completed_read: None,
+        }
+    }
+
+    /// Replace what CPUID answers, and what is derived from it.
+    pub fn set_cpuid(&mut self, mut entries: Vec<CpuidEntry>) {
+        entries.sort_by_key(|entry| (entry.leaf, entry.subleaf));
+        let find = |leaf| entries.iter().find(|entry| entry.leaf == leaf).map(|entry| entry.regs);
+        self.physical_bits = find(0x8000_0008).map_or(36, |regs| (regs[0] as u8).clamp(36, 52));
+        // "Auth"enticAMD, "Hygo"nGenuine.
+        self.amd = find(0).is_some_and(|regs| matches!(regs[1], 0x6874_7541 | 0x6f67_7948));
+        self.cpuid = entries;
+    }
+
     /// The data of a restarted bus read, once; `None` when it has yet to be asked for.
     pub fn take_completed_read(&mut self, is_port: bool, address: u64, size: u8) -> Option<u64> {
         match self.completed_read.take() {

@@ -1,1 +1,0 @@
-//! Page walks and software TLBs.
