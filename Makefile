@@ -1,0 +1,68 @@
+# The front door: `make run` boots a guest, `make test` is all that CI runs. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A venv that is only sometimes active must not decide which Python the extension is built for.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+PYTHON ?= $(shell scripts/find-python)
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml -o -name '*.s')
+CARGO_FLAGS := --workspace --release --locked
+FUZZ_SECONDS ?= 20
+
+.PHONY: help build run test lint test-rust test-python fuzz bench clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+build: $(VENV)/.built  ## Build everything into .venv
+
+$(VENV)/.created:
+	@scripts/check-host
+	@echo "==> creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@touch $@
+
+# The Python files are installed by reference; only the core and the metadata need building.
+$(VENV)/.built: $(VENV)/.created pyproject.toml $(RUST_SOURCES)
+	@echo "==> installing sublet and building its core (a few minutes the first time)"
+	@scripts/check-host
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]' --config-settings=build-args=--color=never \
+	  | grep --line-buffered -v -e '^Requirement already satisfied' -e '^  '
+	@touch $@
+
+run: build  ## Boot the default guest on this terminal
+	@$(BIN)/sublet run
+
+test: build lint test-rust test-python  ## Everything CI runs
+
+lint: build
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets --quiet -- -D warnings
+
+test-rust: build
+	cargo test $(CARGO_FLAGS) --quiet
+
+test-python: build
+	$(BIN)/pytest
+
+fuzz: build  ## Fuzz for a bounded time (FUZZ_SECONDS a target)
+	@for target in tests/fuzz/fuzz_*.py; do \
+	  echo "==> $$target for $(FUZZ_SECONDS) s"; SUBLET_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python "$$target"; done
+	@SUBLET_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test $(CARGO_FLAGS) --quiet -- --ignored fuzz
+
+bench: build  ## Run the benchmarks, with their peers where the host has them
+	@for script in benchmarks/bench_*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
+
+clean:  ## Remove what was built (guests stay in the cache)
+	rm -rf $(VENV) target build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src -name '*.so' -path '*/core/*' -delete

@@ -1,0 +1,122 @@
+//! `RamBlock` and `GuestMemory`.
+
+use crate::arguments::{with_bytes, with_bytes_mut};
+use crate::error::{host_error, memory_error, MemoryRangeError};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use std::sync::Arc;
+use sublet_memory::{GuestMemory, RamBlock};
+
+/// Zero-filled host memory that backs guest RAM (a memfd).
+#[pyclass(frozen, name = "RamBlock", module = "sublet.core._native")]
+pub struct PyRamBlock {
+    pub(crate) ram: Arc<RamBlock>,
+}
+
+#[pymethods]
+impl PyRamBlock {
+    #[new]
+    fn new(size: u64) -> PyResult<Self> {
+        match RamBlock::new(size) {
+            Ok(ram) => Ok(Self { ram: Arc::new(ram) }),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(22);
+                Err(host_error(format!("cannot map {size} bytes of guest RAM: {error}"), errno))
+            }
+        }
+    }
+
+    #[getter]
+    fn size(&self) -> u64 {
+        self.ram.size()
+    }
+
+    fn fileno(&self) -> i32 {
+        self.ram.fd()
+    }
+}
+
+/// All RAM of one VM, by guest-physical address. Little-endian integers.
+#[pyclass(frozen, name = "GuestMemory", module = "sublet.core._native")]
+pub struct PyGuestMemory {
+    pub(crate) memory: Arc<GuestMemory>,
+}
+
+/// Reads up to this size are allocated before their range is checked.
+const UNCHECKED_READ: usize = 1 << 20;
+
+impl PyGuestMemory {
+    /// Refuse a size that no range of RAM can have, before allocating it.
+    fn check_size(&self, gpa: u64, size: usize) -> PyResult<()> {
+        let ram = || self.memory.slots().iter().map(|slot| slot.size).sum::<u64>();
+        if size > UNCHECKED_READ && size as u64 > ram() {
+            return Err(MemoryRangeError::new_err(format!(
+                "guest memory at {gpa:#x}: {size} bytes are not RAM"
+            )));
+        }
+        Ok(())
+    }
+
+    fn read_array<const N: usize>(&self, gpa: u64) -> PyResult<[u8; N]> {
+        let mut data = [0; N];
+        self.memory.read(gpa, &mut data).map_err(memory_error)?;
+        Ok(data)
+    }
+
+    fn write_slice(&self, gpa: u64, data: &[u8]) -> PyResult<()> {
+        self.memory.write(gpa, data).map_err(memory_error)
+    }
+}
+
+#[pymethods]
+impl PyGuestMemory {
+    fn read<'py>(&self, py: Python<'py>, gpa: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        self.check_size(gpa, size)?;
+        PyBytes::new_with(py, size, |data| self.memory.read(gpa, data).map_err(memory_error))
+    }
+
+    fn write(&self, gpa: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        with_bytes(data, |bytes| self.write_slice(gpa, bytes))
+    }
+
+    fn read_into(&self, gpa: u64, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
+        with_bytes_mut(buffer, |bytes| self.memory.read(gpa, bytes).map_err(memory_error))
+    }
+
+    fn read_u16(&self, gpa: u64) -> PyResult<u16> {
+        match self.memory.load_u16(gpa) {
+            Some(value) => Ok(value),
+            None => self.read_array(gpa).map(u16::from_le_bytes),
+        }
+    }
+
+    fn read_u32(&self, gpa: u64) -> PyResult<u32> {
+        match self.memory.load_u32(gpa) {
+            Some(value) => Ok(value),
+            None => self.read_array(gpa).map(u32::from_le_bytes),
+        }
+    }
+
+    fn read_u64(&self, gpa: u64) -> PyResult<u64> {
+        match self.memory.load_u64(gpa) {
+            Some(value) => Ok(value),
+            None => self.read_array(gpa).map(u64::from_le_bytes),
+        }
+    }
+
+    fn write_u16(&self, gpa: u64, value: u16) -> PyResult<()> {
+        self.write_slice(gpa, &value.to_le_bytes())
+    }
+
+    fn write_u32(&self, gpa: u64, value: u32) -> PyResult<()> {
+        self.write_slice(gpa, &value.to_le_bytes())
+    }
+
+    fn write_u64(&self, gpa: u64, value: u64) -> PyResult<()> {
+        self.write_slice(gpa, &value.to_le_bytes())
+    }
+
+    fn slots(&self) -> Vec<(u32, u64, u64, bool)> {
+        self.memory.slots().iter().map(|slot| (slot.slot, slot.gpa, slot.size, slot.readonly)).collect()
+    }
+}

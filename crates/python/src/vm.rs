@@ -1,0 +1,83 @@
+//! `Vm`: one virtual machine.
+
+use crate::error::{guarded, memory_error};
+use crate::memory::{PyGuestMemory, PyRamBlock};
+use crate::vcpu::PyVcpu;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use std::sync::Arc;
+use sublet_engine::{Statistics, Vm};
+
+/// One virtual machine.
+#[pyclass(frozen, name = "Vm", module = "sublet.core._native")]
+pub struct PyVm {
+    vm: Arc<dyn Vm>,
+}
+
+impl PyVm {
+    pub(crate) fn new(vm: Arc<dyn Vm>) -> Self {
+        Self { vm }
+    }
+}
+
+#[pymethods]
+impl PyVm {
+    #[getter]
+    fn memory(&self) -> PyGuestMemory {
+        PyGuestMemory { memory: self.vm.memory().clone() }
+    }
+
+    #[pyo3(signature = (slot, gpa, size, ram, ram_offset=0, readonly=false, log_dirty=false))]
+    #[allow(clippy::too_many_arguments)] // the contract's signature
+    fn set_memslot(
+        &self,
+        slot: u32,
+        gpa: u64,
+        size: u64,
+        ram: &PyRamBlock,
+        ram_offset: u64,
+        readonly: bool,
+        log_dirty: bool,
+    ) -> PyResult<()> {
+        let memory = self.vm.memory();
+        memory
+            .set_memslot(slot, gpa, size, ram.ram.clone(), ram_offset, readonly, log_dirty)
+            .map_err(memory_error)?;
+        guarded(|| self.vm.memslots_changed()).inspect_err(|_| memory.remove_memslot(slot))
+    }
+
+    fn remove_memslot(&self, slot: u32) -> PyResult<()> {
+        self.vm.memory().remove_memslot(slot);
+        guarded(|| self.vm.memslots_changed())
+    }
+
+    fn take_dirty_log<'py>(&self, py: Python<'py>, slot: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let words = guarded(|| self.vm.take_dirty_log(slot))?;
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn create_irqchip(&self) -> PyResult<()> {
+        guarded(|| self.vm.create_irqchip())
+    }
+
+    fn add_platform_timers(&self) -> PyResult<()> {
+        guarded(|| self.vm.add_platform_timers())
+    }
+
+    fn set_irq_line(&self, gsi: u32, level: bool) -> PyResult<()> {
+        guarded(|| self.vm.set_irq_line(gsi, level))
+    }
+
+    fn signal_msi(&self, address: u64, data: u32) -> PyResult<()> {
+        guarded(|| self.vm.signal_msi(address, data))
+    }
+
+    fn create_vcpu(&self, index: u32) -> PyResult<PyVcpu> {
+        Ok(PyVcpu::new(guarded(|| self.vm.create_vcpu(index))?))
+    }
+
+    fn statistics(&self) -> PyResult<Statistics> {
+        guarded(|| Ok(self.vm.statistics()))
+    }
+}
