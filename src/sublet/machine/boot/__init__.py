@@ -1,0 +1,64 @@
+"""Putting a kernel into a machine's RAM, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from sublet.errors import CorruptImage, UnsupportedImage
+from sublet.hw import GuestMemory
+from sublet.machine.boot.entry import BootState
+from sublet.machine.boot.files import BootFile, open_boot_file
+from sublet.machine.boot.linux import is_bzimage, load_bzimage
+from sublet.machine.boot.pvh import ELF_MAGIC, load_elf
+from sublet.machine.memory_map import MemoryMap
+
+__all__ = ["BootState", "load_kernel"]
+
+_PROBE: Final = 0x210
+_KNOWN: Final = (
+    (0x38, b"ARM\x64", "an AArch64 Linux image"),
+    (0x30, b"RISCV", "a RISC-V Linux image"),
+    (0, b"\x1f\x8b", "a gzip file: give the kernel itself"),
+    (0, b"\xfd7zXZ", "an xz file: give the kernel itself"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file: give the kernel itself"),
+    (0, b"!<arch>", "an archive: give the kernel inside it"),
+)
+
+
+def load_kernel(
+    kernel: Path,
+    initrd: Path | None,
+    cmdline: str,
+    memory: GuestMemory,
+    layout: MemoryMap,
+    rsdp_gpa: int,
+) -> BootState:
+    """Load a bzImage or a PVH ELF, told apart by magic, into zeroed RAM.
+
+    Raises:
+        ImageError: The kernel is damaged or of a kind that we do not boot.
+        UsageError: A file is missing, or does not fit into memory.
+        HostRefused: A file cannot be read.
+    """
+    with open_boot_file(kernel, "kernel") as file:
+        start = file.read(0, min(_PROBE, file.size), "the header")
+        if start.startswith(ELF_MAGIC):
+            return load_elf(file, initrd, cmdline, memory, layout, rsdp_gpa)
+        if is_bzimage(start):
+            return load_bzimage(file, initrd, cmdline, memory, layout, rsdp_gpa)
+        raise _unknown(file, start)
+
+
+def _unknown(file: BootFile, start: bytes) -> CorruptImage | UnsupportedImage:
+    if file.size < _PROBE:
+        return CorruptImage(
+            f"the kernel {file.path} is truncated: it has {file.size} bytes, too few for a header"
+        )
+    for offset, magic, name in _KNOWN:
+        if start[offset:].startswith(magic):
+            return UnsupportedImage(f"the kernel {file.path} is {name}")
+    return UnsupportedImage(
+        f"the kernel {file.path} is neither a Linux bzImage nor an ELF file",
+        remedy="Give a kernel such as /boot/vmlinuz-*.",
+    )

@@ -1,0 +1,40 @@
+"""What one machine is made of, as the user asked for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DiskConfig(BaseModel):
+    """One disk, in the order that the guest sees them (vda, vdb, ...)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    readonly: bool = False
+
+
+class MachineConfig(BaseModel):
+    """Definition of one machine; ranges that depend on the host are checked when it is built."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kernel: Path
+    """A bzImage (64-bit boot protocol) or an ELF with a PVH entry note."""
+    initrd: Path | None = None
+    """Initial RAM disk, handed over as it is (compressed or not)."""
+    cmdline: str = ""
+    """Kernel command line, without NUL."""
+    memory_mib: int = 512
+    """Guest RAM in MiB; `sublet.machine.memory_map` says which values are possible."""
+    cpus: int = 1
+    """Number of vCPUs."""
+    disks: tuple[DiskConfig, ...] = Field(default=())
+    net: tuple[str, ...] = Field(default=())
+    """One network card an entry; the text names its backend, ``unix:PATH`` or ``none``."""
+    engine: Literal["auto", "kvm", "translate"] = "auto"
+    reboot: bool = True
+    """Whether a guest reset boots again; otherwise it ends the run."""
