@@ -1,23 +1,23 @@
 //! Errors and panics of the core as Python exceptions.
 
-use pyo3::create_exception;
-use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use sublet_engine::EngineError;
 use sublet_memory::MemoryError;
 
-create_exception!(sublet.core._native, NativeError, PyException, "Base of what the core raises.");
-create_exception!(
-    sublet.core._native,
-    InvalidError,
-    NativeError,
-    "The caller asked for something impossible."
-);
-create_exception!(sublet.core._native, HostError, NativeError, "The host refused; has `errno: int`.");
-create_exception!(sublet.core._native, UnsupportedError, NativeError, "This engine or host cannot do it.");
-create_exception!(sublet.core._native, InternalError, NativeError, "A bug of ours.");
-create_exception!(sublet.core._native, MemoryRangeError, NativeError, "The guest-physical range is not RAM.");
+mod classes {
+    //! Defined in `src/sublet/core/exceptions.py`, as subclasses of `sublet.errors`.
+    use pyo3::import_exception;
+
+    import_exception!(sublet.core.exceptions, NativeError);
+    import_exception!(sublet.core.exceptions, InvalidError);
+    import_exception!(sublet.core.exceptions, HostError);
+    import_exception!(sublet.core.exceptions, UnsupportedError);
+    import_exception!(sublet.core.exceptions, InternalError);
+    import_exception!(sublet.core.exceptions, MemoryRangeError);
+}
+
+pub use classes::{HostError, InternalError, InvalidError, MemoryRangeError, NativeError, UnsupportedError};
 
 /// Add the exception classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -75,13 +75,7 @@ pub fn memory_error(error: MemoryError) -> PyErr {
     }
 }
 
-/// `HostError` with its `errno` set.
+/// `HostError` with its `errno`.
 pub fn host_error(text: String, errno: i32) -> PyErr {
-    Python::attach(|py| {
-        let error = HostError::new_err(text);
-        match error.value(py).setattr("errno", errno) {
-            Ok(()) => error,
-            Err(failure) => failure,
-        }
-    })
+    HostError::new_err((text, errno))
 }

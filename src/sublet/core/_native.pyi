@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Final, final
 
-class NativeError(Exception):
-    """Base of what the core raises; ``sublet.engine`` maps these to ``sublet.errors``."""
+from sublet.core.exceptions import HostError as HostError
+from sublet.core.exceptions import InternalError as InternalError
+from sublet.core.exceptions import InvalidError as InvalidError
+from sublet.core.exceptions import MemoryRangeError as MemoryRangeError
+from sublet.core.exceptions import NativeError as NativeError
+from sublet.core.exceptions import UnsupportedError as UnsupportedError
 
-class InvalidError(NativeError): ...      # the caller asked for something impossible
-class HostError(NativeError):             # the host refused; has ``errno: int``
-    errno: int
-class UnsupportedError(NativeError): ...  # this engine or host cannot do it
-class InternalError(NativeError): ...     # our bug
-class MemoryRangeError(NativeError): ...  # guest-physical range is not RAM
-
+# What the core raises, defined in Python: each is also a class of ``sublet.errors``.
 # Exit reasons (Exit.reason)
 EXIT_PIO_IN: Final[int]
 EXIT_PIO_OUT: Final[int]
