@@ -1,6 +1,6 @@
 //! A vCPU as compiled code sees it: architectural state, its memory, its interrupt controller.
 
-use crate::state::{flag, seg, CpuState, SegmentRegister, TableRegister, XsaveArea, XSAVE_AREA_BYTES};
+use crate::state::{flag, gpr, seg, CpuState, SegmentRegister, TableRegister};
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Exit};
 use sublet_irq::{Irqchip, LocalApic};
@@ -137,51 +137,40 @@ pub struct Cpu {
 }
 
 impl CpuState {
+    /// All fields zero: not a state that a processor is ever in.
+    fn zeroed() -> Box<Self> {
+        let layout = std::alloc::Layout::new::<Self>();
+        // SAFETY: the type is not zero-sized; it is made of integers (atomic ones too) and arrays of
+        // them, for which all zero bytes are a value; a null pointer is caught before the box is made.
+        unsafe {
+            let state = std::alloc::alloc_zeroed(layout).cast::<Self>();
+            if state.is_null() {
+                std::alloc::handle_alloc_error(layout);
+            }
+            Box::from_raw(state)
+        }
+    }
+
     /// State after RESET (Intel SDM vol. 3A §10.1.1 "Processor State After Reset", table 10-1).
     pub fn reset() -> Box<Self> {
+        let mut state = Self::zeroed();
         let data = SegmentRegister { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 };
-        let mut segments = [data; 6];
-        segments[seg::CS] = SegmentRegister { base: 0xffff_0000, selector: 0xf000, ..data };
-        let system = |attributes| SegmentRegister { attributes, ..data };
-        let mut gpr = [0; 16];
-        gpr[crate::state::gpr::RDX] = 0x600;
-        let mut dr = [0; 8];
-        (dr[6], dr[7]) = (0xffff_0ff0, 0x400);
-        let table = TableRegister { base: 0, limit: 0xffff };
-        let mut vector = XsaveArea([0; XSAVE_AREA_BYTES]);
-        vector.0[0..2].copy_from_slice(&0x0040u16.to_le_bytes());
-        vector.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
-        Box::new(Self {
-            gpr,
-            rip: 0xfff0,
-            rflags: flag::FIXED,
-            segments,
-            ldtr: system(0x82),
-            tr: system(0x8b),
-            gdtr: table,
-            idtr: table,
-            cr0: 0x6000_0010,
-            cr2: 0,
-            cr3: 0,
-            cr4: 0,
-            efer: 0,
-            xcr0: 1,
-            xss: 0,
-            dr,
-            tsc_offset: 0,
-            tsc_aux: 0,
-            kernel_gs_base: 0,
-            star: 0,
-            lstar: 0,
-            cstar: 0,
-            sfmask: 0,
-            sysenter_cs: 0,
-            sysenter_esp: 0,
-            sysenter_eip: 0,
-            pat: 0x0007_0406_0007_0406,
-            pdptes: [0; 4],
-            vector,
-        })
+        state.segments = [data; 6];
+        state.segments[seg::CS] = SegmentRegister { base: 0xffff_0000, selector: 0xf000, ..data };
+        state.ldtr = SegmentRegister { attributes: 0x82, ..data };
+        state.tr = SegmentRegister { attributes: 0x8b, ..data };
+        state.gdtr = TableRegister { base: 0, limit: 0xffff };
+        state.idtr = state.gdtr;
+        state.gpr[gpr::RDX] = 0x600;
+        state.rip = 0xfff0;
+        state.rflags = flag::FIXED;
+        state.cr0 = 0x6000_0010;
+        state.xcr0 = 1;
+        (state.dr[6], state.dr[7]) = (0xffff_0ff0, 0x400);
+        state.pat = 0x0007_0406_0007_0406;
+        state.vector.0[0..2].copy_from_slice(&0x0040u16.to_le_bytes());
+        state.vector.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        state
     }
 }
 
