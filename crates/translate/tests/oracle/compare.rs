@@ -1,0 +1,98 @@
+//! What must agree between two runs of a case, and the few things that need not.
+
+use crate::case::{Case, Outcome};
+use std::fmt::Write;
+
+/// CF PF AF ZF SF TF DF OF NT RF AC ID. IF and IOPL belong to the privilege level, not the case.
+const COMPARED_FLAGS: u64 = 0x8d5 | 1 << 8 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18 | 1 << 21;
+/// Page-fault error code: the access came from privilege 3.
+const ERROR_USER: u32 = 4;
+
+const GPR_NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+];
+
+/// Differences, one a line; empty when the outcomes agree.
+///
+/// Flags that the architecture leaves undefined are compared too: both sides run on the same
+/// processor. Not compared: the x87 last-instruction pointers (not in [`Outcome`]), the bytes in
+/// `case.ignored`, and, for a guest at `privilege` 0, the user bit of a page fault's error code.
+pub fn differences(case: &Case, native: &Outcome, other: &Outcome, privilege: u8) -> String {
+    let mut text = String::new();
+    faults(&mut text, native, other, privilege);
+    let (a, b) = (&native.cpu, &other.cpu);
+    for (name, (x, y)) in GPR_NAMES.iter().zip(a.gpr.iter().zip(&b.gpr)) {
+        line(&mut text, name, *x, *y);
+    }
+    line(&mut text, "rip", a.rip, b.rip);
+    line(&mut text, "rflags", a.rflags & COMPARED_FLAGS, b.rflags & COMPARED_FLAGS);
+    line(&mut text, "fs base", a.fs_base, b.fs_base);
+    line(&mut text, "gs base", a.gs_base, b.gs_base);
+    line(&mut text, "mxcsr", u64::from(a.mxcsr), u64::from(b.mxcsr));
+    x87(&mut text, native, other);
+    for index in 0..8 {
+        line(&mut text, &format!("k{index}"), a.mask[index], b.mask[index]);
+    }
+    for index in 0..32 {
+        bytes(&mut text, &format!("zmm{index}"), &a.vector[index], &b.vector[index]);
+    }
+    memory(&mut text, case, native, other);
+    text
+}
+
+fn line(text: &mut String, name: &str, native: u64, other: u64) {
+    if native != other {
+        let _ = writeln!(text, "    {name:8} native {native:#018x}   translated {other:#018x}");
+    }
+}
+
+fn bytes(text: &mut String, name: &str, native: &[u8], other: &[u8]) {
+    if native != other {
+        let _ = writeln!(text, "    {name:8} native {}", hex(native));
+        let _ = writeln!(text, "    {:8} transl {}", "", hex(other));
+    }
+}
+
+/// Most significant byte first, as registers are written.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (index, byte) in bytes.iter().rev().enumerate() {
+        let gap = if index > 0 && (bytes.len() - index) % 8 == 0 { "_" } else { "" };
+        let _ = write!(text, "{gap}{byte:02x}");
+    }
+    text
+}
+
+fn faults(text: &mut String, native: &Outcome, other: &Outcome, privilege: u8) {
+    let mut expected = native.fault;
+    if expected.vector == 14 && privilege == 0 {
+        expected.error_code &= !ERROR_USER;
+    }
+    if expected != other.fault {
+        let _ = writeln!(text, "    fault    native {expected:x?}");
+        let _ = writeln!(text, "    {:8} transl {:x?}", "", other.fault);
+    }
+}
+
+fn x87(text: &mut String, native: &Outcome, other: &Outcome) {
+    let (a, b) = (&native.cpu.x87, &other.cpu.x87);
+    line(text, "fcw", u64::from(a.control), u64::from(b.control));
+    line(text, "fsw", u64::from(a.status), u64::from(b.status));
+    line(text, "ftw", u64::from(a.tag), u64::from(b.tag));
+    for index in 0..8 {
+        bytes(text, &format!("st{index}"), &a.st[index], &b.st[index]);
+    }
+}
+
+fn memory(text: &mut String, case: &Case, native: &Outcome, other: &Outcome) {
+    let ignored = |address: u64| case.ignored.iter().any(|(start, size)| address.wrapping_sub(*start) < *size);
+    let mut addresses: Vec<u64> = native.memory.keys().chain(other.memory.keys()).copied().collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let differ = |address: &u64| !ignored(*address) && native.memory.get(address) != other.memory.get(address);
+    for address in addresses.into_iter().filter(differ).take(8) {
+        let show = |byte: Option<&u8>| byte.map_or("as before".to_owned(), |byte| format!("{byte:#04x}"));
+        let (a, b) = (show(native.memory.get(&address)), show(other.memory.get(&address)));
+        let _ = writeln!(text, "    [{address:#x}] native {a}   translated {b}");
+    }
+}
