@@ -63,3 +63,16 @@ class Executor(Protocol):
     """Runs a device's blocking work off the vCPU's thread; ``done`` is called on a worker."""
 
     def submit(self, work: Callable[[], None]) -> None: ...
+
+
+class AddressSpace(Protocol):
+    """Where PCI devices decode. Bases are guest-physical (MMIO) or port numbers (PIO).
+
+    The caller never maps overlapping ranges and always unmaps with the base and size it mapped with.
+    Callable from any vCPU's thread.
+    """
+
+    def map_mmio(self, base: int, size: int, device: MmioDevice) -> None: ...
+    def unmap_mmio(self, base: int, size: int) -> None: ...
+    def map_pio(self, base: int, size: int, device: PioDevice) -> None: ...
+    def unmap_pio(self, base: int, size: int) -> None: ...

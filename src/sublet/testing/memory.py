@@ -1,0 +1,59 @@
+"""Guest RAM in a bytearray."""
+
+from __future__ import annotations
+
+import struct
+
+from sublet.errors import GuestError
+
+
+class FakeGuestMemory:
+    """RAM from ``base`` on, ``size`` bytes (``hw.GuestMemory``)."""
+
+    def __init__(self, size: int = 1 << 20, base: int = 0) -> None:
+        self.base = base
+        self.ram = bytearray(size)
+
+    def _index(self, gpa: int, size: int) -> int:
+        index = gpa - self.base
+        if index < 0 or index + size > len(self.ram):
+            raise GuestError(f"{size} bytes at guest-physical {gpa:#x} are not RAM")
+        return index
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """A copy of ``size`` bytes."""
+        index = self._index(gpa, size)
+        return bytes(self.ram[index : index + size])
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Store all of ``data``."""
+        index = self._index(gpa, len(data))
+        self.ram[index : index + len(data)] = data
+
+    def _read_int(self, gpa: int, layout: str) -> int:
+        size = struct.calcsize(layout)
+        return int(struct.unpack(layout, self.read(gpa, size))[0])
+
+    def read_u16(self, gpa: int) -> int:
+        """16 bits, little-endian."""
+        return self._read_int(gpa, "<H")
+
+    def read_u32(self, gpa: int) -> int:
+        """32 bits, little-endian."""
+        return self._read_int(gpa, "<I")
+
+    def read_u64(self, gpa: int) -> int:
+        """64 bits, little-endian."""
+        return self._read_int(gpa, "<Q")
+
+    def write_u16(self, gpa: int, value: int) -> None:
+        """16 bits, little-endian."""
+        self.write(gpa, struct.pack("<H", value))
+
+    def write_u32(self, gpa: int, value: int) -> None:
+        """32 bits, little-endian."""
+        self.write(gpa, struct.pack("<I", value))
+
+    def write_u64(self, gpa: int, value: int) -> None:
+        """64 bits, little-endian."""
+        self.write(gpa, struct.pack("<Q", value))
