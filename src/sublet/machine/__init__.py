@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from sublet.machine.config import DiskConfig, MachineConfig
 from sublet.machine.console import Console
+from sublet.machine.run import MachineResult, run_machine
 
-__all__ = ["Console", "DiskConfig", "MachineConfig"]
+__all__ = ["Console", "DiskConfig", "MachineConfig", "MachineResult", "run_machine"]

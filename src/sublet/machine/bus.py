@@ -110,10 +110,11 @@ class MmioBus:
                     raise BusConflict(f"{start:#x} to {region.end:#x} overlaps {other.start:#x}")
             self._replace([*regions, region])
 
-    def remove(self, start: int) -> None:
-        """Take away the region that begins at ``start``, if there is one."""
+    def remove(self, start: int, length: int) -> None:
+        """Take away the region of these bounds, if there is one."""
+        gone = (start, start + length)
         with self._lock:
-            self._replace([region for region in self._table[1] if region.start != start])
+            self._replace([region for region in self._table[1] if (region.start, region.end) != gone])
 
     def _replace(self, regions: list[_Region]) -> None:
         regions.sort(key=lambda region: region.start)
@@ -139,3 +140,27 @@ class MmioBus:
         region = self._find(address, size)
         if region is not None:
             region.device.mmio_write(address - region.start, size, value)
+
+
+class Buses:
+    """Both address spaces of a machine, as the PCI host bridge maps BARs into them (`hw.AddressSpace`)."""
+
+    def __init__(self) -> None:
+        self.ports = PortBus()
+        self.mmio = MmioBus()
+
+    def map_mmio(self, base: int, size: int, device: MmioDevice) -> None:
+        """See `MmioBus.add`."""
+        self.mmio.add(base, size, device)
+
+    def unmap_mmio(self, base: int, size: int) -> None:
+        """See `MmioBus.remove`."""
+        self.mmio.remove(base, size)
+
+    def map_pio(self, base: int, size: int, device: PioDevice) -> None:
+        """See `PortBus.add`."""
+        self.ports.add(base, size, device)
+
+    def unmap_pio(self, base: int, size: int) -> None:
+        """See `PortBus.remove`."""
+        self.ports.remove(base, size)

@@ -1,21 +1,20 @@
-"""The console of a machine: what the user's terminal offers, and input with back-pressure."""
+"""What a machine needs of the user's terminal."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
-
-INPUT_CAPACITY: Final = 64 * 1024
-"""Bytes of unread input that one machine holds before it asks its console to wait."""
+from typing import Protocol
 
 
 class Console(Protocol):
-    """A terminal or a pair of pipes. ``on_input`` runs on a thread of the console's."""
+    """A terminal or a pair of pipes. ``on_input`` runs on a thread of the console's.
+
+    A user who leaves (``Ctrl-]``) is a SIGINT to this process.
+    """
 
     def write(self, data: bytes) -> None:
-        """Show the guest's bytes; called from vCPU threads, one at a time."""
+        """Show the guest's bytes; called from the machine's threads, one at a time."""
 
     def start(self, on_input: Callable[[bytes], int]) -> None:
         """Begin to deliver input. ``on_input`` returns how many bytes it took; offer the rest later."""
@@ -24,47 +23,22 @@ class Console(Protocol):
         """End input and restore the terminal. Safe to call more than once."""
 
 
-class ConsoleInput:
-    """Bounded queue between the console's thread and the device that the guest reads.
+class InputRoute:
+    """Leads console input to the device that the guest reads now; any thread.
 
-    It outlives a guest reset, so that text typed meanwhile is not lost. Any thread may call it.
+    Between two boots there is none: nothing is taken, and the console keeps its bytes.
     """
 
-    def __init__(self, capacity: int = INPUT_CAPACITY) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._notify: Callable[[], None] | None = None
+        self._receive: Callable[[bytes], int] | None = None
 
-    def connect(self, notify: Callable[[], None] | None) -> None:
-        """Set what is called (without the lock held) after input arrived; None between boots."""
+    def connect(self, receive: Callable[[bytes], int] | None) -> None:
+        """Set where input goes; waits for a delivery in progress."""
         with self._lock:
-            self._notify = notify
-            pending = self._size
-        if notify is not None and pending:
-            notify()
+            self._receive = receive
 
     def offer(self, data: bytes) -> int:
-        """Take what fits; returns the number of bytes taken, from the front of ``data``."""
+        """Pass ``data`` on; returns how many bytes were taken, from the front."""
         with self._lock:
-            taken = min(len(data), self._capacity - self._size)
-            if taken:
-                self._chunks.append(bytes(data[:taken]))
-                self._size += taken
-            notify = self._notify
-        if taken and notify is not None:
-            notify()
-        return taken
-
-    def take(self, limit: int) -> bytes:
-        """Remove and return up to ``limit`` bytes, oldest first; empty when there are none."""
-        with self._lock:
-            if not self._chunks or limit <= 0:
-                return b""
-            chunk = self._chunks.popleft()
-            if len(chunk) > limit:
-                self._chunks.appendleft(chunk[limit:])
-                chunk = chunk[:limit]
-            self._size -= len(chunk)
-            return chunk
+            return self._receive(data) if self._receive is not None else 0

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from sublet.devices.pci import intx_gsi
+from sublet.devices.platform.acpi_pm import SLP_TYP_S5
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import aml
-from sublet.machine.interrupts import pci_gsi
 
 _SLOTS = 32
 _PINS = 4
-SLEEP_TYPE_S5 = 5
-"""SLP_TYP of ``\\_S5``, as in `sublet.devices.platform`."""
 
 
 def build_dsdt_body(cpus: int, pci_high_window: tuple[int, int]) -> bytes:
     """AML of the whole table, without its header."""
-    sleep = aml.name("\\_S5", aml.package(*[aml.integer(v) for v in (SLEEP_TYPE_S5, SLEEP_TYPE_S5, 0, 0)]))
+    sleep = aml.name("\\_S5", aml.package(*[aml.integer(value) for value in (SLP_TYP_S5, SLP_TYP_S5, 0, 0)]))
     devices = (
         *(_processor(index) for index in range(cpus)),
         _motherboard(),
@@ -79,7 +78,7 @@ def _interrupt_routes() -> bytes:
                 aml.integer(slot << 16 | 0xFFFF),
                 aml.integer(pin),
                 aml.integer(0),
-                aml.integer(pci_gsi(slot, pin)),
+                aml.integer(intx_gsi(slot, pin)),
             )
             for slot in range(_SLOTS)
             for pin in range(_PINS)

@@ -1,0 +1,88 @@
+"""The devices of one machine, wired to its buses and interrupt lines as docs/design/memory-map.md has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sublet.devices.legacy.serial import COM1_GSI, Serial
+from sublet.devices.pci import PciConfigPorts, PciEcam, PciHost, Window
+from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT
+from sublet.devices.platform import AcpiPm, Gpe0, PvPanic, ResetRegister
+from sublet.engine import Vm
+from sublet.machine import memory_map as mm
+from sublet.machine.bus import Buses
+from sublet.machine.config import MachineConfig
+from sublet.machine.control import Request
+from sublet.machine.host import GsiLine, MonotonicClock, WorkerPool
+from sublet.machine.runloop import EndMachine
+
+
+class Board:
+    """Everything that hangs on the buses. Built powered off; `close` in every case.
+
+    Args:
+        config: The machine.
+        layout: Its address map.
+        vm: Interrupt lines and memory.
+        write: Where the console's output goes.
+        end: What power-off, reset and panic call.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        layout: mm.MemoryMap,
+        vm: Vm,
+        write: Callable[[bytes], None],
+        end: EndMachine,
+    ) -> None:
+        self.buses = Buses()
+        self._workers = WorkerPool()
+        self._clock = MonotonicClock()
+        self._serial = Serial(GsiLine(vm, COM1_GSI), write, self._clock)
+        self._power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
+        self._pci = _make_pci_host(self.buses, layout, vm)
+        self._add_ports(end)
+        self.buses.mmio.add(mm.ECAM_BASE, mm.ECAM_SIZE, PciEcam(self._pci))
+        self._pci.assign_bars()
+
+    def _add_ports(self, end: EndMachine) -> None:
+        reset = ResetRegister(lambda: end(Request.RESET, None))
+        ports = self.buses.ports
+        ports.add(mm.COM1_PORT, 8, self._serial)
+        ports.add(mm.PVPANIC_PORT, 1, PvPanic(lambda: end(Request.PANIC, None)))
+        ports.add(mm.PM1_EVENT_PORT, 6, self._power)
+        ports.add(mm.GPE0_PORT, mm.GPE0_LENGTH, Gpe0())
+        ports.add(mm.PCI_CONFIG_PORT, 8, PciConfigPorts(self._pci, reset))
+
+    def start(self) -> None:
+        """Start the devices' own threads."""
+        self._serial.start()
+
+    def receive(self, data: bytes) -> int:
+        """Type on the console; returns how many bytes were taken."""
+        return self._serial.receive(data)
+
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down."""
+        self._power.press_power_button()
+
+    def close(self) -> None:
+        """Stop the devices' threads, write out what they hold, close files. Idempotent."""
+        self._workers.close()
+        self._serial.close()
+
+
+def _make_pci_host(buses: Buses, layout: mm.MemoryMap, vm: Vm) -> PciHost:
+    lines = [GsiLine(vm, INTX_FIRST_GSI + i) for i in range(INTX_GSI_COUNT)]
+    return PciHost(
+        buses,
+        lines,
+        memory32=_window(mm.PCI_LOW_WINDOW),
+        memory64=_window(layout.pci_high_window),
+        io=_window(mm.PCI_IO_WINDOW),
+    )
+
+
+def _window(bounds: tuple[int, int]) -> Window:
+    return Window(bounds[0], bounds[1] - bounds[0])

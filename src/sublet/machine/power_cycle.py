@@ -1,0 +1,125 @@
+"""One run of a machine from power-on to power-off or reset."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from sublet.engine import Engine, RamBlock, Vcpu, Vm
+from sublet.machine import cpuid
+from sublet.machine import memory_map as mm
+from sublet.machine.acpi import build_tables
+from sublet.machine.board import Board
+from sublet.machine.boot import BootState, load_kernel
+from sublet.machine.config import MachineConfig
+from sublet.machine.control import Control, Request
+from sublet.machine.runloop import VcpuRunner
+from sublet.machine.statistics import Totals
+
+
+class PowerCycle:
+    """A fresh VM with its RAM, devices and vCPUs, booted as `MachineConfig` says.
+
+    A reset makes a new one: nothing of the old guest can stay behind. `close` gives back everything,
+    also when the constructor's work was cut short (it cleans up after itself then).
+
+    Args:
+        engine: Where to make the VM.
+        config: The machine.
+        write: Where the console's output goes.
+        control: Who is told, once, how this cycle ended.
+
+    Raises:
+        SubletError: A file, the memory or the host does not allow it.
+    """
+
+    def __init__(
+        self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None], control: Control
+    ) -> None:
+        self._control = control
+        self._lock = threading.Lock()
+        self._ended = False
+        self._runners: list[VcpuRunner] = []
+        self._layout = mm.layout(config.memory_mib)
+        self._vm = engine.create_vm()
+        self._board: Board | None = None
+        try:
+            self._build(engine, config, write)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None]) -> None:
+        _add_ram(self._vm, self._layout)
+        self._vm.create_irqchip()
+        self._vm.add_platform_timers()
+        boot = _load(config, self._vm, self._layout)
+        self._board = Board(config, self._layout, self._vm, write, self.end)
+        supported = engine.supported_cpuid()
+        for index in range(config.cpus):
+            vcpu = self._vm.create_vcpu(index)
+            vcpu.set_cpuid(cpuid.for_vcpu(supported, index, config.cpus))
+            if index == 0:
+                _enter(vcpu, boot)
+            self._runners.append(VcpuRunner(vcpu, index, self._board.buses, self.end))
+
+    @property
+    def board(self) -> Board:
+        """The devices."""
+        assert self._board is not None, "built by the constructor"
+        return self._board
+
+    def start(self) -> None:
+        """Power on."""
+        self.board.start()
+        for runner in self._runners:
+            runner.start()
+
+    def end(self, request: Request, error: Exception | None = None) -> None:
+        """Stop every vCPU and tell the owner why; only the first call of a cycle counts. Any thread."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self.stop()
+        self._control.post(request, error)
+
+    def stop(self) -> None:
+        """Stop every vCPU; returns at once."""
+        for runner in self._runners:
+            runner.stop()
+
+    def close(self, totals: Totals | None = None) -> None:
+        """Stop, add up the counters, and give back threads, files and RAM."""
+        self._ended = True
+        self.stop()
+        joined = [runner.join() for runner in self._runners]
+        if self._board is not None:
+            self._board.close()
+        if not all(joined):
+            return  # a vCPU hangs in a host call: its memory must stay, and the process is about to end
+        if totals is not None:
+            for runner in self._runners:
+                totals.add(runner.statistics())
+            totals.add(self._vm.statistics())
+        self._runners.clear()
+        for slot, *_ in self._vm.memory.slots():
+            self._vm.remove_memslot(slot)
+
+
+def _add_ram(vm: Vm, layout: mm.MemoryMap) -> None:
+    ram = RamBlock(layout.ram_size)
+    for slot, region in enumerate(layout.ram):
+        vm.set_memslot(slot, region.gpa, region.size, ram, region.offset)
+
+
+def _load(config: MachineConfig, vm: Vm, layout: mm.MemoryMap) -> BootState:
+    """What firmware and boot loader do: tables, kernel, initrd."""
+    vm.memory.write(mm.ACPI_BASE, build_tables(config.cpus, layout.pci_high_window))
+    return load_kernel(config.kernel, config.initrd, config.cmdline, vm.memory, layout, mm.ACPI_BASE)
+
+
+def _enter(vcpu: Vcpu, boot: BootState) -> None:
+    """Put the boot processor where the kernel expects it."""
+    vcpu.set_sregs(**(vcpu.get_sregs() | boot.sregs))
+    vcpu.set_regs(**dict.fromkeys(vcpu.get_regs(), 0) | boot.regs)

@@ -1,0 +1,163 @@
+"""Running one machine from the user's command to its end."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final
+
+from sublet.engine import Engine, open_engine
+from sublet.errors import InternalError, SubletError, UsageError
+from sublet.machine import memory_map as mm
+from sublet.machine.config import MachineConfig
+from sublet.machine.console import Console, InputRoute
+from sublet.machine.control import Control, Message, Request
+from sublet.machine.power_cycle import PowerCycle
+from sublet.machine.statistics import Totals
+
+MAXIMUM_CPUS: Final = 255
+"""APIC IDs of 8 bits, without the broadcast."""
+
+EXIT_CODES: Final = {
+    Request.POWEROFF: 0,
+    Request.RESET: 80,
+    Request.TRIPLE_FAULT: 81,
+    Request.PANIC: 82,
+    Request.LEFT: 130,
+}
+"""Exit codes of ends that are no errors; docs/guide/exit-codes.md explains them."""
+_REBOOTS: Final = (Request.RESET, Request.TRIPLE_FAULT)
+
+
+@dataclass(frozen=True)
+class MachineResult:
+    """How a run ended."""
+
+    exit_code: int
+    reason: str
+    """A clause for people: "the guest powered off"."""
+    statistics: dict[str, int]
+
+
+def run_machine(config: MachineConfig, console: Console) -> MachineResult:
+    """Boot the machine and keep it until it powers off, panics, fails, or the user leaves.
+
+    Call it on the main thread: SIGINT and SIGHUP leave at once, the first SIGTERM presses the power
+    button and the second leaves. On another thread it works without signals.
+
+    Raises:
+        UsageError: The definition asks for something impossible.
+        HostRefused: The host cannot provide the engine, the memory or a file.
+        ImageError: The kernel or a disk is not what it should be.
+        InternalError: The machine failed by a bug of ours.
+    """
+    engine = _open(config)
+    totals = Totals()
+    control = Control()
+    route = InputRoute()
+    with _signals(control):
+        try:
+            request = _power_on_until_done(engine, config, console, control, route, totals)
+        finally:
+            console.stop()
+    return MachineResult(EXIT_CODES[request], request.value, totals.as_dict())
+
+
+def _open(config: MachineConfig) -> Engine:
+    """Check what can be checked without building anything, then open the engine."""
+    mm.layout(config.memory_mib)
+    mm.check_host_memory(config.memory_mib)
+    if not 1 <= config.cpus <= MAXIMUM_CPUS:
+        raise UsageError(f"{config.cpus} vCPUs: a machine has 1 to {MAXIMUM_CPUS}")
+    engine = open_engine(config.engine)
+    if config.cpus > 1 and engine.name == "translate":
+        raise UsageError(
+            f"the translate engine runs 1 vCPU, not yet {config.cpus}",
+            remedy="Give --cpus 1, or --engine kvm.",
+        )
+    return engine
+
+
+def _power_on_until_done(
+    engine: Engine,
+    config: MachineConfig,
+    console: Console,
+    control: Control,
+    route: InputRoute,
+    totals: Totals,
+) -> Request:
+    """Boot again after each reset, if the machine is to; returns how it ended."""
+    started = False
+    while True:
+        cycle = PowerCycle(engine, config, console.write, control)
+        try:
+            if not started:
+                console.start(route.offer)
+                started = True
+            cycle.start()
+            route.connect(cycle.board.receive)
+            request = _wait_for_end(cycle, control)
+        finally:
+            route.connect(None)
+            cycle.close(totals)
+        if request not in _REBOOTS or not config.reboot:
+            return request
+        totals.count("machine.resets")
+        # Device callbacks refer to the cycle and back; its RAM is gone already, this is the rest.
+        del cycle
+        gc.collect()
+
+
+def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:
+    """Serve requests until one ends the cycle."""
+    pressed = False
+    while True:
+        message = control.wait()
+        if message.request is Request.FAILED:
+            raise _failure(message)
+        if message.request is not Request.POWER_BUTTON:
+            return message.request
+        if pressed:
+            return Request.LEFT
+        pressed = True
+        cycle.board.press_power_button()
+
+
+def _failure(message: Message) -> Exception:
+    """The error to raise on the owner's thread for one that a vCPU's thread met."""
+    error = message.error
+    if isinstance(error, SubletError):
+        return error
+    failure = InternalError(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+@contextmanager
+def _signals(control: Control) -> Iterator[None]:
+    """Turn signals into requests for the time of a run; does nothing off the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    requests = {
+        signal.SIGINT: Request.LEFT,
+        signal.SIGHUP: Request.LEFT,
+        signal.SIGTERM: Request.POWER_BUTTON,
+    }
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number, request in requests.items():
+            before[number] = signal.signal(number, _poster(control, request))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _poster(control: Control, request: Request) -> Callable[[int, FrameType | None], None]:
+    return lambda number, frame: control.post(request)

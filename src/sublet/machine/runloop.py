@@ -1,0 +1,138 @@
+"""The run loop: one thread a vCPU, each exit handled through a table."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from sublet import engine
+from sublet.engine import Exit, Vcpu
+from sublet.errors import InternalError
+from sublet.machine.bus import Buses
+from sublet.machine.control import Request
+
+EXIT_NAMES: Final = {
+    engine.EXIT_PIO_IN: "pio_in",
+    engine.EXIT_PIO_OUT: "pio_out",
+    engine.EXIT_MMIO_READ: "mmio_read",
+    engine.EXIT_MMIO_WRITE: "mmio_write",
+    engine.EXIT_HLT: "hlt",
+    engine.EXIT_HYPERCALL: "hypercall",
+    engine.EXIT_SHUTDOWN: "shutdown",
+    engine.EXIT_INTERRUPTED: "interrupted",
+    engine.EXIT_INTERRUPT_WINDOW: "interrupt_window",
+    engine.EXIT_SYSTEM_RESET: "system_reset",
+    engine.EXIT_INTERNAL_ERROR: "internal_error",
+}
+_HYPERCALL_UNKNOWN: Final = (1 << 64) - 1000
+"""-KVM_ENOSYS in RAX: no such hypercall."""
+_JOIN_TIMEOUT_S: Final = 10.0
+
+EndMachine = Callable[[Request, Exception | None], None]
+"""Ends a power cycle for the reason given; any thread."""
+
+
+class VcpuRunner:
+    """Runs one vCPU on a thread of its own until it is stopped or asks for the end of the machine.
+
+    Args:
+        vcpu: Ready to run; used by this thread alone from `start` on, except for ``kick``.
+        index: For names.
+        buses: Where its I/O goes.
+        end: Called on this thread at shutdown, reset and failure; stops every vCPU.
+    """
+
+    def __init__(self, vcpu: Vcpu, index: int, buses: Buses, end: EndMachine) -> None:
+        self._vcpu = vcpu
+        self._end = end
+        self._stopping = False
+        self._exits = dict.fromkeys(EXIT_NAMES, 0)
+        self._handlers = self._make_handlers(buses)
+        self._thread = threading.Thread(target=self._main, name=f"vcpu{index}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run guest code."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; returns at once. Idempotent, any thread."""
+        self._stopping = True
+        self._vcpu.kick()
+
+    def join(self) -> bool:
+        """Wait for the thread after `stop`; False when it does not end (stuck in a device's host call)."""
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_TIMEOUT_S)
+        return not self._thread.is_alive()
+
+    def statistics(self) -> dict[str, int]:
+        """The vCPU's counters and its exits by reason; call when the thread has ended."""
+        exits = {f"exits.{EXIT_NAMES[reason]}": count for reason, count in self._exits.items() if count}
+        return exits | self._vcpu.statistics()
+
+    def _main(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:
+            self._end(Request.FAILED, error)
+
+    def _loop(self) -> None:
+        run, exits, handlers = self._vcpu.run, self._exits, self._handlers
+        while not self._stopping:
+            exit_ = run()
+            reason = exit_.reason
+            exits[reason] += 1
+            handlers[reason](exit_)
+
+    def _make_handlers(self, buses: Buses) -> dict[int, Callable[[Exit], None]]:
+        """Closures over bound methods: the hot exits look up no attribute twice."""
+        complete = self._vcpu.complete_read
+        read_port, write_port = buses.ports.read, buses.ports.write
+        read_memory, write_memory = buses.mmio.read, buses.mmio.write
+
+        def pio_in(exit_: Exit) -> None:
+            complete(read_port(exit_.port, exit_.size))
+
+        def pio_out(exit_: Exit) -> None:
+            write_port(exit_.port, exit_.size, exit_.data)
+
+        def mmio_read(exit_: Exit) -> None:
+            complete(read_memory(exit_.address, exit_.size))
+
+        def mmio_write(exit_: Exit) -> None:
+            write_memory(exit_.address, exit_.size, exit_.data)
+
+        return {
+            engine.EXIT_PIO_IN: pio_in,
+            engine.EXIT_PIO_OUT: pio_out,
+            engine.EXIT_MMIO_READ: mmio_read,
+            engine.EXIT_MMIO_WRITE: mmio_write,
+            engine.EXIT_HLT: self._halt,
+            engine.EXIT_HYPERCALL: self._hypercall,
+            engine.EXIT_SHUTDOWN: self._shutdown,
+            engine.EXIT_INTERRUPTED: _continue,
+            engine.EXIT_INTERRUPT_WINDOW: _continue,
+            engine.EXIT_SYSTEM_RESET: self._system_reset,
+            engine.EXIT_INTERNAL_ERROR: self._internal_error,
+        }
+
+    def _halt(self, exit_: Exit) -> None:
+        raise InternalError("the engine left the run loop on HLT although it has the interrupt controller")
+
+    def _hypercall(self, exit_: Exit) -> None:
+        self._vcpu.set_regs(rax=_HYPERCALL_UNKNOWN)
+
+    def _shutdown(self, exit_: Exit) -> None:
+        self._end(Request.TRIPLE_FAULT, None)
+
+    def _system_reset(self, exit_: Exit) -> None:
+        self._end(Request.RESET, None)
+
+    def _internal_error(self, exit_: Exit) -> None:
+        rip = self._vcpu.get_regs()["rip"]
+        raise InternalError(f"the engine cannot continue: code {exit_.data:#x} at guest address {rip:#x}")
+
+
+def _continue(exit_: Exit) -> None:
+    """Nothing to do: look at the stop request and run on."""

@@ -1,0 +1,25 @@
+"""Counters of a run, summed over vCPUs and over the boots of one machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+
+class Totals:
+    """Adds up counters by name (``group.counter``)."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add each counter to the one of its name."""
+        self._counts.update(counts)
+
+    def count(self, name: str) -> None:
+        """Add one."""
+        self._counts[name] += 1
+
+    def as_dict(self) -> dict[str, int]:
+        """All counters, by name."""
+        return dict(sorted(self._counts.items()))
