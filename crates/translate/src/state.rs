@@ -168,6 +168,113 @@ pub struct CpuState {
     /// x87, SSE, AVX and AVX-512 state as a standard-format XSAVE area of the host's layout.
     /// Valid outside the code cache.
     pub vector: XsaveArea,
+    /// What only translated code and the run loop use.
+    pub hot: HotState,
+}
+
+/// Entries of each software TLB; a power of two.
+pub const TLB_ENTRIES: usize = 512;
+/// Entries of each jump cache; a power of two.
+pub const JUMP_ENTRIES: usize = 2048;
+/// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
+pub const MMU_INDICES: usize = 3;
+/// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user.
+pub const JUMP_CACHES: usize = 4;
+/// Largest access that may leave the inline path, in bytes (FRSTOR has 108).
+pub const BOUNCE_BYTES: usize = 128;
+
+/// One software TLB, direct-mapped by page number.
+///
+/// INVARIANT: `tag[i] + a` is below 4096 only if `a` lies in the page that entry `i` maps, and
+/// then `a + addend[i]` is the host address of the byte. Empty entries hold a page address that
+/// no lookup of that index can produce (non-canonical, or of another index).
+#[repr(C)]
+#[derive(Debug, Clone)]
+pub struct Tlb {
+    /// Negated linear address of the page.
+    pub tag: [u64; TLB_ENTRIES],
+    /// Host address minus linear address.
+    pub addend: [u64; TLB_ENTRIES],
+}
+
+/// Where indirect branches look up their target, by guest RIP.
+#[repr(C)]
+#[derive(Debug, Clone)]
+pub struct JumpCache {
+    /// Negated RIP.
+    pub tag: [u64; JUMP_ENTRIES],
+    /// Host address of the block.
+    pub host: [u64; JUMP_ENTRIES],
+    /// RIP of byte 0 of the block's page.
+    pub rip_page: [u64; JUMP_ENTRIES],
+}
+
+/// Fields that translated code and the entry and exit paths use. All offsets are from the GS base.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct HotState {
+    /// Non-zero while translated code may go on; zeroed (from any thread) to make it leave.
+    pub permit: std::sync::atomic::AtomicU64,
+    /// RIP of byte 0 of the page that the running block lies in.
+    pub rip_page: u64,
+    /// Why translated code left: an `exit::*` number.
+    pub exit_reason: u64,
+    /// Link or system-instruction number that goes with it.
+    pub exit_argument: u64,
+    /// Target of an indirect branch.
+    pub target: u64,
+    /// Host stack pointer to return to.
+    pub host_rsp: u64,
+    /// Where to enter.
+    pub entry: u64,
+    /// Effective address of the access on the slow path.
+    pub access_address: u64,
+    /// What the slow path found: host minus guest address.
+    pub access_addend: u64,
+    /// Host address that faulted inside the cache.
+    pub fault_pc: u64,
+    /// Guest exception it stands for.
+    pub fault_vector: u64,
+    /// A value kept across an access check.
+    pub temporary: u64,
+    /// PEXT mask that selects a TLB index.
+    pub tlb_mask: u64,
+    /// PEXT mask of the page number.
+    pub page_mask: u64,
+    /// PEXT mask that selects a jump-cache index.
+    pub jump_mask: u64,
+    /// 63, 31 and 15: masks of bit offsets.
+    pub bit_masks: [u64; 3],
+    /// The run loop's `VcpuCore`.
+    pub runtime: u64,
+    /// Non-zero if the host has AVX-512 (F and BW): selects how vectors are saved.
+    pub avx512: u64,
+    /// Guest MXCSR outside the cache (`vector_saved`).
+    pub mxcsr: u32,
+    /// Host MXCSR while compiled code runs.
+    pub host_mxcsr: u32,
+    /// Entry points of compiled code: slow access, commit.
+    pub slow_access: u64,
+    /// See `slow_access`.
+    pub commit: u64,
+    /// Addresses of the exit paths in the core's own text: link, indirect, system.
+    pub exit_link: u64,
+    /// See `exit_link`.
+    pub exit_indirect: u64,
+    /// See `exit_link`.
+    pub exit_system: u64,
+    /// Opmask registers outside the cache.
+    pub opmask: [u64; 8],
+    /// ZMM (or YMM) registers outside the cache.
+    pub zmm: [[u8; 64]; 32],
+    /// Data of an access that cannot be done in place.
+    pub bounce: [u8; BOUNCE_BYTES],
+    /// Read TLBs by MMU index.
+    pub read_tlb: [Tlb; MMU_INDICES],
+    /// Write TLBs by MMU index.
+    pub write_tlb: [Tlb; MMU_INDICES],
+    /// Jump caches.
+    pub jump: [JumpCache; JUMP_CACHES],
 }
 
 /// Bytes of an XSAVE area with x87, SSE, AVX and AVX-512 (with slack for MPX and PKRU gaps).

@@ -1,0 +1,121 @@
+//! The memory that holds translated code: written through one mapping, run through another.
+//!
+//! W^X: no page is ever writable and executable in the same mapping.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// Two mappings of one `memfd`: read-write and read-execute.
+#[derive(Debug)]
+pub struct CodeMemory {
+    writable: *mut u8,
+    executable: *const u8,
+    size: usize,
+    used: usize,
+}
+
+// SAFETY: the mappings are owned; all writes go through `&mut self`.
+unsafe impl Send for CodeMemory {}
+
+/// Blocks start at multiples of this, so that their first 8 bytes can be replaced atomically.
+pub const BLOCK_ALIGN: usize = 16;
+
+impl CodeMemory {
+    /// Map `size` bytes twice.
+    ///
+    /// # Errors
+    /// The host refuses to map memory executable, or has none.
+    pub fn new(size: usize) -> io::Result<Self> {
+        // SAFETY: the name is a valid C string; the result is checked.
+        let raw = unsafe { libc::memfd_create(c"sublet-code".as_ptr(), libc::MFD_CLOEXEC) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `raw` is a descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        // SAFETY: `fd` is open.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let writable = map(&fd, size, libc::PROT_READ | libc::PROT_WRITE)?;
+        let executable = match map(&fd, size, libc::PROT_READ | libc::PROT_EXEC) {
+            Ok(executable) => executable,
+            Err(error) => {
+                // SAFETY: the mapping made just above.
+                unsafe { libc::munmap(writable.cast(), size) };
+                return Err(error);
+            }
+        };
+        Ok(Self { writable, executable, size, used: 0 })
+    }
+
+    /// First executable byte.
+    pub fn base(&self) -> u64 {
+        self.executable as u64
+    }
+
+    /// Bytes in all.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Bytes taken by code.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Append code; returns its offset, or `None` when it does not fit.
+    pub fn append(&mut self, code: &[u8]) -> Option<usize> {
+        let start = self.used.next_multiple_of(BLOCK_ALIGN);
+        let end = start.checked_add(code.len())?;
+        if end > self.size {
+            return None;
+        }
+        // SAFETY: `start .. end` lies inside the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
+        self.used = end;
+        Some(start)
+    }
+
+    /// Replace the 32-bit value at `offset`, as one store where the bytes share a cache line.
+    pub fn patch32(&mut self, offset: usize, value: i32) {
+        assert!(offset + 4 <= self.size);
+        // SAFETY: checked above; the field may be unaligned, and x86 makes a store inside one
+        // cache line atomic.
+        unsafe { self.writable.add(offset).cast::<i32>().write_unaligned(value) };
+    }
+
+    /// Replace the first 8 bytes of a block by one store.
+    pub fn patch_start(&mut self, offset: usize, bytes: [u8; 8]) {
+        assert!(offset % BLOCK_ALIGN == 0 && offset + 8 <= self.size);
+        // SAFETY: checked above; aligned to 16.
+        unsafe { self.writable.add(offset).cast::<u64>().write_volatile(u64::from_le_bytes(bytes)) };
+    }
+
+    /// Forget all code past the first `keep` bytes.
+    pub fn truncate(&mut self, keep: usize) {
+        self.used = self.used.min(keep);
+    }
+}
+
+fn map(fd: &OwnedFd, size: usize, protection: i32) -> io::Result<*mut u8> {
+    // SAFETY: a new mapping at an address the kernel chooses; the result is checked.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED | libc::MAP_NORESERVE, fd.as_raw_fd(), 0)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(at.cast())
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: both mappings were made in `new` with this size; translated code runs only
+        // while the cache that owns this is borrowed by the VM.
+        unsafe {
+            libc::munmap(self.writable.cast(), self.size);
+            libc::munmap(self.executable.cast_mut().cast(), self.size);
+        }
+    }
+}

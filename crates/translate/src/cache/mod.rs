@@ -1,0 +1,341 @@
+//! Translated blocks: where they are, what links them, and what makes them go.
+
+mod memory;
+
+pub use memory::{CodeMemory, BLOCK_ALIGN};
+
+use crate::mode::Mode;
+use iced_x86::Instruction;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// A block's number; valid until the cache is cleared (see [`CodeCache::epoch`]).
+pub type BlockId = u32;
+
+/// Where in the guest's code a host address belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// Offset of the first host byte it holds for, from the block's start.
+    pub host_offset: u32,
+    /// Offset of the instruction from the guest page's start. It exceeds the page's size where
+    /// the location stands for what follows the last instruction.
+    pub page_offset: u16,
+}
+
+/// A patchable direct branch from one block to another.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// The block that holds it.
+    pub from: BlockId,
+    /// Offset of the 32-bit displacement in code memory.
+    pub patch: usize,
+    /// Offset in code memory that the branch goes to while unlinked.
+    pub unlinked: usize,
+    /// RIP of the target less RIP of the page's start.
+    pub delta: i64,
+    /// Where it goes now.
+    pub to: Option<BlockId>,
+}
+
+/// What translation makes of a run of guest instructions.
+#[derive(Debug, Default)]
+pub struct Translation {
+    /// Host code, position-independent but for the links.
+    pub code: Vec<u8>,
+    /// Guest bytes covered.
+    pub guest_length: u16,
+    /// Guest instructions covered.
+    pub instructions: u16,
+    /// Which guest instruction each host address belongs to, by host offset.
+    pub locations: Vec<Location>,
+    /// Direct branches: (displacement, unlinked target, delta), offsets from the code's start.
+    pub links: Vec<(usize, usize, i64)>,
+    /// Places of 32-bit immediates that want a number of link or system instruction:
+    /// (offset, index in `links` or `system`, is it a link).
+    pub numbers: Vec<(usize, usize, bool)>,
+    /// Instructions that compiled code carries out.
+    pub system: Vec<Instruction>,
+}
+
+/// A translated run of guest instructions.
+#[derive(Debug)]
+pub struct Block {
+    /// Guest-physical address of the first byte.
+    pub gpa: u64,
+    /// What the translation assumes.
+    pub mode: Mode,
+    /// Guest bytes on the first page.
+    pub guest_length: u16,
+    /// Page-aligned guest-physical address of the second page, for an instruction that straddles two.
+    pub second_page: Option<u64>,
+    /// Offset in code memory.
+    pub host_offset: usize,
+    /// Bytes of host code.
+    pub host_length: usize,
+    /// Still to be entered.
+    pub alive: bool,
+    locations: Vec<Location>,
+    incoming: Vec<u32>,
+}
+
+/// Counters.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CacheStatistics {
+    /// Blocks translated.
+    pub blocks: u64,
+    /// Guest instructions translated.
+    pub instructions: u64,
+    /// Guest bytes translated.
+    pub guest_bytes: u64,
+    /// Host bytes made of them.
+    pub host_bytes: u64,
+    /// Blocks dropped because their code was written to.
+    pub invalidated: u64,
+    /// Times the whole cache was emptied.
+    pub flushes: u64,
+    /// Branches linked.
+    pub links: u64,
+}
+
+/// Multiplicative hashing: keys are addresses, not chosen by an adversary to any profit.
+#[derive(Default)]
+pub struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// All translated code of a virtual machine.
+#[derive(Debug)]
+pub struct CodeCache {
+    memory: CodeMemory,
+    /// Host code that a dead block's entry jumps to.
+    dead_stub: usize,
+    preamble: usize,
+    blocks: Vec<Block>,
+    links: Vec<Link>,
+    system: Vec<Instruction>,
+    by_address: AddressMap<(u64, u32), BlockId>,
+    by_page: AddressMap<u64, Vec<BlockId>>,
+    /// Changes when all block numbers and host addresses become invalid.
+    pub epoch: u64,
+    /// Counters.
+    pub statistics: CacheStatistics,
+}
+
+impl CodeCache {
+    /// A cache in `memory`; `dead_stub` is host code for blocks that have been dropped but are
+    /// still pointed at.
+    pub fn new(mut memory: CodeMemory, dead_stub: &[u8]) -> Self {
+        let stub = memory.append(dead_stub).unwrap_or(0);
+        let preamble = memory.used();
+        Self {
+            memory,
+            dead_stub: stub,
+            preamble,
+            blocks: Vec::new(),
+            links: Vec::new(),
+            system: Vec::new(),
+            by_address: AddressMap::default(),
+            by_page: AddressMap::default(),
+            epoch: 0,
+            statistics: CacheStatistics::default(),
+        }
+    }
+
+    /// Host addresses of the cache: first, and one past the last.
+    pub fn host_range(&self) -> (u64, u64) {
+        (self.memory.base(), self.memory.base() + self.memory.size() as u64)
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.memory.used()
+    }
+
+    /// The live block that starts at `gpa` in `mode`.
+    pub fn find(&self, gpa: u64, mode: Mode) -> Option<BlockId> {
+        self.by_address.get(&(gpa, mode.0)).copied()
+    }
+
+    /// A block by number.
+    pub fn block(&self, id: BlockId) -> &Block {
+        &self.blocks[id as usize]
+    }
+
+    /// Host address of a block's entry.
+    pub fn host_address(&self, id: BlockId) -> u64 {
+        self.memory.base() + self.block(id).host_offset as u64
+    }
+
+    /// A system instruction by number.
+    pub fn system_instruction(&self, number: u64) -> Instruction {
+        self.system[number as usize]
+    }
+
+    /// A link by number.
+    pub fn link(&self, number: u64) -> Link {
+        self.links[number as usize]
+    }
+
+    /// Whether the page at `page` (aligned) holds live blocks.
+    pub fn page_has_code(&self, page: u64) -> bool {
+        self.by_page.get(&page).is_some_and(|blocks| !blocks.is_empty())
+    }
+
+    /// Add a block; `None` when the cache is full and must be cleared first.
+    pub fn insert(
+        &mut self,
+        gpa: u64,
+        mode: Mode,
+        second_page: Option<u64>,
+        mut translation: Translation,
+    ) -> Option<BlockId> {
+        let id = self.blocks.len() as BlockId;
+        self.number(&mut translation);
+        let host_offset = self.memory.append(&translation.code)?;
+        self.links.extend(translation.links.iter().map(|&(patch, unlinked, delta)| Link {
+            from: id,
+            patch: host_offset + patch,
+            unlinked: host_offset + unlinked,
+            delta,
+            to: None,
+        }));
+        self.system.append(&mut translation.system);
+        self.count(&translation);
+        self.blocks.push(Block {
+            gpa,
+            mode,
+            guest_length: translation.guest_length,
+            second_page,
+            host_offset,
+            host_length: translation.code.len(),
+            alive: true,
+            locations: translation.locations,
+            incoming: Vec::new(),
+        });
+        self.by_address.insert((gpa, mode.0), id);
+        self.by_page.entry(gpa & !0xfff).or_default().push(id);
+        if let Some(page) = second_page {
+            self.by_page.entry(page).or_default().push(id);
+        }
+        Some(id)
+    }
+
+    fn number(&self, translation: &mut Translation) {
+        for &(offset, index, is_link) in &translation.numbers {
+            let base = if is_link { self.links.len() } else { self.system.len() };
+            let number = (base + index) as u32;
+            translation.code[offset..offset + 4].copy_from_slice(&number.to_le_bytes());
+        }
+    }
+
+    fn count(&mut self, translation: &Translation) {
+        self.statistics.blocks += 1;
+        self.statistics.instructions += u64::from(translation.instructions);
+        self.statistics.guest_bytes += u64::from(translation.guest_length);
+        self.statistics.host_bytes += translation.code.len() as u64;
+    }
+
+    /// Make link `number` go straight to block `to`.
+    pub fn connect(&mut self, number: u64, to: BlockId) {
+        let target = self.block(to).host_offset;
+        let link = &mut self.links[number as usize];
+        if link.to.is_some() || !self.blocks[link.from as usize].alive || !self.blocks[to as usize].alive {
+            return;
+        }
+        link.to = Some(to);
+        let patch = link.patch;
+        self.memory.patch32(patch, (target as i64 - (patch as i64 + 4)) as i32);
+        self.blocks[to as usize].incoming.push(number as u32);
+        self.statistics.links += 1;
+    }
+
+    /// Drop every block that covers a byte of `gpa .. gpa + size` (within one page).
+    /// Returns whether any was dropped.
+    pub fn invalidate(&mut self, gpa: u64, size: u64) -> bool {
+        let page = gpa & !0xfff;
+        let Some(blocks) = self.by_page.get(&page) else { return false };
+        let hit: Vec<BlockId> = blocks
+            .iter()
+            .copied()
+            .filter(|&id| {
+                let block = self.block(id);
+                let first_page = block.gpa & !0xfff == page;
+                // A straddling block is dropped by any store near the start of its second page.
+                if first_page {
+                    block.gpa < gpa + size && gpa < block.gpa + u64::from(block.guest_length)
+                } else {
+                    gpa & 0xfff < 16
+                }
+            })
+            .collect();
+        for &id in &hit {
+            self.kill(id);
+        }
+        !hit.is_empty()
+    }
+
+    fn kill(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        block.alive = false;
+        let (gpa, mode, second, host) = (block.gpa, block.mode, block.second_page, block.host_offset);
+        for number in std::mem::take(&mut block.incoming) {
+            let link = &mut self.links[number as usize];
+            if link.to.take() == Some(id) {
+                let (patch, unlinked) = (link.patch, link.unlinked);
+                self.memory.patch32(patch, (unlinked as i64 - (patch as i64 + 4)) as i32);
+            }
+        }
+        let distance = (self.dead_stub as i64 - (host as i64 + 5)) as i32;
+        let mut jump = [0xe9, 0, 0, 0, 0, 0x90, 0x90, 0x90];
+        jump[1..5].copy_from_slice(&distance.to_le_bytes());
+        self.memory.patch_start(host, jump);
+        self.by_address.remove(&(gpa, mode.0));
+        for page in [Some(gpa & !0xfff), second].into_iter().flatten() {
+            if let Some(blocks) = self.by_page.get_mut(&page) {
+                blocks.retain(|&other| other != id);
+            }
+        }
+        self.statistics.invalidated += 1;
+    }
+
+    /// The live or dead block whose host code holds `pc`, and the guest page offset there.
+    pub fn locate(&self, pc: u64) -> Option<(BlockId, u16)> {
+        let offset = pc.checked_sub(self.memory.base())? as usize;
+        let after = self.blocks.partition_point(|block| block.host_offset <= offset);
+        let id = after.checked_sub(1)?;
+        let block = &self.blocks[id];
+        let inside = (offset - block.host_offset) as u32;
+        let after = block.locations.partition_point(|location| location.host_offset <= inside);
+        let location = block.locations.get(after.checked_sub(1)?)?;
+        Some((id as BlockId, location.page_offset))
+    }
+
+    /// Forget everything. Returns the pages that held code.
+    pub fn clear(&mut self) -> Vec<u64> {
+        self.memory.truncate(self.preamble);
+        self.blocks.clear();
+        self.links.clear();
+        self.system.clear();
+        self.by_address.clear();
+        self.epoch += 1;
+        self.statistics.flushes += 1;
+        self.by_page.drain().map(|(page, _)| page).collect()
+    }
+}

@@ -1,0 +1,331 @@
+//! A small assembler for the fixed sequences that surround rewritten guest instructions.
+//!
+//! Only what those sequences need; guest instructions go through iced's encoder.
+//! Every method but those named after flag-changing instructions leaves flags alone.
+
+/// A host general register by encoding number, 0 to 15.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host(pub u8);
+
+#[allow(missing_docs)]
+impl Host {
+    pub const RAX: Self = Self(0);
+    pub const RCX: Self = Self(1);
+    pub const RDX: Self = Self(2);
+    pub const RBX: Self = Self(3);
+    pub const RSP: Self = Self(4);
+    pub const RBP: Self = Self(5);
+    pub const RSI: Self = Self(6);
+    pub const RDI: Self = Self(7);
+    pub const R10: Self = Self(10);
+    pub const R11: Self = Self(11);
+    pub const R14: Self = Self(14);
+    pub const R15: Self = Self(15);
+
+    fn low(self) -> u8 {
+        self.0 & 7
+    }
+    fn high(self) -> u8 {
+        self.0 >> 3
+    }
+}
+
+/// A 32-bit branch displacement to be filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patch(pub usize);
+
+/// An 8-bit branch displacement to be filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortPatch(pub usize);
+
+/// Host code under construction; positions are offsets from its start.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// The bytes so far.
+    pub code: Vec<u8>,
+}
+
+const GS: u8 = 0x65;
+
+impl Assembler {
+    /// Offset of the next byte.
+    pub fn position(&self) -> usize {
+        self.code.len()
+    }
+
+    /// Append raw bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.code.extend_from_slice(bytes);
+    }
+
+    fn dword(&mut self, value: i32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// ModRM, SIB and displacement of `[gs:offset]` (absolute, no registers).
+    fn gs_operand(&mut self, reg: Host, offset: i32) {
+        self.bytes(&[(reg.low() << 3) | 4, 0x25]);
+        self.dword(offset);
+    }
+
+    /// `mov reg, gs:[offset]`
+    pub fn load(&mut self, reg: Host, offset: i32) {
+        self.bytes(&[GS, 0x48 | (reg.high() << 2), 0x8b]);
+        self.gs_operand(reg, offset);
+    }
+
+    /// `mov reg32, gs:[offset]` (zero-extends)
+    pub fn load32(&mut self, reg: Host, offset: i32) {
+        self.bytes(&[GS]);
+        if reg.high() != 0 {
+            self.bytes(&[0x44]);
+        }
+        self.bytes(&[0x8b]);
+        self.gs_operand(reg, offset);
+    }
+
+    /// `mov gs:[offset], reg`
+    pub fn store(&mut self, offset: i32, reg: Host) {
+        self.bytes(&[GS, 0x48 | (reg.high() << 2), 0x89]);
+        self.gs_operand(reg, offset);
+    }
+
+    /// `mov reg, gs:[table + index * 8]`
+    pub fn load_indexed(&mut self, reg: Host, table: i32, index: Host) {
+        self.bytes(&[GS, 0x48 | (reg.high() << 2) | (index.high() << 1), 0x8b]);
+        self.indexed_operand(reg.low(), table, index);
+    }
+
+    /// `jmp gs:[table + index * 8]`
+    pub fn jump_indexed(&mut self, table: i32, index: Host) {
+        self.bytes(&[GS]);
+        if index.high() != 0 {
+            self.bytes(&[0x42]);
+        }
+        self.bytes(&[0xff]);
+        self.indexed_operand(4, table, index);
+    }
+
+    fn indexed_operand(&mut self, reg: u8, table: i32, index: Host) {
+        self.bytes(&[(reg << 3) | 4, 0xc0 | (index.low() << 3) | 5]);
+        self.dword(table);
+    }
+
+    /// `mov qword gs:[offset], value`
+    pub fn store_immediate(&mut self, offset: i32, value: i32) {
+        self.bytes(&[GS, 0x48, 0xc7]);
+        self.gs_operand(Host(0), offset);
+        self.dword(value);
+    }
+
+    /// `mov to, from`
+    pub fn mov(&mut self, to: Host, from: Host) {
+        self.bytes(&[0x48 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
+    }
+
+    /// `mov to32, from32` (zero-extends)
+    pub fn mov32(&mut self, to: Host, from: Host) {
+        self.bytes(&[0x40 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
+    }
+
+    /// `movzx to32, from16`
+    pub fn movzx16(&mut self, to: Host, from: Host) {
+        self.bytes(&[0x40 | (to.high() << 2) | from.high(), 0x0f, 0xb7, 0xc0 | (to.low() << 3) | from.low()]);
+    }
+
+    /// `mov to16, from16` (keeps the upper bits)
+    pub fn mov16(&mut self, to: Host, from: Host) {
+        self.bytes(&[
+            0x66,
+            0x40 | (from.high() << 2) | to.high(),
+            0x89,
+            0xc0 | (from.low() << 3) | to.low(),
+        ]);
+    }
+
+    /// `mov reg, value` in the shortest form that keeps all 64 bits
+    pub fn mov_immediate(&mut self, reg: Host, value: u64) {
+        if let Ok(value) = u32::try_from(value) {
+            self.bytes(&[0x40 | reg.high(), 0xb8 | reg.low()]);
+            self.bytes(&value.to_le_bytes());
+        } else if i64::from(value as i32) as u64 == value {
+            self.bytes(&[0x48 | reg.high(), 0xc7, 0xc0 | reg.low()]);
+            self.dword(value as i32);
+        } else {
+            self.bytes(&[0x48 | reg.high(), 0xb8 | reg.low()]);
+            self.bytes(&value.to_le_bytes());
+        }
+    }
+
+    /// `lea to, [base + index * scale + displacement]`; `wide` selects a 64-bit result.
+    pub fn lea(&mut self, wide: bool, to: Host, base: Option<Host>, index: Option<(Host, u8)>, displacement: i32) {
+        let base_high = base.map_or(0, Host::high);
+        let index_high = index.map_or(0, |(index, _)| index.high());
+        let rex = 0x40 | (u8::from(wide) << 3) | (to.high() << 2) | (index_high << 1) | base_high;
+        self.bytes(&[rex, 0x8d]);
+        let scale_bits = |scale: u8| (scale.trailing_zeros() as u8) << 6;
+        let index_bits = index.map_or(4 << 3, |(index, scale)| scale_bits(scale) | (index.low() << 3));
+        let Some(base) = base else {
+            self.bytes(&[(to.low() << 3) | 4, index_bits | 5]);
+            return self.dword(displacement);
+        };
+        let needs_sib = index.is_some() || base.low() == 4;
+        let short = i8::try_from(displacement);
+        let mode = match short {
+            Ok(0) if base.low() != 5 => 0x00,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
+        if needs_sib {
+            self.bytes(&[mode | (to.low() << 3) | 4, index_bits | base.low()]);
+        } else {
+            self.bytes(&[mode | (to.low() << 3) | base.low()]);
+        }
+        match (mode, short) {
+            (0x40, Ok(short)) => self.bytes(&short.to_le_bytes()),
+            (0x80, _) => self.dword(displacement),
+            _ => {}
+        }
+    }
+
+    /// `lea to, [base + displacement]`, 64-bit
+    pub fn lea_base(&mut self, to: Host, base: Host, displacement: i32) {
+        self.lea(true, to, Some(base), None, displacement);
+    }
+
+    /// Three-byte VEX prefix with `map` (2: 0F38, 3: 0F3A), `pp` (1: 66, 2: F3, 3: F2), W=1.
+    fn vex(&mut self, map: u8, pp: u8, reg: Host, vvvv: Host, rm_high: u8) {
+        self.bytes(&[
+            0xc4,
+            ((reg.high() ^ 1) << 7) | (1 << 6) | ((rm_high ^ 1) << 5) | map,
+            0x80 | ((!vvvv.0 & 15) << 3) | pp,
+        ]);
+    }
+
+    /// `pext to, from, gs:[mask]`
+    pub fn pext(&mut self, to: Host, from: Host, mask: i32) {
+        self.bytes(&[GS]);
+        self.vex(2, 2, to, from, 0);
+        self.bytes(&[0xf5]);
+        self.gs_operand(to, mask);
+    }
+
+    /// `rorx to, from, count` (64-bit)
+    pub fn rorx(&mut self, to: Host, from: Host, count: u8) {
+        self.vex(3, 3, to, Host(0), from.high());
+        self.bytes(&[0xf0, 0xc0 | (to.low() << 3) | from.low(), count]);
+    }
+
+    /// `shlx to, from, count` (64-bit)
+    pub fn shlx(&mut self, to: Host, from: Host, count: Host) {
+        self.vex(2, 1, to, count, from.high());
+        self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
+    }
+
+    /// `sarx to, from, count` (64-bit)
+    pub fn sarx(&mut self, to: Host, from: Host, count: Host) {
+        self.vex(2, 2, to, count, from.high());
+        self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
+    }
+
+    /// `not reg` (does not change flags)
+    pub fn not(&mut self, reg: Host) {
+        self.bytes(&[0x48 | reg.high(), 0xf7, 0xd0 | reg.low()]);
+    }
+
+    /// `jrcxz` forward, to be bound.
+    pub fn jrcxz(&mut self) -> ShortPatch {
+        self.bytes(&[0xe3, 0]);
+        ShortPatch(self.position() - 1)
+    }
+
+    /// `jmp rel8` forward, to be bound.
+    pub fn jump_short(&mut self) -> ShortPatch {
+        self.bytes(&[0xeb, 0]);
+        ShortPatch(self.position() - 1)
+    }
+
+    /// `jmp rel32`, to be patched.
+    pub fn jump(&mut self) -> Patch {
+        self.bytes(&[0xe9, 0, 0, 0, 0]);
+        Patch(self.position() - 4)
+    }
+
+    /// `jcc rel32`, to be patched; `condition` is the low nibble of the opcode.
+    pub fn jump_if(&mut self, condition: u8) -> Patch {
+        self.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        Patch(self.position() - 4)
+    }
+
+    /// `call gs:[offset]`
+    pub fn call_gs(&mut self, offset: i32) {
+        self.bytes(&[GS, 0xff]);
+        self.gs_operand(Host(2), offset);
+    }
+
+    /// `jmp gs:[offset]`
+    pub fn jump_gs(&mut self, offset: i32) {
+        self.bytes(&[GS, 0xff]);
+        self.gs_operand(Host(4), offset);
+    }
+
+    /// Bind a short branch to the next byte.
+    pub fn bind_short(&mut self, patch: ShortPatch) {
+        let distance = self.position() - patch.0 - 1;
+        debug_assert!(distance < 128);
+        self.code[patch.0] = distance as u8;
+    }
+
+    /// Point a branch at `target`.
+    pub fn point(&mut self, patch: Patch, target: usize) {
+        let distance = target as i64 - (patch.0 as i64 + 4);
+        self.code[patch.0..patch.0 + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+    }
+
+    /// Bind a branch to the next byte.
+    pub fn bind(&mut self, patch: Patch) {
+        self.point(patch, self.position());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Assembler, Host};
+    use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+    fn decode(code: &[u8]) -> Vec<Instruction> {
+        Decoder::new(64, code, DecoderOptions::NONE).into_iter().collect()
+    }
+
+    #[test]
+    fn every_form_decodes_to_itself() {
+        let mut a = Assembler::default();
+        for number in 0..16 {
+            let (reg, other) = (Host(number), Host(15 - number));
+            a.load(reg, 0x1234);
+            a.store(0x1234, reg);
+            a.mov(reg, other);
+            a.pext(reg, other, 0x40);
+            a.rorx(reg, other, 8);
+            a.shlx(reg, other, reg);
+            a.not(reg);
+            a.lea(true, reg, Some(other), None, -8);
+            a.lea(false, reg, Some(other), Some((Host(0), 4)), 0x1000);
+            a.lea(true, reg, None, Some((Host(1), 8)), 16);
+            if number != 4 {
+                a.load_indexed(reg, 0x2000, reg);
+                a.jump_indexed(0x2000, reg);
+            }
+            a.mov16(reg, other);
+            a.movzx16(reg, other);
+        }
+        let all = decode(&a.code);
+        assert!(all.iter().all(|instruction| !instruction.is_invalid()));
+        assert_eq!(all[0].mnemonic(), iced_x86::Mnemonic::Mov);
+        assert_eq!(all[0].segment_prefix(), iced_x86::Register::GS);
+        assert_eq!(all[3].mnemonic(), iced_x86::Mnemonic::Pext);
+        assert_eq!(all[3].op1_register(), iced_x86::Register::R15);
+        assert_eq!(all[4].mnemonic(), iced_x86::Mnemonic::Rorx);
+        assert_eq!(all[7].memory_displacement64() as i64, -8);
+    }
+}

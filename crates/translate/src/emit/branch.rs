@@ -1,0 +1,286 @@
+//! Control transfers: direct links, indirect branches through the jump cache, polls.
+
+use super::access::{AccessKind, Descriptor};
+use super::builder::{hot, Unencodable};
+use super::registers::{number, GUEST_RCX};
+use super::special::Pushed;
+use super::{Builder, Host};
+use crate::mode::Width;
+use crate::state::{CpuState, HotState, JumpCache};
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+use std::mem::offset_of;
+use std::rc::Rc;
+
+impl Builder {
+    pub(super) fn branch(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        match instruction.mnemonic() {
+            Mnemonic::Jmp => self.jump(instruction),
+            Mnemonic::Call => self.call(instruction),
+            Mnemonic::Ret => self.ret(instruction),
+            _ if instruction.is_jcc_short_or_near() => {
+                self.conditional(condition_number(instruction.condition_code()), self.target(instruction));
+                Ok(())
+            }
+            Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => self.jump_if_rcx_zero(instruction),
+            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => self.count_down(instruction),
+            _ => Err(Unencodable),
+        }
+    }
+
+    /// Page offset of a direct branch's target. Blocks are decoded with the page offset as address,
+    /// so that a target before the page is negative, wrapped at the width of the instruction pointer.
+    fn target(&self, instruction: &Instruction) -> i64 {
+        let target = instruction.near_branch_target();
+        match instruction.op0_kind() {
+            OpKind::NearBranch16 => i64::from(target as i16),
+            OpKind::NearBranch32 => i64::from(target as i32),
+            _ => target as i64,
+        }
+    }
+
+    /// Whether a direct link may go to `target`: the same page, so the same mapping.
+    fn linkable(&self, target: i64) -> bool {
+        (0..4096).contains(&target) && !self.straddles && !self.mode.single_step()
+    }
+
+    /// Leave for `target`; ends the block.
+    pub(super) fn exit_to(&mut self, target: i64) {
+        self.ended = true;
+        if !self.linkable(target) {
+            return self.exit_across(target);
+        }
+        if target <= self.current {
+            self.poll(target);
+        }
+        let patch = self.asm.jump();
+        self.link(patch, target);
+    }
+
+    /// On a back-edge: leave if something waits.
+    fn poll(&mut self, target: i64) {
+        self.asm.load(Host::RCX, hot!(permit));
+        let stop = self.asm.jrcxz();
+        let go = self.asm.jump_short();
+        self.asm.bind_short(stop);
+        let out = self.asm.jump();
+        self.asm.bind_short(go);
+        self.later(move |builder| {
+            builder.asm.bind(out);
+            builder.target_rip(target);
+            builder.asm.store(hot!(target), Host::R14);
+            builder.asm.jump_gs(hot!(exit_indirect));
+        });
+    }
+
+    /// R14 = RIP at a page offset.
+    fn target_rip(&mut self, target: i64) {
+        self.asm.load(Host::R14, hot!(rip_page));
+        match i32::try_from(target) {
+            Ok(target) => self.asm.lea_base(Host::R14, Host::R14, target),
+            Err(_) => {
+                self.asm.mov_immediate(Host::RCX, target as u64);
+                self.asm.lea(true, Host::R14, Some(Host::R14), Some((Host::RCX, 1)), 0);
+            }
+        }
+    }
+
+    fn exit_across(&mut self, target: i64) {
+        self.target_rip(target);
+        self.exit_indirect(Width::W64);
+    }
+
+    /// Leave for the RIP in R14, truncated to `operand`; ends the block.
+    pub(super) fn exit_indirect(&mut self, operand: Width) {
+        self.ended = true;
+        let width = if self.mode.is64() && operand == Width::W64 { Width::W64 } else { narrower(operand, self.mode.code()) };
+        match width {
+            Width::W64 => {}
+            Width::W32 => self.asm.mov32(Host::R14, Host::R14),
+            Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
+        }
+        if let Some(index) = self.mode.jump_cache() {
+            self.jump_through_cache(index);
+        }
+        self.asm.store(hot!(target), Host::R14);
+        self.asm.jump_gs(hot!(exit_indirect));
+    }
+
+    fn jump_through_cache(&mut self, index: usize) {
+        let base = hot!(jump) + (std::mem::size_of::<JumpCache>() * index) as i32;
+        let at = |field: usize| base + field as i32;
+        self.asm.load(Host::RCX, hot!(permit));
+        let stop = self.asm.jrcxz();
+        self.asm.pext(Host::R15, Host::R14, hot!(jump_mask));
+        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpCache, tag)), Host::R15);
+        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
+        let hit = self.asm.jrcxz();
+        let miss = self.asm.jump_short();
+        self.asm.bind_short(hit);
+        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpCache, rip_page)), Host::R15);
+        self.asm.store(hot!(rip_page), Host::RCX);
+        self.asm.jump_indexed(at(offset_of!(JumpCache, host)), Host::R15);
+        self.asm.bind_short(stop);
+        self.asm.bind_short(miss);
+    }
+
+    fn conditional(&mut self, condition: u8, target: i64) {
+        let next = self.next;
+        if self.linkable(target) && target > self.current {
+            let patch = self.asm.jump_if(condition);
+            self.link(patch, target);
+            self.exit_to(next);
+            return;
+        }
+        let skip = self.asm.jump_if(condition ^ 1);
+        self.exit_to(target);
+        self.asm.bind(skip);
+        self.exit_to(next);
+    }
+
+    fn jump_if_rcx_zero(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        let (target, next) = (self.target(instruction), self.next);
+        match instruction.mnemonic() {
+            Mnemonic::Jcxz => self.asm.movzx16(Host::RCX, GUEST_RCX),
+            Mnemonic::Jecxz => self.asm.mov32(Host::RCX, GUEST_RCX),
+            _ => self.asm.mov(Host::RCX, GUEST_RCX),
+        }
+        let zero = self.asm.jrcxz();
+        let not_zero = self.asm.jump();
+        self.asm.bind_short(zero);
+        self.exit_to(target);
+        self.asm.bind(not_zero);
+        self.exit_to(next);
+        Ok(())
+    }
+
+    fn count_down(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        let (target, next) = (self.target(instruction), self.next);
+        match instruction.op_code().address_size() {
+            16 => {
+                self.asm.lea(false, Host::RCX, Some(GUEST_RCX), None, -1);
+                self.asm.mov16(GUEST_RCX, Host::RCX);
+                self.asm.movzx16(Host::RCX, GUEST_RCX);
+            }
+            32 => {
+                self.asm.lea(false, GUEST_RCX, Some(GUEST_RCX), None, -1);
+                self.asm.mov(Host::RCX, GUEST_RCX);
+            }
+            _ => {
+                self.asm.lea_base(GUEST_RCX, GUEST_RCX, -1);
+                self.asm.mov(Host::RCX, GUEST_RCX);
+            }
+        }
+        let flag_fails = match instruction.mnemonic() {
+            Mnemonic::Loope => Some(self.asm.jump_if(5)),
+            Mnemonic::Loopne => Some(self.asm.jump_if(4)),
+            _ => None,
+        };
+        let zero = self.asm.jrcxz();
+        let go_on = self.asm.jump();
+        self.asm.bind_short(zero);
+        if let Some(fails) = flag_fails {
+            self.asm.bind(fails);
+        }
+        self.exit_to(next);
+        self.asm.bind(go_on);
+        self.exit_to(target);
+        Ok(())
+    }
+
+    fn jump(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        match instruction.op0_kind() {
+            OpKind::Register | OpKind::Memory => {
+                let width = self.branch_operand(instruction)?;
+                self.exit_indirect(width);
+            }
+            _ => self.exit_to(self.target(instruction)),
+        }
+        Ok(())
+    }
+
+    /// Load the target of an indirect branch into R14; returns its size.
+    fn branch_operand(&mut self, instruction: &Instruction) -> Result<Width, Unencodable> {
+        if instruction.op0_kind() == OpKind::Register {
+            let register = instruction.op0_register();
+            self.read_guest(Host::R14, number(register).ok_or(Unencodable)?);
+            return Ok(width_of_size(register.size()));
+        }
+        let size = instruction.memory_size().size();
+        self.load_temporary(instruction, size)?;
+        self.asm.load(Host::R14, hot!(temporary));
+        Ok(width_of_size(size))
+    }
+
+    fn call(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        let size = usize::try_from(instruction.stack_pointer_increment().unsigned_abs()).unwrap_or(8);
+        let back = Pushed::Rip(self.next);
+        if !matches!(instruction.op0_kind(), OpKind::Register | OpKind::Memory) {
+            let target = self.target(instruction);
+            self.push_value(back, size, true)?;
+            self.exit_to(target);
+            return Ok(());
+        }
+        let width = self.branch_operand(instruction)?;
+        self.asm.store(hot!(temporary), Host::R14);
+        self.push_value(back, size, true)?;
+        self.asm.load(Host::R14, hot!(temporary));
+        self.exit_indirect(width);
+        Ok(())
+    }
+
+    fn ret(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        let extra = if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
+        let size = usize::try_from(instruction.stack_pointer_increment().abs() - extra).map_err(|_| Unencodable)?;
+        let address = self.stack_address(0);
+        self.access(
+            address,
+            Descriptor::new(size, AccessKind::Read).stack(),
+            Rc::new(move |builder, place| {
+                builder.load_place(Host::R14, place, size)?;
+                builder.adjust_stack(size as i32 + extra);
+                Ok(())
+            }),
+        )?;
+        self.exit_indirect(width_of_size(size));
+        Ok(())
+    }
+}
+
+fn narrower(left: Width, right: Width) -> Width {
+    if left.bits() < right.bits() {
+        left
+    } else {
+        right
+    }
+}
+
+fn width_of_size(size: usize) -> Width {
+    match size {
+        2 => Width::W16,
+        4 => Width::W32,
+        _ => Width::W64,
+    }
+}
+
+/// The condition's number in Jcc opcodes.
+fn condition_number(condition: ConditionCode) -> u8 {
+    use ConditionCode as C;
+    match condition {
+        C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => 4,
+        C::ne => 5,
+        C::be => 6,
+        C::a => 7,
+        C::s => 8,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        C::g | C::None => 15,
+    }
+}

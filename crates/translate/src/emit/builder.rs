@@ -1,0 +1,212 @@
+//! A block under construction.
+
+use super::{Assembler, Host, Patch};
+use crate::cache::{Location, Translation};
+use crate::frontend::{classify, Kind};
+use crate::mode::Mode;
+use crate::state::{CpuState, HotState};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+use std::mem::offset_of;
+
+/// Most guest instructions in a block.
+pub const MAX_INSTRUCTIONS: usize = 64;
+
+/// Offset of a `HotState` field from the GS base.
+macro_rules! hot {
+    ($($field:tt)+) => {
+        (offset_of!(CpuState, hot) + offset_of!(HotState, $($field)+)) as i32
+    };
+}
+pub(super) use hot;
+
+/// Code that is out of the way of the usual path, emitted after the block's body.
+pub(super) type Cold = Box<dyn FnOnce(&mut Builder)>;
+
+/// Collects the host code of one block.
+pub struct Builder {
+    pub(super) asm: Assembler,
+    pub(super) mode: Mode,
+    pub(super) encoder: Encoder,
+    pub(super) info: InstructionInfoFactory,
+    pub(super) out: Translation,
+    pub(super) cold: Vec<Cold>,
+    /// Page offset of the instruction being translated.
+    pub(super) current: i64,
+    /// Page offset of the next one.
+    pub(super) next: i64,
+    /// The block's only instruction straddles two pages: no direct links.
+    pub(super) straddles: bool,
+    /// An exit was emitted: nothing follows.
+    pub(super) ended: bool,
+}
+
+/// An instruction that iced cannot encode as asked; the block ends before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unencodable;
+
+impl Builder {
+    /// Start a block for code of `mode`; `straddles` if its one instruction lies on two pages.
+    pub fn new(mode: Mode, straddles: bool) -> Self {
+        Self {
+            asm: Assembler::default(),
+            mode,
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            out: Translation::default(),
+            cold: Vec::new(),
+            current: 0,
+            next: 0,
+            straddles,
+            ended: false,
+        }
+    }
+
+    /// Translate one instruction, decoded with its page offset as address. Returns whether the
+    /// block goes on.
+    pub fn instruction(&mut self, instruction: &Instruction, bytes: &[u8]) -> bool {
+        self.current = instruction.ip() as i64;
+        self.next = self.current + instruction.len() as i64;
+        self.locate(self.current);
+        let start = self.asm.position();
+        let cold = self.cold.len();
+        if self.emit(instruction, bytes).is_err() {
+            self.asm.code.truncate(start);
+            self.cold.truncate(cold);
+            self.exit_system(instruction);
+        }
+        self.out.instructions += 1;
+        self.out.guest_length = self.next as u16;
+        !self.ended
+    }
+
+    fn emit(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {
+        match classify(instruction, self.mode) {
+            Kind::Nothing => Ok(()),
+            Kind::Generic => self.generic(instruction, bytes),
+            Kind::Special => self.special(instruction),
+            Kind::System | Kind::Undefined | Kind::DeviceNotAvailable => {
+                self.exit_system(instruction);
+                Ok(())
+            }
+        }
+    }
+
+    /// Finish: `page_offset` is where the block starts.
+    pub fn finish(mut self, page_offset: i64) -> Translation {
+        if !self.ended {
+            self.exit_to(self.next);
+        }
+        while !self.cold.is_empty() {
+            for cold in std::mem::take(&mut self.cold) {
+                cold(&mut self);
+            }
+        }
+        // A dead block's first 8 bytes are replaced: there must be as many.
+        while self.asm.position() < 16 {
+            self.asm.bytes(&[0x90]);
+        }
+        self.out.guest_length = self.out.guest_length.wrapping_sub(page_offset as u16);
+        self.out.code = std::mem::take(&mut self.asm.code);
+        self.out
+    }
+
+    /// Host code from here on belongs to the guest instruction at `page_offset`.
+    pub(super) fn locate(&mut self, page_offset: i64) {
+        let host_offset = self.asm.position() as u32;
+        let page_offset = page_offset as u16;
+        if let Some(last) = self.out.locations.last_mut() {
+            if last.host_offset == host_offset {
+                last.page_offset = page_offset;
+                return;
+            }
+            if last.page_offset == page_offset {
+                return;
+            }
+        }
+        self.out.locations.push(Location { host_offset, page_offset });
+    }
+
+    /// Queue code for after the block's body; it keeps the current instruction's location.
+    pub(super) fn later(&mut self, cold: impl FnOnce(&mut Self) + 'static) {
+        let (current, next) = (self.current, self.next);
+        self.cold.push(Box::new(move |builder| {
+            builder.current = current;
+            builder.next = next;
+            builder.locate(current);
+            cold(builder);
+        }));
+    }
+
+    /// Encode a guest instruction that has been rewritten for the host.
+    pub(super) fn encode(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        match self.encoder.encode(instruction, 0) {
+            Ok(_) => {
+                let mut bytes = self.encoder.take_buffer();
+                self.asm.bytes(&bytes);
+                bytes.clear();
+                self.encoder.set_buffer(bytes);
+                Ok(())
+            }
+            Err(_) => {
+                let mut bytes = self.encoder.take_buffer();
+                bytes.clear();
+                self.encoder.set_buffer(bytes);
+                Err(Unencodable)
+            }
+        }
+    }
+
+    /// Leave to have compiled code carry out `instruction`; ends the block.
+    pub(super) fn exit_system(&mut self, instruction: &Instruction) {
+        let index = self.out.system.len();
+        self.out.system.push(*instruction);
+        self.numbered_exit(index, false);
+        self.ended = true;
+    }
+
+    /// `mov qword gs:[exit_argument], number` and the jump out.
+    pub(super) fn numbered_exit(&mut self, index: usize, is_link: bool) {
+        self.asm.store_immediate(hot!(exit_argument), 0);
+        self.out.numbers.push((self.asm.position() - 4, index, is_link));
+        self.asm.jump_gs(if is_link { hot!(exit_link) } else { hot!(exit_system) });
+    }
+
+    /// A direct branch whose displacement `patch` is linked on first use to page offset `target`.
+    pub(super) fn link(&mut self, patch: Patch, target: i64) {
+        let index = self.out.links.len();
+        self.out.links.push((patch.0, 0, target));
+        self.later(move |builder| {
+            let stub = builder.asm.position();
+            builder.asm.point(patch, stub);
+            builder.out.links[index].1 = stub;
+            builder.numbered_exit(index, true);
+        });
+    }
+
+    /// Address of the software TLB's arrays: (tags, addends).
+    pub(super) fn tlb(&self, write: bool) -> (i32, i32) {
+        use crate::state::Tlb;
+        let size = std::mem::size_of::<Tlb>() as i32;
+        let base = if write { hot!(write_tlb) } else { hot!(read_tlb) };
+        let at = base + size * self.mode.mmu_index() as i32;
+        (at + offset_of!(Tlb, tag) as i32, at + offset_of!(Tlb, addend) as i32)
+    }
+
+    /// Load a guest register (64 bits) into a host register.
+    pub(super) fn read_guest(&mut self, to: Host, number: usize) {
+        match super::registers::home(number) {
+            super::registers::Home::Host(from) if from == to => {}
+            super::registers::Home::Host(from) => self.asm.mov(to, from),
+            super::registers::Home::Memory(slot) => self.asm.load(to, slot),
+        }
+    }
+
+    /// Store a host register (64 bits) into a guest register.
+    pub(super) fn write_guest(&mut self, number: usize, from: Host) {
+        match super::registers::home(number) {
+            super::registers::Home::Host(to) if from == to => {}
+            super::registers::Home::Host(to) => self.asm.mov(to, from),
+            super::registers::Home::Memory(slot) => self.asm.store(slot, from),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Emission of host code: a block under construction, and what each kind of instruction becomes.
+
+mod access;
+mod assembler;
+mod branch;
+mod builder;
+mod generic;
+mod registers;
+mod special;
+
+pub use assembler::{Assembler, Host, Patch, ShortPatch};
+pub use builder::{Builder, MAX_INSTRUCTIONS};

@@ -1,0 +1,305 @@
+//! What a decoded instruction asks of the translator.
+
+use crate::mode::Mode;
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+/// How an instruction is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Re-encoded with registers renamed and its memory operand translated.
+    Generic,
+    /// Emitted by code of its own.
+    Special,
+    /// Carried out by compiled code; ends the block.
+    System,
+    /// #UD.
+    Undefined,
+    /// #NM.
+    DeviceNotAvailable,
+    /// No effect.
+    Nothing,
+}
+
+/// Which processor state an instruction uses, for CR0.TS and its kin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Integer,
+    X87,
+    Wait,
+    Mmx,
+    Sse,
+    Avx,
+    Avx512,
+}
+
+fn is_vector(register: Register) -> bool {
+    register.is_xmm() || register.is_ymm() || register.is_zmm() || register.is_k()
+}
+
+fn unit(instruction: &Instruction) -> Unit {
+    if instruction.mnemonic() == Mnemonic::Wait {
+        return Unit::Wait;
+    }
+    let code = instruction.code();
+    let mut mmx = false;
+    let mut opmask = false;
+    let mut vector = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Ldmxcsr
+            | Mnemonic::Stmxcsr
+            | Mnemonic::Vldmxcsr
+            | Mnemonic::Vstmxcsr
+            | Mnemonic::Vzeroupper
+            | Mnemonic::Vzeroall
+    );
+    for index in 0..instruction.op_count() {
+        if instruction.op_kind(index) == OpKind::Register {
+            let register = instruction.op_register(index);
+            vector |= is_vector(register);
+            opmask |= register.is_k();
+            mmx |= register.is_mm();
+        }
+    }
+    match (vector, code.encoding()) {
+        (true, EncodingKind::EVEX) => Unit::Avx512,
+        (true, EncodingKind::VEX) if opmask => Unit::Avx512,
+        (true, EncodingKind::VEX) => Unit::Avx,
+        (true, _) => Unit::Sse,
+        (false, _) if mmx || instruction.mnemonic() == Mnemonic::Emms => Unit::Mmx,
+        _ if code.cpuid_features().iter().any(|feature| is_x87(*feature)) => Unit::X87,
+        _ => Unit::Integer,
+    }
+}
+
+fn is_x87(feature: CpuidFeature) -> bool {
+    use CpuidFeature::{FPU, FPU287, FPU387};
+    matches!(feature, FPU | FPU287 | FPU387)
+}
+
+/// The trap that CR0, CR4 and XCR0 put on the instruction's unit, if any.
+fn trap(instruction: &Instruction, mode: Mode) -> Option<Kind> {
+    let (undefined, unavailable) = match unit(instruction) {
+        Unit::Integer => (false, false),
+        Unit::X87 => (false, mode.emulate_fpu() || mode.task_switched()),
+        Unit::Wait => (false, mode.monitor_coprocessor() && mode.task_switched()),
+        Unit::Mmx => (mode.emulate_fpu(), mode.task_switched()),
+        Unit::Sse => (mode.emulate_fpu() || !mode.sse(), mode.task_switched()),
+        Unit::Avx => (!mode.avx(), mode.task_switched()),
+        Unit::Avx512 => (!mode.avx512(), mode.task_switched()),
+    };
+    match (undefined, unavailable) {
+        (true, _) => Some(Kind::Undefined),
+        (_, true) => Some(Kind::DeviceNotAvailable),
+        _ => None,
+    }
+}
+
+/// Features that CPUID never offers here, though the host may have them.
+fn refused(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::AMX_BF16
+            | F::AMX_TILE
+            | F::AMX_INT8
+            | F::PKU
+            | F::WAITPKG
+            | F::MONITOR
+            | F::MONITORX
+            | F::CET_SS
+            | F::HLE
+            | F::RTM
+            | F::MPX
+            | F::UINTR
+            | F::ENQCMD
+            | F::MOVDIR64B
+            | F::MOVDIRI
+            | F::PTWRITE
+            | F::SERIALIZE
+            | F::XOP
+            | F::FMA4
+            | F::TBM
+            | F::LWP
+            | F::D3NOW
+            | F::D3NOWEXT
+            | F::KL
+            | F::AESKLE
+            | F::AESKLE_WIDE_KL
+            | F::TSXLDTRK
+            | F::RDPRU
+            | F::SGX1
+            | F::SKINIT
+            | F::PADLOCK_ACE
+            | F::PADLOCK_PHE
+            | F::PADLOCK_PMM
+            | F::PADLOCK_RNG
+            | F::SMX
+            | F::MCOMMIT
+            | F::INVLPGB
+            | F::SNP
+            | F::SEV_ES
+            | F::HRESET
+            | F::PCONFIG
+            | F::CLZERO
+    )
+}
+
+fn has_register(instruction: &Instruction, test: impl Fn(Register) -> bool) -> bool {
+    (0..instruction.op_count())
+        .any(|index| instruction.op_kind(index) == OpKind::Register && test(instruction.op_register(index)))
+}
+
+/// Whether compiled code carries the instruction out.
+fn is_system(instruction: &Instruction, mode: Mode) -> bool {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => true,
+        M::Cli | M::Sti | M::Hlt | M::Cld | M::Std | M::Clac | M::Stac => true,
+        M::Pushf | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq => true,
+        M::Iret | M::Iretd | M::Iretq | M::Int | M::Int1 | M::Int3 | M::Into => true,
+        M::Syscall | M::Sysret | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq | M::Swapgs => true,
+        M::Rdmsr | M::Wrmsr | M::Cpuid | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Xgetbv | M::Xsetbv => true,
+        M::Rdtsc => mode.tsc_privileged() || !mode.is64(),
+        M::Lgdt | M::Lidt | M::Sgdt | M::Sidt | M::Lldt | M::Sldt | M::Ltr | M::Str | M::Lmsw | M::Smsw => true,
+        M::Clts | M::Invd | M::Wbinvd | M::Wbnoinvd | M::Invlpg | M::Invpcid => true,
+        M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => true,
+        M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => true,
+        M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave | M::Xsave64 | M::Xsaveopt => true,
+        M::Xsaveopt64 | M::Xsavec | M::Xsavec64 | M::Xsaves | M::Xsaves64 => true,
+        M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 | M::Fnstenv | M::Fnsave => true,
+        M::Enter | M::Bound | M::Pusha | M::Pushad | M::Popa | M::Popad | M::Xlatb => true,
+        M::Aaa | M::Aas | M::Aad | M::Aam | M::Daa | M::Das | M::Salc => true,
+        M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => true,
+        M::Maskmovdqu | M::Maskmovq | M::Vmaskmovdqu => true,
+        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => true,
+        M::Vmcall | M::Vmmcall | M::Monitor | M::Mwait | M::Rsm => true,
+        M::Mov => has_register(instruction, |register| {
+            register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()
+        }),
+        M::Push | M::Pop => has_register(instruction, Register::is_segment_register),
+        M::Call | M::Jmp => is_far(instruction),
+        M::Retf => true,
+        _ => instruction.is_vsib() || is_masked_move(instruction) || is_repeated(instruction),
+    }
+}
+
+fn is_far(instruction: &Instruction) -> bool {
+    instruction.is_call_far() || instruction.is_jmp_far() || instruction.is_call_far_indirect() || instruction.is_jmp_far_indirect()
+}
+
+/// Compress and expand touch as many elements as the mask has bits: not a fixed-size access.
+fn is_masked_move(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let memory = (0..instruction.op_count()).any(|index| instruction.op_kind(index) == OpKind::Memory);
+    memory
+        && matches!(
+            instruction.mnemonic(),
+            M::Vcompressps
+                | M::Vcompresspd
+                | M::Vpcompressb
+                | M::Vpcompressw
+                | M::Vpcompressd
+                | M::Vpcompressq
+                | M::Vexpandps
+                | M::Vexpandpd
+                | M::Vpexpandb
+                | M::Vpexpandw
+                | M::Vpexpandd
+                | M::Vpexpandq
+        )
+}
+
+/// Whether the instruction is MOVS, STOS, LODS, SCAS or CMPS.
+pub fn is_string(instruction: &Instruction) -> bool {
+    instruction.is_string_instruction()
+        && (0..instruction.op_count()).any(|index| {
+            matches!(
+                instruction.op_kind(index),
+                OpKind::MemorySegSI
+                    | OpKind::MemorySegESI
+                    | OpKind::MemorySegRSI
+                    | OpKind::MemoryESDI
+                    | OpKind::MemoryESEDI
+                    | OpKind::MemoryESRDI
+            )
+        })
+}
+
+/// A string instruction that the inline form does not cover: repeated, of another address size
+/// than 64 bits, or with a segment base.
+fn is_repeated(instruction: &Instruction) -> bool {
+    if !is_string(instruction) {
+        return false;
+    }
+    let wide = (0..instruction.op_count()).all(|index| {
+        matches!(
+            instruction.op_kind(index),
+            OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::Register
+        )
+    });
+    let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+    instruction.has_rep_prefix() || instruction.has_repne_prefix() || !wide || based
+}
+
+fn is_special(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    instruction.is_jcc_short_or_near()
+        || instruction.is_jcx_short()
+        || instruction.is_loop()
+        || instruction.is_loopcc()
+        || is_string(instruction)
+        || matches!(
+            instruction.mnemonic(),
+            M::Jmp | M::Call | M::Ret | M::Push | M::Pop | M::Leave | M::Lea | M::Rdtsc
+        )
+}
+
+fn is_nothing(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Nop
+            | M::Endbr64
+            | M::Endbr32
+            | M::Prefetchnta
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2
+            | M::Prefetchw
+            | M::Prefetch
+            | M::Prefetchwt1
+            | M::Prefetchit0
+            | M::Prefetchit1
+            | M::Cldemote
+            | M::Rdsspd
+            | M::Rdsspq
+            | M::Reservednop
+    )
+}
+
+/// Decide how to translate.
+pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
+    let code = instruction.code();
+    if code == Code::INVALID {
+        return Kind::Undefined;
+    }
+    if is_nothing(instruction) {
+        return Kind::Nothing;
+    }
+    if code.cpuid_features().iter().any(|feature| refused(*feature)) {
+        return Kind::Undefined;
+    }
+    if let Some(kind) = trap(instruction, mode) {
+        return kind;
+    }
+    if matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2) {
+        return Kind::Undefined;
+    }
+    if is_system(instruction, mode) {
+        return Kind::System;
+    }
+    if is_special(instruction) {
+        return Kind::Special;
+    }
+    Kind::Generic
+}

@@ -1,0 +1,216 @@
+//! The execution mode: everything that a translation depends on besides the code's bytes.
+
+use crate::state::{flag, seg, CpuState};
+
+/// Width of code or stack: 16, 32 or 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// 16 bits.
+    W16,
+    /// 32 bits.
+    W32,
+    /// 64 bits.
+    W64,
+}
+
+impl Width {
+    /// The number of bits.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::W16 => 16,
+            Self::W32 => 32,
+            Self::W64 => 64,
+        }
+    }
+}
+
+/// Bits that say why a class of instructions traps (see [`Mode`]).
+mod bit {
+    pub const CODE_SHIFT: u32 = 0;
+    pub const STACK_SHIFT: u32 = 2;
+    pub const CPL_SHIFT: u32 = 4;
+    pub const FLAT: u32 = 1 << 6;
+    pub const AC: u32 = 1 << 7;
+    pub const DF: u32 = 1 << 8;
+    pub const STEP: u32 = 1 << 9;
+    pub const EM: u32 = 1 << 10;
+    pub const TS: u32 = 1 << 11;
+    pub const SSE: u32 = 1 << 12;
+    pub const AVX: u32 = 1 << 13;
+    pub const AVX512: u32 = 1 << 14;
+    pub const TSD: u32 = 1 << 15;
+    pub const SMAP: u32 = 1 << 16;
+    pub const STACK_FLAT: u32 = 1 << 17;
+    pub const MP: u32 = 1 << 18;
+    pub const PROTECTED: u32 = 1 << 19;
+    pub const V86: u32 = 1 << 20;
+    pub const CS_BASE: u32 = 1 << 21;
+}
+
+/// What a block's translation assumes of the processor's state; part of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mode(pub u32);
+
+fn width_bits(width: Width) -> u32 {
+    match width {
+        Width::W16 => 0,
+        Width::W32 => 1,
+        Width::W64 => 2,
+    }
+}
+
+fn width_of(bits: u32) -> Width {
+    match bits & 3 {
+        0 => Width::W16,
+        1 => Width::W32,
+        _ => Width::W64,
+    }
+}
+
+fn flat(state: &CpuState, index: usize) -> bool {
+    let segment = &state.segments[index];
+    // Writable expand-up data, or anything as the code segment.
+    let kind_ok = index == seg::CS || segment.kind() & 0b1110 == 0b0010;
+    segment.base == 0 && segment.limit == u32::MAX && segment.present() && kind_ok
+}
+
+impl Mode {
+    /// The mode that `state` is in.
+    pub fn of(state: &CpuState) -> Self {
+        use bit::*;
+        let (code, stack) = Self::widths(state);
+        let cpl = u32::from(if state.v86() { 3 } else { state.cpl() });
+        let mut bits = (width_bits(code) << CODE_SHIFT) | (width_bits(stack) << STACK_SHIFT) | (cpl << CPL_SHIFT);
+        let mut set = |condition: bool, mask: u32| {
+            if condition {
+                bits |= mask;
+            }
+        };
+        if code != Width::W64 {
+            let all = [seg::ES, seg::CS, seg::SS, seg::DS].iter().all(|&index| flat(state, index));
+            set(all, FLAT);
+            set(flat(state, seg::SS), STACK_FLAT);
+            set(state.segments[seg::CS].base != 0, CS_BASE);
+        } else {
+            set(true, FLAT | STACK_FLAT);
+        }
+        let smap = state.cr4 & (1 << 21) != 0;
+        set(smap, SMAP);
+        set(state.rflags & flag::AC != 0, AC);
+        set(state.rflags & flag::DF != 0, DF);
+        set(state.rflags & flag::TF != 0 || state.dr[7] & 0xff != 0, STEP);
+        set(state.cr0 & (1 << 2) != 0, EM);
+        set(state.cr0 & (1 << 3) != 0, TS);
+        set(state.cr0 & (1 << 1) != 0, MP);
+        set(state.cr4 & (1 << 9) != 0, SSE);
+        let xsave = state.cr4 & (1 << 18) != 0;
+        set(xsave && state.xcr0 & 6 == 6, AVX);
+        set(xsave && state.xcr0 & 0xe6 == 0xe6, AVX512);
+        set(state.cr4 & (1 << 2) != 0, TSD);
+        set(state.protected(), PROTECTED);
+        set(state.v86(), V86);
+        Self(bits)
+    }
+
+    fn widths(state: &CpuState) -> (Width, Width) {
+        if state.code64() {
+            return (Width::W64, Width::W64);
+        }
+        let pick = |big| if big { Width::W32 } else { Width::W16 };
+        if state.v86() || !state.protected() {
+            return (pick(state.segments[seg::CS].big() && !state.v86()), pick(state.segments[seg::SS].big()));
+        }
+        (pick(state.segments[seg::CS].big()), pick(state.segments[seg::SS].big()))
+    }
+
+    fn has(self, mask: u32) -> bool {
+        self.0 & mask != 0
+    }
+
+    /// Width of code: instruction pointer, default operand and address size.
+    pub fn code(self) -> Width {
+        width_of(self.0 >> bit::CODE_SHIFT)
+    }
+    /// Width of the stack pointer.
+    pub fn stack(self) -> Width {
+        width_of(self.0 >> bit::STACK_SHIFT)
+    }
+    /// Privilege level.
+    pub fn cpl(self) -> u8 {
+        ((self.0 >> bit::CPL_SHIFT) & 3) as u8
+    }
+    /// 64-bit code.
+    pub fn is64(self) -> bool {
+        self.code() == Width::W64
+    }
+    /// ES, CS, SS and DS have base 0 and no limit that matters.
+    pub fn flat(self) -> bool {
+        self.has(bit::FLAT)
+    }
+    /// SS is flat.
+    pub fn stack_flat(self) -> bool {
+        self.has(bit::STACK_FLAT)
+    }
+    /// Strings go downwards.
+    pub fn backwards(self) -> bool {
+        self.has(bit::DF)
+    }
+    /// One instruction at a time (TF or a debug register).
+    pub fn single_step(self) -> bool {
+        self.has(bit::STEP)
+    }
+    /// RDTSC is privileged.
+    pub fn tsc_privileged(self) -> bool {
+        self.has(bit::TSD) && self.cpl() != 0
+    }
+    /// CS has a base: RIP is not a linear address.
+    pub fn code_based(self) -> bool {
+        self.has(bit::CS_BASE)
+    }
+    /// CR0.EM.
+    pub fn emulate_fpu(self) -> bool {
+        self.has(bit::EM)
+    }
+    /// CR0.TS.
+    pub fn task_switched(self) -> bool {
+        self.has(bit::TS)
+    }
+    /// CR0.MP.
+    pub fn monitor_coprocessor(self) -> bool {
+        self.has(bit::MP)
+    }
+    /// CR4.OSFXSR.
+    pub fn sse(self) -> bool {
+        self.has(bit::SSE)
+    }
+    /// CR4.OSXSAVE with SSE and AVX in XCR0.
+    pub fn avx(self) -> bool {
+        self.has(bit::AVX)
+    }
+    /// As `avx`, with the three AVX-512 components.
+    pub fn avx512(self) -> bool {
+        self.has(bit::AVX512)
+    }
+
+    /// Which software TLB serves data accesses: 0 user, 1 kernel, 2 kernel that may touch user pages.
+    pub fn mmu_index(self) -> usize {
+        match (self.cpl(), self.has(bit::SMAP) && !self.has(bit::AC)) {
+            (3, _) => 0,
+            (_, true) => 1,
+            (_, false) => 2,
+        }
+    }
+
+    /// Which jump cache serves indirect branches, if any does.
+    pub fn jump_cache(self) -> Option<usize> {
+        if self.single_step() || self.has(bit::CS_BASE) {
+            return None;
+        }
+        match (self.code(), self.cpl()) {
+            (Width::W64, 3) => Some(0),
+            (Width::W64, _) => Some(1 + usize::from(self.has(bit::AC))),
+            (Width::W32, 3) => Some(3),
+            _ => None,
+        }
+    }
+}
