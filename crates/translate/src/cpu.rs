@@ -134,6 +134,10 @@ pub struct Cpu {
     pub plain_msrs: std::collections::BTreeMap<u32, u64>,
     /// The bus access whose result `complete_read` gave: (is_port, address, size, data).
     pub completed_read: Option<(bool, u64, u8, u64)>,
+    /// Devices in the core that answer ports after `irqchip` (see `system/io.rs`).
+    pub in_core_ports: Vec<Arc<dyn crate::system::io::InCorePorts>>,
+    /// CR8 when there is no in-core APIC, 0 to 15.
+    pub cr8: u64,
 }
 
 impl CpuState {
@@ -189,6 +193,8 @@ impl Cpu {
             mmu: crate::mmu::Mmu::default(),
             plain_msrs: std::collections::BTreeMap::new(),
             completed_read: None,
+            in_core_ports: Vec::new(),
+            cr8: 0,
         }
     }
 

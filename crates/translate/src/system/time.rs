@@ -1,0 +1,50 @@
+//! The time-stamp counter and the processor's number.
+
+use crate::cpu::{Cpu, Exception, Outcome};
+use crate::state::gpr;
+use iced_x86::Instruction;
+
+const CR4_TSD: u64 = 1 << 2;
+
+/// The host's time-stamp counter.
+pub fn host_tsc() -> u64 {
+    // SAFETY: RDTSC is part of every x86-64 processor and reads only a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+impl Cpu {
+    /// The guest's time-stamp counter now.
+    pub fn guest_tsc(&self) -> u64 {
+        host_tsc().wrapping_add(self.state.tsc_offset)
+    }
+
+    /// CR4.TSD makes RDTSC and RDTSCP privileged.
+    fn require_tsc_access(&self) -> Result<(), Exception> {
+        match self.state.cpl() != 0 && self.state.cr4 & CR4_TSD != 0 {
+            true => Err(Exception::protection(0)),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn rdtsc(&mut self) -> Outcome {
+        self.require_tsc_access()?;
+        self.set_edx_eax(self.guest_tsc());
+        Ok(())
+    }
+
+    pub(crate) fn rdtscp(&mut self) -> Outcome {
+        self.rdtsc()?;
+        self.state.gpr[gpr::RCX] = self.state.tsc_aux & 0xffff_ffff;
+        Ok(())
+    }
+
+    pub(crate) fn rdpid(&mut self, i: &Instruction) -> Outcome {
+        self.gpr_write(i.op0_register(), self.state.tsc_aux & 0xffff_ffff);
+        Ok(())
+    }
+
+    /// No performance counter exists (CPUID leaf 0xA is zero), so each index is out of range.
+    pub(crate) fn rdpmc(&mut self) -> Outcome {
+        Err(Exception::protection(0).into())
+    }
+}

@@ -1,0 +1,556 @@
+//! The FXSAVE and XSAVE families, and the x87 environment.
+//!
+//! The guest's registers are in `state.vector`, a standard-format XSAVE area of the host's layout.
+//! Images in guest memory are built from it byte by byte. x87 instruction and data pointers would
+//! be addresses of the host: all images hold zeros there (as processors without deferred x87
+//! exceptions pending do, AMD APM vol. 2 §11.4.4 "FXSAVE and FXRSTOR").
+//!
+//! Rules: Intel SDM vol. 1 chapter 13 "Managing State Using the XSAVE Feature Set".
+
+use crate::cpu::{Cpu, Exception, Outcome};
+use crate::mmu::walk::Kind;
+use crate::state::{XsaveArea, XSAVE_AREA_BYTES};
+use crate::system::control::cr0;
+use crate::system::memory::AccessMode;
+use crate::system::operand::MemoryOperand;
+use iced_x86::{Code, Instruction, Mnemonic};
+use std::ops::Range;
+
+const X87: u64 = 1 << 0;
+const SSE: u64 = 1 << 1;
+const AVX: u64 = 1 << 2;
+const COMPACTED: u64 = 1 << 63;
+
+const LEGACY_BYTES: usize = 512;
+const HEADER: usize = 512;
+const HEADER_BYTES: usize = 64;
+const EXTENDED: usize = HEADER + HEADER_BYTES;
+/// FCW, FSW, abridged FTW and FOP.
+const X87_CONTROL: Range<usize> = 0..8;
+/// FIP and FDP.
+const X87_POINTERS: Range<usize> = 8..24;
+const MXCSR: Range<usize> = 24..28;
+const MXCSR_MASK: Range<usize> = 28..32;
+const X87_REGISTERS: Range<usize> = 32..160;
+const XMM_REGISTERS: usize = 160;
+const MXCSR_RESET: u32 = 0x1f80;
+const FCW_RESET: u16 = 0x037f;
+/// Used when the host reports a mask of zero (Intel SDM vol. 1 §11.6.6).
+const DEFAULT_MXCSR_MASK: u32 = 0xffbf;
+/// State components of the extended region that the engine knows.
+const EXTENDED_COMPONENTS: [u32; 4] = [2, 5, 6, 7];
+
+/// Where a component lies in the standard format: offset and size in bytes, and whether the
+/// compacted format aligns it.
+#[derive(Debug, Clone, Copy)]
+struct Component {
+    offset: usize,
+    size: usize,
+    aligned: bool,
+}
+
+fn get_u32(area: &[u8], at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&area[at..at + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+fn get_u64(area: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&area[at..at + 8]);
+    u64::from_le_bytes(bytes)
+}
+
+/// Host layout of a component of the extended region; `None` if the host lacks it.
+///
+/// The layout never changes, so CPUID (slow under a hypervisor) is asked once per process.
+fn host_component(number: u32) -> Option<Component> {
+    static LAYOUT: std::sync::OnceLock<[Option<Component>; 8]> = std::sync::OnceLock::new();
+    let layout = LAYOUT.get_or_init(|| {
+        let mut table = [None; 8];
+        for number in EXTENDED_COMPONENTS {
+            let r = core::arch::x86_64::__cpuid_count(0xd, number);
+            let (offset, size) = (r.ebx as usize, r.eax as usize);
+            let fits = offset >= EXTENDED && offset + size <= XSAVE_AREA_BYTES;
+            if size != 0 && fits {
+                table[number as usize] = Some(Component { offset, size, aligned: r.ecx & 2 != 0 });
+            }
+        }
+        table
+    });
+    layout.get(number as usize).copied().flatten()
+}
+
+/// Offsets in an image of a given format.
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Standard,
+    /// With the XCOMP_BV that says which components have room.
+    Compacted(u64),
+}
+
+impl Format {
+    fn offset(self, number: u32) -> Option<usize> {
+        let Self::Compacted(components) = self else {
+            return host_component(number).map(|component| component.offset);
+        };
+        let mut at = EXTENDED;
+        for earlier in EXTENDED_COMPONENTS.into_iter().filter(|n| components >> n & 1 != 0) {
+            let component = host_component(earlier)?;
+            if component.aligned {
+                at = at.next_multiple_of(64);
+            }
+            if earlier == number {
+                return Some(at);
+            }
+            at += component.size;
+        }
+        None
+    }
+
+    /// Bytes of an image with these components.
+    fn size(self, components: u64) -> usize {
+        let end = |n: u32| Some(self.offset(n)? + host_component(n)?.size);
+        EXTENDED_COMPONENTS
+            .into_iter()
+            .filter(|n| components >> n & 1 != 0)
+            .filter_map(end)
+            .fold(EXTENDED, usize::max)
+    }
+}
+
+/// Parts of an image to be written to guest memory, in ascending order; adjacent ones merge.
+struct Image {
+    bytes: XsaveArea,
+    runs: Vec<Range<usize>>,
+}
+
+impl Image {
+    fn new() -> Self {
+        Self { bytes: XsaveArea([0; XSAVE_AREA_BYTES]), runs: Vec::with_capacity(8) }
+    }
+
+    fn put(&mut self, at: usize, data: &[u8]) {
+        self.bytes.0[at..at + data.len()].copy_from_slice(data);
+        match self.runs.last_mut() {
+            Some(last) if last.end == at => last.end += data.len(),
+            _ => self.runs.push(at..at + data.len()),
+        }
+    }
+}
+
+/// The FTW that FXSAVE abridges: 2 bits a register, by its contents.
+fn full_tag_word(legacy: &[u8]) -> u16 {
+    let top = (legacy[3] >> 3) & 7;
+    (0..8u8).fold(0, |tags, physical| {
+        let used = legacy[4] >> physical & 1 != 0;
+        let slot = 32 + 16 * usize::from((physical.wrapping_sub(top)) & 7);
+        let tag = if used { register_tag(&legacy[slot..slot + 10]) } else { 3 };
+        tags | tag << (2 * physical)
+    })
+}
+
+/// Valid, zero or special, for an 80-bit register.
+fn register_tag(register: &[u8]) -> u16 {
+    let mantissa = get_u64(register, 0);
+    let exponent = u16::from_le_bytes([register[8], register[9]]) & 0x7fff;
+    match (exponent, mantissa) {
+        (0, 0) => 1,
+        (0x7fff | 0, _) => 2,
+        (_, m) if m >> 63 == 0 => 2,
+        _ => 0,
+    }
+}
+
+impl Cpu {
+    /// Components of `state.vector` that are not in their initial configuration (XINUSE).
+    pub fn components_in_use(&self) -> u64 {
+        get_u64(&self.state.vector.0, HEADER)
+    }
+
+    fn set_in_use(&mut self, components: u64) {
+        self.state.vector.0[HEADER..HEADER + 8].copy_from_slice(&components.to_le_bytes());
+    }
+
+    /// The guest's MXCSR.
+    pub fn mxcsr(&self) -> u32 {
+        get_u32(&self.state.vector.0, MXCSR.start)
+    }
+
+    fn mxcsr_mask(&self) -> u32 {
+        match get_u32(&self.state.vector.0, MXCSR_MASK.start) {
+            0 => DEFAULT_MXCSR_MASK,
+            mask => mask,
+        }
+    }
+
+    /// Give every component of the area its initial value if it is marked as unused, and mark it
+    /// used: afterwards the bytes are what the registers hold.
+    pub fn materialize_components(&mut self, components: u64) {
+        let missing = components & !self.components_in_use();
+        for number in (0..8).filter(|n| missing >> n & 1 != 0) {
+            self.reset_component(number);
+        }
+        self.set_in_use(self.components_in_use() | components);
+    }
+
+    fn reset_component(&mut self, number: u32) {
+        let area = &mut self.state.vector.0;
+        match number {
+            0 => {
+                area[0..24].fill(0);
+                area[0..2].copy_from_slice(&FCW_RESET.to_le_bytes());
+                area[X87_REGISTERS].fill(0);
+            }
+            1 => area[XMM_REGISTERS..XMM_REGISTERS + 256].fill(0),
+            _ => {
+                if let Some(component) = host_component(number) {
+                    area[component.offset..component.offset + component.size].fill(0);
+                }
+            }
+        }
+    }
+
+    /// Bytes of a standard-format image with these components.
+    pub fn standard_size(&self, components: u64) -> u32 {
+        Format::Standard.size(components) as u32
+    }
+
+    /// Bytes of a compacted image with these components.
+    pub fn compacted_size(&self, components: u64) -> u32 {
+        Format::Compacted(components).size(components) as u32
+    }
+
+    /// Bytes of a component's registers that the current mode reaches: outside 64-bit code
+    /// registers 8 and up do not exist.
+    fn reachable_bytes(&self, number: u32, size: usize) -> usize {
+        match number {
+            _ if self.state.code64() => size,
+            1 | 2 => size.min(128),
+            6 => size.min(256),
+            7 => 0,
+            _ => size,
+        }
+    }
+
+    /// #NM with CR0.TS (and CR0.EM, for the FXSAVE and x87 forms).
+    fn require_fpu(&self, bits: u64) -> Result<(), Exception> {
+        match self.state.cr0 & bits != 0 {
+            true => Err(Exception::DEVICE_NOT_AVAILABLE),
+            false => Ok(()),
+        }
+    }
+
+    /// Linear address of an image of `size` bytes; #GP(0) unless aligned.
+    fn image_address(&self, at: MemoryOperand, size: usize, align: u64, kind: Kind) -> Result<u64, Exception> {
+        let la = self.operand_linear(at, size as u64, kind)?;
+        match la % align {
+            0 => Ok(la),
+            _ => Err(Exception::protection(0)),
+        }
+    }
+
+    fn write_image(&mut self, la: u64, image: &Image) -> Outcome {
+        for run in &image.runs {
+            self.write_bytes(la.wrapping_add(run.start as u64), &image.bytes.0[run.clone()], AccessMode::Current)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fxsave(&mut self, i: &Instruction) -> Outcome {
+        self.require_fpu(cr0::TS | cr0::EM)?;
+        let la = self.image_address(self.memory_operand(i), LEGACY_BYTES, 16, Kind::Write)?;
+        self.materialize_components(X87 | SSE);
+        let mut image = Image::new();
+        self.put_x87(&mut image);
+        self.put_mxcsr(&mut image);
+        image.put(X87_REGISTERS.start, &self.state.vector.0[X87_REGISTERS]);
+        self.put_xmm(&mut image);
+        self.write_image(la, &image)
+    }
+
+    fn put_x87(&self, image: &mut Image) {
+        image.put(X87_CONTROL.start, &self.state.vector.0[0..6]);
+        image.put(6, &[0; 18]);
+    }
+
+    fn put_mxcsr(&self, image: &mut Image) {
+        image.put(MXCSR.start, &self.mxcsr().to_le_bytes());
+        image.put(MXCSR_MASK.start, &self.mxcsr_mask().to_le_bytes());
+    }
+
+    fn put_xmm(&self, image: &mut Image) {
+        let size = self.reachable_bytes(1, 256);
+        image.put(XMM_REGISTERS, &self.state.vector.0[XMM_REGISTERS..XMM_REGISTERS + size]);
+    }
+
+    pub(crate) fn fxrstor(&mut self, i: &Instruction) -> Outcome {
+        self.require_fpu(cr0::TS | cr0::EM)?;
+        let la = self.image_address(self.memory_operand(i), LEGACY_BYTES, 16, Kind::Read)?;
+        let mut image = [0; LEGACY_BYTES];
+        self.read_bytes(la, &mut image, AccessMode::Current)?;
+        self.check_mxcsr(get_u32(&image, MXCSR.start))?;
+        self.materialize_components(X87 | SSE);
+        self.take_x87(&image);
+        self.take_mxcsr(get_u32(&image, MXCSR.start));
+        self.take_component(1, &image[XMM_REGISTERS..XMM_REGISTERS + 256]);
+        Ok(())
+    }
+
+    fn check_mxcsr(&self, value: u32) -> Result<(), Exception> {
+        match value & !self.mxcsr_mask() {
+            0 => Ok(()),
+            _ => Err(Exception::protection(0)),
+        }
+    }
+
+    fn take_mxcsr(&mut self, value: u32) {
+        self.state.vector.0[MXCSR].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Load the x87 component; pointers to instruction and data stay zero.
+    fn take_x87(&mut self, image: &[u8]) {
+        let area = &mut self.state.vector.0;
+        area[0..6].copy_from_slice(&image[0..6]);
+        area[6..X87_POINTERS.end].fill(0);
+        area[X87_REGISTERS].copy_from_slice(&image[X87_REGISTERS]);
+    }
+
+    /// Load the reachable registers of component 1 (XMM) or one of the extended region.
+    fn take_component(&mut self, number: u32, data: &[u8]) {
+        let offset = match number {
+            1 => XMM_REGISTERS,
+            _ => match host_component(number) {
+                Some(component) => component.offset,
+                None => return,
+            },
+        };
+        let size = self.reachable_bytes(number, data.len());
+        self.state.vector.0[offset..offset + size].copy_from_slice(&data[..size]);
+    }
+
+    /// XSAVE, XSAVEOPT, XSAVEC and XSAVES (Intel SDM vol. 1 §13.7 to §13.11).
+    pub(crate) fn xsave(&mut self, i: &Instruction) -> Outcome {
+        let mnemonic = i.mnemonic();
+        let supervisor = matches!(mnemonic, Mnemonic::Xsaves | Mnemonic::Xsaves64);
+        let compacted = supervisor || matches!(mnemonic, Mnemonic::Xsavec | Mnemonic::Xsavec64);
+        let standard = matches!(mnemonic, Mnemonic::Xsave | Mnemonic::Xsave64);
+        self.check_xsave(supervisor)?;
+        let enabled = self.state.xcr0 | if supervisor { self.state.xss } else { 0 };
+        let wanted = self.edx_eax() & enabled;
+        let format = if compacted { Format::Compacted(wanted) } else { Format::Standard };
+        let la = self.image_address(self.memory_operand(i), format.size(wanted), 64, Kind::Write)?;
+        let mut in_use = self.components_in_use() & wanted;
+        if compacted && wanted & SSE != 0 && self.mxcsr() != MXCSR_RESET {
+            in_use |= SSE;
+        }
+        let saved = if standard { wanted } else { in_use };
+        self.materialize_components(saved);
+        let old = if compacted { 0 } else { self.read_u64(la.wrapping_add(HEADER as u64), AccessMode::Current)? };
+        let mut image = Image::new();
+        let with_mxcsr = if compacted { saved & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
+        self.put_legacy(&mut image, saved, with_mxcsr);
+        image.put(HEADER, &(old & !wanted | in_use).to_le_bytes());
+        if compacted {
+            image.put(HEADER + 8, &(wanted | COMPACTED).to_le_bytes());
+        }
+        self.put_extended(&mut image, format, saved);
+        self.write_image(la, &image)
+    }
+
+    fn check_xsave(&self, supervisor: bool) -> Result<(), Exception> {
+        self.require_osxsave()?;
+        if supervisor {
+            self.require_cpl0()?;
+        }
+        self.require_fpu(cr0::TS)
+    }
+
+    fn put_legacy(&self, image: &mut Image, saved: u64, with_mxcsr: bool) {
+        if saved & X87 != 0 {
+            self.put_x87(image);
+        }
+        if with_mxcsr {
+            self.put_mxcsr(image);
+        }
+        if saved & X87 != 0 {
+            image.put(X87_REGISTERS.start, &self.state.vector.0[X87_REGISTERS]);
+        }
+        if saved & SSE != 0 {
+            self.put_xmm(image);
+        }
+    }
+
+    fn put_extended(&self, image: &mut Image, format: Format, saved: u64) {
+        for number in EXTENDED_COMPONENTS.into_iter().filter(|n| saved >> n & 1 != 0) {
+            if let (Some(at), Some(component)) = (format.offset(number), host_component(number)) {
+                let size = self.reachable_bytes(number, component.size);
+                image.put(at, &self.state.vector.0[component.offset..component.offset + size]);
+            }
+        }
+    }
+
+    /// XRSTOR and XRSTORS (Intel SDM vol. 1 §13.8, §13.12). All of the image is read and checked
+    /// before any register changes.
+    pub(crate) fn xrstor(&mut self, i: &Instruction) -> Outcome {
+        let supervisor = matches!(i.mnemonic(), Mnemonic::Xrstors | Mnemonic::Xrstors64);
+        self.check_xsave(supervisor)?;
+        let enabled = self.state.xcr0 | if supervisor { self.state.xss } else { 0 };
+        let wanted = self.edx_eax() & enabled;
+        let at = self.memory_operand(i);
+        let la = self.image_address(at, EXTENDED, 64, Kind::Read)?;
+        let mut image = Image::new();
+        self.read_bytes(la, &mut image.bytes.0[..EXTENDED], AccessMode::Current)?;
+        let (format, present) = check_header(&image.bytes.0, enabled, supervisor)?;
+        let size = format.size(wanted & present);
+        if size > EXTENDED {
+            self.operand_linear(at, size as u64, Kind::Read)?;
+            let rest = &mut image.bytes.0[EXTENDED..size];
+            self.read_bytes(la.wrapping_add(EXTENDED as u64), rest, AccessMode::Current)?;
+        }
+        self.restore_mxcsr(&image.bytes.0, format, wanted, present)?;
+        self.restore_components(&image.bytes.0, format, wanted, present);
+        Ok(())
+    }
+
+    /// The standard format loads MXCSR with SSE or AVX, whatever XSTATE_BV says; the compacted
+    /// one treats it as part of the SSE component.
+    fn restore_mxcsr(&mut self, image: &[u8], format: Format, wanted: u64, present: u64) -> Result<(), Exception> {
+        let value = get_u32(image, MXCSR.start);
+        let (load, reset) = match format {
+            Format::Standard => (wanted & (SSE | AVX) != 0, false),
+            Format::Compacted(_) => (wanted & present & SSE != 0, wanted & !present & SSE != 0),
+        };
+        if load {
+            self.check_mxcsr(value)?;
+            self.take_mxcsr(value);
+        } else if reset {
+            self.take_mxcsr(MXCSR_RESET);
+        }
+        Ok(())
+    }
+
+    fn restore_components(&mut self, image: &[u8], format: Format, wanted: u64, present: u64) {
+        self.materialize_components(wanted);
+        if wanted & X87 != 0 {
+            match present & X87 != 0 {
+                true => self.take_x87(image),
+                false => self.reset_component(0),
+            }
+        }
+        for number in [1, 2, 5, 6, 7].into_iter().filter(|n| wanted >> n & 1 != 0) {
+            let size = if number == 1 { 256 } else { host_component(number).map_or(0, |c| c.size) };
+            let offset = if number == 1 { Some(XMM_REGISTERS) } else { format.offset(number) };
+            match offset.filter(|_| present >> number & 1 != 0) {
+                Some(at) => self.take_component(number, &image[at..at + size]),
+                None => self.take_component(number, &[0; 1024 + 512][..size.min(1536)]),
+            }
+        }
+        self.mark_initial(wanted & !present);
+    }
+
+    /// Components set to their initial configuration are not in use; outside 64-bit code the
+    /// upper registers of a component may still be.
+    fn mark_initial(&mut self, components: u64) {
+        let whole = if self.state.code64() { components } else { components & X87 };
+        self.set_in_use(self.components_in_use() & !whole);
+    }
+
+    /// FNSTENV and FNSAVE. Pointers are zero; afterwards all exceptions are masked (FNSTENV) or
+    /// the unit is initialized (FNSAVE).
+    pub(crate) fn store_x87(&mut self, i: &Instruction) -> Outcome {
+        self.require_fpu(cr0::TS | cr0::EM)?;
+        self.materialize_components(X87);
+        let save = matches!(i.mnemonic(), Mnemonic::Fnsave | Mnemonic::Fsave);
+        let word_size = x87_word_size(i);
+        let mut image = [0; 108];
+        let area = &self.state.vector.0;
+        let tags = full_tag_word(area).to_le_bytes();
+        for (n, word) in [[area[0], area[1]], [area[2], area[3]], tags].into_iter().enumerate() {
+            let at = n * word_size;
+            image[at..at + 2].copy_from_slice(&word);
+            // The upper halves of the first three 32-bit words read as ones.
+            image[at + 2..at + word_size].fill(0xff);
+        }
+        let environment = 7 * word_size;
+        for n in 0..8 {
+            let (at, slot) = (environment + 10 * n, X87_REGISTERS.start + 16 * n);
+            image[at..at + 10].copy_from_slice(&area[slot..slot + 10]);
+        }
+        let size = if save { environment + 80 } else { environment };
+        let la = self.operand_linear(self.memory_operand(i), size as u64, Kind::Write)?;
+        self.write_bytes(la, &image[..size], AccessMode::Current)?;
+        match save {
+            true => self.reset_component(0),
+            false => self.state.vector.0[0] |= 0x3f,
+        }
+        Ok(())
+    }
+
+    /// FLDENV and FRSTOR.
+    pub(crate) fn load_x87(&mut self, i: &Instruction) -> Outcome {
+        self.require_fpu(cr0::TS | cr0::EM)?;
+        let restore = i.mnemonic() == Mnemonic::Frstor;
+        let word_size = x87_word_size(i);
+        let environment = 7 * word_size;
+        let size = if restore { environment + 80 } else { environment };
+        let la = self.operand_linear(self.memory_operand(i), size as u64, Kind::Read)?;
+        let mut image = [0; 108];
+        self.read_bytes(la, &mut image[..size], AccessMode::Current)?;
+        self.materialize_components(X87);
+        self.take_environment(&image, word_size);
+        if restore {
+            for n in 0..8 {
+                let (at, slot) = (environment + 10 * n, X87_REGISTERS.start + 16 * n);
+                self.state.vector.0[slot..slot + 10].copy_from_slice(&image[at..at + 10]);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_environment(&mut self, image: &[u8], word_size: usize) {
+        let tags = u16::from_le_bytes([image[2 * word_size], image[2 * word_size + 1]]);
+        let area = &mut self.state.vector.0;
+        area[0..2].copy_from_slice(&image[0..2]);
+        area[2..4].copy_from_slice(&image[word_size..word_size + 2]);
+        area[4] = (0..8).fold(0, |used, n| used | u8::from(tags >> (2 * n) & 3 != 3) << n);
+        area[5..24].fill(0);
+        set_error_summary(area);
+    }
+}
+
+/// FSW.ES and B say whether an unmasked exception is pending, whatever was loaded.
+fn set_error_summary(area: &mut [u8]) {
+    let pending = area[2] & !area[0] & 0x3f != 0;
+    area[2] = area[2] & 0x7f | u8::from(pending) << 7;
+    area[3] = area[3] & 0x7f | u8::from(pending) << 7;
+}
+
+/// Bytes of each of the seven words of the environment: 4, or 2 in the 14- and 94-byte forms.
+fn x87_word_size(i: &Instruction) -> usize {
+    match i.code() {
+        Code::Fnstenv_m14byte | Code::Fstenv_m14byte | Code::Fldenv_m14byte => 2,
+        Code::Fnsave_m94byte | Code::Fsave_m94byte | Code::Frstor_m94byte => 2,
+        _ => 4,
+    }
+}
+
+/// Check the header of an image to be restored; its format and XSTATE_BV.
+fn check_header(image: &[u8], enabled: u64, supervisor: bool) -> Result<(Format, u64), Exception> {
+    let present = get_u64(image, HEADER);
+    let components = get_u64(image, HEADER + 8);
+    let zeros = |range: Range<usize>| image[range].iter().all(|byte| *byte == 0);
+    let compacted = components & COMPACTED != 0;
+    let listed = components & !COMPACTED;
+    let good = match compacted {
+        true => {
+            listed & !enabled == 0 && present & !listed == 0 && zeros(HEADER + 16..HEADER + HEADER_BYTES)
+        }
+        false => !supervisor && present & !enabled == 0 && zeros(HEADER + 8..HEADER + 24),
+    };
+    match (good, compacted) {
+        (false, _) => Err(Exception::protection(0)),
+        (true, true) => Ok((Format::Compacted(listed), present)),
+        (true, false) => Ok((Format::Standard, present)),
+    }
+}
