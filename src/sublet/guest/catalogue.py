@@ -1,0 +1,275 @@
+"""The guests that sublet knows by name, and how each is made."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sublet.errors import CorruptImage, UsageError
+from sublet.guest.apt import AptArchive, apt_is_usable
+from sublet.guest.archive import Archive, Package, PackageIndex
+from sublet.guest.initramfs import (
+    KernelPackage,
+    read_busybox,
+    scripts_digest,
+    write_default_initramfs,
+    write_disk_initramfs,
+)
+from sublet.guest.mirror import DEFAULT_MIRROR, MirrorArchive
+from sublet.guest.modules import INITRAMFS
+from sublet.guest.rootfs import configure_here, make_image, package_names, unpack_root
+from sublet.guest.store import (
+    Progress,
+    RunDisk,
+    Store,
+    cache_directory,
+    cache_key,
+    file_sha256,
+    host_errors,
+    silent,
+)
+from sublet.guest.tree import RootTree
+
+_BUILDER_VERSION: Final = "1"
+"""Raised when the same packages are made into something else; a change of the scripts counts by itself."""
+
+Configure = Callable[[Path, Path, Path], bool]
+"""Boots (kernel, initrd, disk) with ``sublet.configure`` to its end; whether the packages are configured then."""
+
+
+@dataclass(frozen=True)
+class GuestInfo:
+    """One guest of the catalogue; ``cached`` says that it can be prepared without a network."""
+
+    name: str
+    description: str
+    cached: bool
+
+
+@dataclass(frozen=True)
+class PreparedGuest:
+    """What a machine needs to boot a guest.
+
+    ``disks`` are private to this preparation and writable; they are gone when the process ends, or at ``close``.
+    """
+
+    name: str
+    kernel: Path
+    initrd: Path | None
+    cmdline: str
+    disks: tuple[Path, ...]
+    memory_mib: int
+    _run_disks: tuple[RunDisk, ...] = field(default=(), repr=False)
+
+    @property
+    def default_memory_mib(self) -> int:
+        """MiB of memory that the guest is comfortable with, for a user who names no size."""
+        return self.memory_mib
+
+    def close(self) -> None:
+        """Remove the private disks."""
+        for disk in self._run_disks:
+            disk.close()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one guest is made. ``kernel`` is the meta-package whose newest version is taken."""
+
+    name: str
+    description: str
+    kernel: str
+    cmdline: str
+    memory_mib: int
+    has_disk: bool = False
+
+
+_RECIPES: Final = (
+    Recipe(
+        name="default",
+        description="a small Linux in a RAM disk: Debian 12's cloud kernel and BusyBox, at a shell",
+        kernel="linux-image-cloud-amd64",
+        cmdline="console=ttyS0 quiet",
+        memory_mib=512,
+    ),
+    Recipe(
+        name="default-amd64",
+        description="the same with Debian 12's ordinary kernel",
+        kernel="linux-image-amd64",
+        cmdline="console=ttyS0 quiet",
+        memory_mib=512,
+    ),
+    Recipe(
+        name="debian",
+        description="Debian 12 with systemd on a disk of 4 GiB; log in as root, there is no password",
+        kernel="linux-image-cloud-amd64",
+        cmdline="console=ttyS0 root=/dev/vda rw quiet",
+        memory_mib=1024,
+        has_disk=True,
+    ),
+)
+
+
+def list_guests(cache: Path | None = None) -> list[GuestInfo]:
+    """The guests by name, in the order a user should read them."""
+    store = Store(cache or cache_directory())
+    return [
+        GuestInfo(recipe.name, recipe.description, store.current(recipe.name, _builder()) is not None)
+        for recipe in _RECIPES
+    ]
+
+
+def prepare_guest(
+    name: str,
+    progress: Progress = silent,
+    *,
+    packages: Sequence[str] = (),
+    mirror: str | None = None,
+    refresh: bool = False,
+    cache: Path | None = None,
+    configure: Configure | None = None,
+) -> PreparedGuest:
+    """Make a guest ready to boot: from the cache where it is there, else from Debian's packages.
+
+    Args:
+        name: One of ``list_guests``.
+        progress: Told of each long step.
+        packages: Debian packages on top, for a guest with a disk; each set is cached apart.
+        mirror: Address of a Debian mirror; by default ``SUBLET_MIRROR``, else the host's apt, else Debian's own.
+        refresh: Make it anew from what the archive has now.
+        cache: Directory to use in place of ``cache_directory()``.
+        configure: Boots a half-configured disk where this host cannot configure it; without it the guest does so
+            itself the first time it boots.
+
+    Raises:
+        UsageError: No such guest or package, or packages for a guest without a disk.
+        HostRefused: No network, no space, no permission, no keyring.
+        CorruptImage: Something did not verify.
+    """
+    recipe = find_recipe(name)
+    extra = tuple(sorted(set(packages)))
+    if extra and not recipe.has_disk:
+        raise UsageError(f"the guest {name!r} has no disk to install {', '.join(extra)} on")
+    store = Store(cache or cache_directory())
+    label = f"{name}-{cache_key(*extra)}" if extra else name
+    built = None if refresh else store.current(label, _builder())
+    if built is None:
+        with store.lock(label, progress):
+            built = (None if refresh else store.current(label, _builder())) or _build(
+                recipe, label, extra, store, open_archive(store, progress, mirror), progress, configure
+            )
+    return _prepared(recipe, built, store)
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a guest's name."""
+    for recipe in _RECIPES:
+        if recipe.name == name:
+            return recipe
+    names = ", ".join(recipe.name for recipe in _RECIPES)
+    raise UsageError(f"there is no guest {name!r}", remedy=f"Choose one of: {names}.")
+
+
+def open_archive(store: Store, progress: Progress, mirror: str | None = None) -> Archive:
+    """Where packages come from on this host: the mirror that the user names, else its apt, else Debian's mirror."""
+    named = mirror or os.environ.get("SUBLET_MIRROR", "")
+    if not named and apt_is_usable():
+        return AptArchive(store.directory("apt"), progress)
+    return MirrorArchive(named or DEFAULT_MIRROR, progress)
+
+
+def _builder() -> str:
+    """Names the way that guests are made; what was made in another way is made anew."""
+    return f"{_BUILDER_VERSION}-{scripts_digest()}"
+
+
+def newest_kernel(index: PackageIndex, meta: str) -> Package:
+    """The kernel package that a meta-package stands for today."""
+    for alternatives in index[meta].depends():
+        if alternatives and alternatives[0].startswith("linux-image-"):
+            return index[alternatives[0]]
+    raise CorruptImage(f"the package {meta} does not name a kernel")
+
+
+def _build(
+    recipe: Recipe,
+    label: str,
+    extra: tuple[str, ...],
+    store: Store,
+    archive: Archive,
+    progress: Progress,
+    configure: Configure | None,
+) -> Path:
+    """Make a guest and publish it as ``label``."""
+    index = archive.index()
+    kernel, busybox = newest_kernel(index, recipe.kernel), index["busybox-static"]
+    root = index.closure(package_names(index, extra)) if recipe.has_disk else []
+    wanted = list({package.name: package for package in (kernel, busybox, *root)}.values())
+    with store.scratch() as scratch:
+        for name in ("debs", "out"):
+            (scratch / name).mkdir()
+        paths = dict(zip((p.name for p in wanted), archive.fetch(wanted, scratch / "debs"), strict=True))
+        progress("building the initramfs")
+        _write_boot_files(recipe, scratch / "out", paths[kernel.name], paths[busybox.name])
+        if recipe.has_disk:
+            debs = [paths[package.name] for package in root]
+            _write_disk(scratch, debs, paths[kernel.name], progress, configure)
+        key = cache_key(_builder(), recipe.name, *(package.sha256 for package in wanted))
+        built = store.publish(label, key, scratch / "out", _manifest(recipe, wanted, scratch / "out"))
+    progress(f"{recipe.name} is ready")
+    return built
+
+
+def _write_boot_files(recipe: Recipe, out: Path, kernel_deb: Path, busybox_deb: Path) -> None:
+    kernel = KernelPackage(kernel_deb)
+    write = write_disk_initramfs if recipe.has_disk else write_default_initramfs
+    (out / "vmlinuz").write_bytes(kernel.image)
+    write(out / "initrd.cpio", read_busybox(busybox_deb), kernel, INITRAMFS)
+
+
+def _write_disk(
+    scratch: Path, debs: Sequence[Path], kernel_deb: Path, progress: Progress, configure: Configure | None
+) -> None:
+    """Make ``disk.raw``, configured here if we can, else in a machine, else left to the guest's first boot."""
+    out = scratch / "out"
+    tree = RootTree(scratch / "root")
+    unpack_root(tree, debs, kernel_deb, progress)
+    configured = configure_here(tree, progress)
+    make_image(tree, out / "disk.raw", progress)
+    if not configured and configure is not None:
+        progress("configuring packages in a machine")
+        configure(out / "vmlinuz", out / "initrd.cpio", out / "disk.raw")
+
+
+def _manifest(recipe: Recipe, packages: Sequence[Package], out: Path) -> dict[str, Any]:
+    """What a guest was made from, and its boot files' checksums."""
+    return {
+        "guest": recipe.name,
+        "builder": _builder(),
+        "packages": {package.name: package.version for package in packages},
+        "files": {path.name: file_sha256(path) for path in (out / "vmlinuz", out / "initrd.cpio")},
+    }
+
+
+def _prepared(recipe: Recipe, built: Path, store: Store) -> PreparedGuest:
+    image = built / "disk.raw"
+    disks: tuple[RunDisk, ...] = ()
+    with host_errors(f"cannot prepare {recipe.name}"):
+        if recipe.has_disk:
+            disks = (store.private_copy(image),)
+    prepared = PreparedGuest(
+        name=recipe.name,
+        kernel=built / "vmlinuz",
+        initrd=built / "initrd.cpio",
+        cmdline=recipe.cmdline,
+        disks=tuple(disk.path for disk in disks),
+        memory_mib=recipe.memory_mib,
+        _run_disks=disks,
+    )
+    if disks:
+        atexit.register(prepared.close)
+    return prepared
