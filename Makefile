@@ -7,11 +7,12 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A venv that is only sometimes active must not decide which Python the extension is built for.
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 PYTHON ?= $(shell scripts/find-python)
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml -o -name '*.s')
-CARGO_FLAGS := --workspace --release --locked
+CARGO_FLAGS := --workspace --release
 FUZZ_SECONDS ?= 20
 
 .PHONY: help build run test lint test-rust test-python fuzz bench clean
@@ -23,17 +24,17 @@ build: $(VENV)/.built  ## Build everything into .venv
 
 $(VENV)/.created:
 	@scripts/check-host
+	@test -n "$(PYTHON)" || { echo "sublet: error: no Python >= 3.11 with venv" >&2; exit 1; }
 	@echo "==> creating $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(PIP) install --quiet 'maturin>=1.7,<2'
 	@touch $@
 
 # The Python files are installed by reference; only the core and the metadata need building.
 $(VENV)/.built: $(VENV)/.created pyproject.toml $(RUST_SOURCES)
-	@echo "==> installing sublet and building its core (a few minutes the first time)"
 	@scripts/check-host
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]' --config-settings=build-args=--color=never \
-	  | grep --line-buffered -v -e '^Requirement already satisfied' -e '^  '
+	@echo "==> installing what sublet needs, and building its core (a few minutes the first time)"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --extras dev
 	@touch $@
 
 run: build  ## Boot the default guest on this terminal

@@ -11,7 +11,9 @@ GIB: Final = 1 << 30
 TIB: Final = 1 << 40
 
 _FACTORS: Final = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE: Final = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))? ?(?:([KMGT])(?:I?B)?|(B))?", re.ASCII | re.IGNORECASE)
+_SIZE: Final = re.compile(
+    r"([0-9]{1,15})(?:\.([0-9]{1,6}))? ?(?:([KMGT])(?:I?B)?|(B))?", re.ASCII | re.IGNORECASE
+)
 
 
 def parse_size(text: str) -> int:
@@ -32,7 +34,8 @@ def parse_size(text: str) -> int:
     whole, fraction, unit, bare = match.groups()
     factor = _FACTORS[(unit or bare or "").upper()]
     digits = fraction or ""
-    return int(whole + digits) * factor // 10 ** len(digits)
+    scale: int = 10 ** len(digits)
+    return int(whole + digits) * factor // scale
 
 
 def format_size(size: int) -> str:

@@ -8,6 +8,7 @@
 /// low bytes of a `u64`. An engine splits larger or unaligned accesses, and
 /// each element of a string instruction, into exits of these sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the fields are described above
 pub enum Exit {
     /// `in`: `size` is 1, 2 or 4.
     PioIn { port: u16, size: u8 },

@@ -24,6 +24,7 @@ from sublet.core import (
     RamBlock,
     Vcpu,
     Vm,
+    core_version,
 )
 from sublet.engine.choice import ENGINE_CHOICES, EngineChoice, open_engine, probe_engines
 from sublet.engine.verdict import EngineVerdict
@@ -49,6 +50,7 @@ __all__ = [
     "RamBlock",
     "Vcpu",
     "Vm",
+    "core_version",
     "open_engine",
     "probe_engines",
 ]

@@ -25,7 +25,9 @@ def open_engine(choice: EngineChoice) -> Engine:
         UsageError: There is no such engine.
     """
     if choice not in ENGINE_CHOICES:
-        raise UsageError(f"no engine is called {choice!r}", remedy=f"Choose one of {', '.join(ENGINE_CHOICES)}.")
+        raise UsageError(
+            f"no engine is called {choice!r}", remedy=f"Choose one of {', '.join(ENGINE_CHOICES)}."
+        )
     if choice != "auto":
         return Engine(choice)
     return Engine("kvm" if probe_kvm().usable else "translate")

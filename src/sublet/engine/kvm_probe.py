@@ -35,9 +35,13 @@ def _unusable(reason: str, remedy: str = "") -> EngineVerdict:
 
 def _judge_device(device: Path) -> EngineVerdict | None:
     if not device.exists():
-        return _unusable(f"there is no {device}", "Load kvm_intel or kvm_amd, or enable nested virtualization.")
+        return _unusable(
+            f"there is no {device}", "Load kvm_intel or kvm_amd, or enable nested virtualization."
+        )
     if not os.access(device, os.R_OK | os.W_OK):
-        return _unusable(f"{device} is not readable and writable by this user", "Join the group that owns it.")
+        return _unusable(
+            f"{device} is not readable and writable by this user", "Join the group that owns it."
+        )
     return None
 
 
@@ -62,7 +66,11 @@ def probe_kvm_guest(time_limit_s: float = TIME_LIMIT_S) -> EngineVerdict:
     """Run the probe guest on KVM in a child process and judge by how far it got."""
     command = [sys.executable, "-P", "-m", "sublet.engine.probe_guest", "kvm"]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         output, complaint = child.communicate(timeout=time_limit_s)

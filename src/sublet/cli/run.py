@@ -1,0 +1,213 @@
+"""``sublet run``."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from sublet.cli.messages import ProgressDisplay, say
+from sublet.cli.statistics import StatisticsFormat, print_statistics
+from sublet.errors import UsageError
+from sublet.units import MIB, parse_size
+
+if TYPE_CHECKING:
+    from sublet.guest import PreparedGuest
+    from sublet.machine import MachineConfig
+
+_GUEST_PANEL = "What to boot"
+_MACHINE_PANEL = "The machine"
+_RUN_PANEL = "The run"
+
+RUN_EPILOG: Final = """
+**Examples**
+
+- `sublet run` — the default guest, at a shell
+- `sublet run debian --memory 2G` — Debian 12 with systemd
+- `sublet run --kernel vmlinuz --initrd initrd.gz --append console=ttyS0`
+- `sublet run --no-reboot --stats=json < /dev/null > console.log`
+
+**Exit status**
+
+- 0: the guest powered off
+- 2: wrong usage
+- 3: the host refused
+- 4: a bad image
+- 70: a bug of ours
+- 80: the guest reset, with --no-reboot
+- 81: triple fault, with --no-reboot
+- 82: the guest's kernel panicked
+- 130: left with Ctrl-] or Ctrl-C
+"""
+
+
+class EngineName(enum.StrEnum):
+    """Values of ``--engine``."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TRANSLATE = "translate"
+
+
+def run(
+    guest: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of a guest (see `sublet guests`); without it, default.", show_default=False
+        ),
+    ] = None,
+    kernel: Annotated[
+        Path | None,
+        typer.Option(
+            help="Kernel to boot: a bzImage, or an ELF with a PVH entry.", rich_help_panel=_GUEST_PANEL
+        ),
+    ] = None,
+    initrd: Annotated[
+        Path | None, typer.Option(help="Initial RAM disk for --kernel.", rich_help_panel=_GUEST_PANEL)
+    ] = None,
+    append: Annotated[
+        str | None,
+        typer.Option(
+            help="Kernel command line; added to the guest's own where GUEST is named.",
+            rich_help_panel=_GUEST_PANEL,
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="What executes the guest; auto takes KVM where it really works.", rich_help_panel=_RUN_PANEL
+        ),
+    ] = EngineName.AUTO,
+    cpus: Annotated[
+        int, typer.Option(metavar="N", help="Number of vCPUs.", rich_help_panel=_MACHINE_PANEL)
+    ] = 1,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="RAM, as in 512M or 1G; a bare number is MiB. By default what the guest needs, or 512M.",
+            rich_help_panel=_MACHINE_PANEL,
+        ),
+    ] = None,
+    disk: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Raw disk image to attach, after the guest's own.",
+            rich_help_panel=_MACHINE_PANEL,
+        ),
+    ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKEND",
+            help="Network card on a host socket (unix:PATH), or on nothing (none).",
+            rich_help_panel=_MACHINE_PANEL,
+        ),
+    ] = None,
+    no_reboot: Annotated[
+        bool, typer.Option("--no-reboot", help="Leave when the guest resets.", rich_help_panel=_RUN_PANEL)
+    ] = False,
+    stats: Annotated[
+        StatisticsFormat | None,
+        typer.Option(
+            metavar="[=table|json]",
+            help="Print statistics on standard error at the end: a table, or JSON.",
+            rich_help_panel=_RUN_PANEL,
+        ),
+    ] = None,
+) -> int:
+    """Boot a machine on this terminal, and stay until it is off.
+
+    Without GUEST and --kernel, the default guest boots: a small Linux, at a shell. The terminal is the
+    guest's serial console (ttyS0); `Ctrl-]` leaves. Without a terminal, standard input is what
+    the guest reads, and standard output carries the guest's bytes and nothing else; messages of
+    sublet go to standard error.
+    """
+    from sublet.cli.terminal import open_console
+    from sublet.machine import run_machine
+
+    memory_mib = None if memory is None else _memory_mib(memory)
+    with _Boot(guest, kernel, initrd, append) as boot:
+        config = boot.configure(memory_mib, cpus, disk or [], net or [], engine, reboot=not no_reboot)
+        result = run_machine(config, open_console())
+    if result.exit_code != 0:
+        say(result.reason)
+    if stats is not None:
+        print_statistics(result.statistics, stats)
+    return result.exit_code
+
+
+def _memory_mib(text: str) -> int:
+    try:
+        return parse_size(text) // MIB
+    except ValueError as error:
+        raise UsageError(f"--memory: {error}") from error
+
+
+class _Boot:
+    """What to boot: a guest by name, or the user's own kernel."""
+
+    _DEFAULT_MEMORY_MIB = 512
+
+    def __init__(
+        self, guest: str | None, kernel: Path | None, initrd: Path | None, append: str | None
+    ) -> None:
+        if guest is not None and (kernel is not None or initrd is not None):
+            raise UsageError("give either a guest's name or --kernel, not both")
+        if kernel is None and initrd is not None:
+            raise UsageError("--initrd needs --kernel")
+        self._name = guest or "default"
+        self._kernel = kernel
+        self._initrd = initrd
+        self._append = append
+        self._prepared: PreparedGuest | None = None
+
+    def __enter__(self) -> _Boot:
+        if self._kernel is None:
+            from sublet.guest import prepare_guest
+
+            with ProgressDisplay() as progress:
+                self._prepared = prepare_guest(self._name, progress)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._prepared is not None:
+            self._prepared.close()
+
+    def configure(
+        self,
+        memory_mib: int | None,
+        cpus: int,
+        disks: list[Path],
+        net: list[str],
+        engine: EngineName,
+        *,
+        reboot: bool,
+    ) -> MachineConfig:
+        """The machine's definition from the guest's and the user's wishes."""
+        from sublet.machine import DiskConfig, MachineConfig
+
+        kernel, initrd, cmdline, own_disks, default_mib = self._image()
+        return MachineConfig(
+            kernel=kernel,
+            initrd=initrd,
+            cmdline=cmdline,
+            memory_mib=default_mib if memory_mib is None else memory_mib,
+            cpus=cpus,
+            disks=tuple(DiskConfig(path=path) for path in (*own_disks, *disks)),
+            net=tuple(net),
+            engine=engine.value,
+            reboot=reboot,
+        )
+
+    def _image(self) -> tuple[Path, Path | None, str, tuple[Path, ...], int]:
+        own = self._prepared
+        if own is not None:
+            cmdline = f"{own.cmdline} {self._append}" if self._append else own.cmdline
+            return own.kernel, own.initrd, cmdline, own.disks, own.memory_mib
+        if self._kernel is None:
+            raise UsageError("there is nothing to boot")
+        return self._kernel, self._initrd, self._append or "", (), self._DEFAULT_MEMORY_MIB

@@ -1,0 +1,137 @@
+"""The command's face: words in, exit status and messages out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sublet.cli import app, main
+from sublet.cli.app import _with_default_stats
+from sublet.errors import HostRefused
+
+SUBLET = [sys.executable, "-m", "sublet"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("sublet 0.")
+
+
+def test_guests_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guests", "--json"]) == 0
+    names = [guest["name"] for guest in json.loads(capsys.readouterr().out)]
+    assert {"default", "debian"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["frobnicate"], "No such command"),
+        (["run", "--engine", "xen"], "'xen'"),
+        (["run", "--memory", "lots"], "'lots' is not a size"),
+        (["run", "--cpus", "two"], "--cpus"),
+        (["run", "--stats=xml"], "'xml'"),
+        (["run", "no-such-guest"], "no-such-guest"),
+        (["run", "debian", "--kernel", "vmlinuz"], "not both"),
+        (["run", "--initrd", "initrd.gz"], "--initrd needs --kernel"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("sublet: error: ")
+    assert captured.err.count("\n") == 1
+    assert complaint in captured.err
+
+
+def test_a_missing_kernel_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--kernel", str(tmp_path / "none")]) in {2, 3, 4}
+    assert "none" in capsys.readouterr().err
+
+
+def test_help_tells_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    for status in ("70", "80", "81", "82", "130"):
+        assert status in text
+
+
+def test_every_flag_that_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", "--help"])
+    text = capsys.readouterr().out
+    for flag in (
+        "engine",
+        "cpus",
+        "memory",
+        "kernel",
+        "initrd",
+        "append",
+        "disk",
+        "net",
+        "no-reboot",
+        "stats",
+    ):
+        assert f"--{flag}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "--stats"], ["run", "--stats=table"]),
+        (["run", "--stats=json"], ["run", "--stats=json"]),
+        (["run", "--", "--stats"], ["run", "--", "--stats"]),
+    ],
+)
+def test_stats_alone_is_a_table(words: list[str], expected: list[str]) -> None:
+    assert _with_default_stats(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "text"),
+    [
+        (
+            HostRefused("no space on /tmp", remedy="Free some."),
+            3,
+            "sublet: error: no space on /tmp. Free some.",
+        ),
+        (ZeroDivisionError("oops"), 70, "ZeroDivisionError: oops"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_every_failure_ends_in_a_line(
+    raised: BaseException,
+    status: int,
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(app, "app", fail)
+    assert main([]) == status
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([*SUBLET, "guests"], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert result.stderr == b""
+
+
+def test_closed_standard_descriptors_are_survived() -> None:
+    command = " ".join(SUBLET) + " version <&- >&-"
+    result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
