@@ -24,7 +24,7 @@ _TIME_LIMIT_S: Final = 1800
 
 
 def host_sources(etc_apt: Path = _ETC_APT) -> str:
-    """The entries of the host's apt sources that name our release, in deb822 form; empty when there are none."""
+    """The entries of the host's apt sources that name our release, as deb822; empty when there are none."""
     files = [etc_apt / "sources.list", *sorted((etc_apt / "sources.list.d").glob("*"))]
     stanzas: list[str] = []
     for path in files:
@@ -145,7 +145,7 @@ def _apt_failure(verb: str, output: str) -> Exception:
 
 
 def _downloaded(package: Package, directory: Path) -> Path:
-    """The file that apt made of a package; its checksum is compared once more, for a second opinion is cheap."""
+    """The file that apt made of a package, its checksum compared once more."""
     version = package.version.replace(":", "%3a")
     for path in directory.glob(f"{package.name}_{version}_*.deb"):
         if file_sha256(path) == package.sha256:

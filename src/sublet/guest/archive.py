@@ -141,7 +141,7 @@ class Archive(Protocol):
         ...
 
     def fetch(self, packages: list[Package], directory: Path) -> list[Path]:
-        """Put the packages' ``.deb`` files into ``directory``, their checksums checked; paths in the same order."""
+        """Put the packages' ``.deb`` files into ``directory``, checksums checked; paths in that order."""
         ...
 
 

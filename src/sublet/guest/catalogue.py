@@ -38,7 +38,7 @@ _BUILDER_VERSION: Final = "1"
 """Raised when the same packages are made into something else; a change of the scripts counts by itself."""
 
 Configure = Callable[[Path, Path, Path], bool]
-"""Boots (kernel, initrd, disk) with ``sublet.configure`` to its end; whether the packages are configured then."""
+"""Boots (kernel, initrd, disk) with ``sublet.configure`` to its end; whether that configured the packages."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GuestInfo:
 class PreparedGuest:
     """What a machine needs to boot a guest.
 
-    ``disks`` are private to this preparation and writable; they are gone when the process ends, or at ``close``.
+    ``disks`` are private to this preparation and writable; they go when the process ends, or at ``close``.
     """
 
     name: str
@@ -139,11 +139,11 @@ def prepare_guest(
         name: One of ``list_guests``.
         progress: Told of each long step.
         packages: Debian packages on top, for a guest with a disk; each set is cached apart.
-        mirror: Address of a Debian mirror; by default ``SUBLET_MIRROR``, else the host's apt, else Debian's own.
+        mirror: Address of a Debian mirror; else ``SUBLET_MIRROR``, else the host's apt, else Debian's own.
         refresh: Make it anew from what the archive has now.
         cache: Directory to use in place of ``cache_directory()``.
-        configure: Boots a half-configured disk where this host cannot configure it; without it the guest does so
-            itself the first time it boots.
+        configure: Boots a half-configured disk where this host cannot configure it; without it the guest
+            does so itself the first time it boots.
 
     Raises:
         UsageError: No such guest or package, or packages for a guest without a disk.
@@ -175,7 +175,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def open_archive(store: Store, progress: Progress, mirror: str | None = None) -> Archive:
-    """Where packages come from on this host: the mirror that the user names, else its apt, else Debian's mirror."""
+    """Where packages come from on this host: the user's mirror, else its apt, else Debian's mirror."""
     named = mirror or os.environ.get("SUBLET_MIRROR", "")
     if not named and apt_is_usable():
         return AptArchive(store.directory("apt"), progress)
@@ -234,7 +234,7 @@ def _write_boot_files(recipe: Recipe, out: Path, kernel_deb: Path, busybox_deb: 
 def _write_disk(
     scratch: Path, debs: Sequence[Path], kernel_deb: Path, progress: Progress, configure: Configure | None
 ) -> None:
-    """Make ``disk.raw``, configured here if we can, else in a machine, else left to the guest's first boot."""
+    """Make ``disk.raw``, configured here, else in a machine, else by the guest's first boot."""
     out = scratch / "out"
     tree = RootTree(scratch / "root")
     unpack_root(tree, debs, kernel_deb, progress)

@@ -56,7 +56,7 @@ class DebFile:
     def entries(self) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         """Every entry of the data archive in its order, regular files with an open stream.
 
-        Names are relative, have no ``..`` in them and no leading ``./``; the top directory itself is left out.
+        Names are relative, have no ``..`` in them and no leading ``./``; the top itself is left out.
         """
         with self._open_tar("data.tar") as archive:
             for info in _members_of(archive, self.path):

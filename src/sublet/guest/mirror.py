@@ -1,7 +1,7 @@
 """A Debian mirror as an archive, for hosts without a fitting apt: fetched and verified by ourselves.
 
-The chain of trust: the archive keyring → the signature of ``InRelease`` (by ``gpgv``) → the checksum of ``Packages.xz``
-→ the checksum of each ``.deb``. A link that does not hold ends it; there is no way to go on regardless.
+The chain of trust: the archive keyring, the signature of ``InRelease`` (by ``gpgv``), the checksum of
+``Packages.xz``, the checksum of each ``.deb``. A link that does not hold ends it; there is no way to go on regardless.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHA256_LINE: Final = re.compile(r"^ ([0-9a-f]{64})\s+(\d+)\s+(\S+)$", re.MULTIL
 
 
 class MirrorArchive:
-    """Packages from ``mirror``, an ``http``, ``https`` or ``file`` address that has ``dists`` and ``pool`` below it."""
+    """Packages from an ``http``, ``https`` or ``file`` address that has ``dists`` and ``pool`` below it."""
 
     def __init__(self, mirror: str, progress: Progress, keyring: Path | None = None) -> None:
         if not mirror.startswith(("http://", "https://", "file:///")):
@@ -106,7 +106,7 @@ class MirrorArchive:
 
 
 def find_keyring(environ: Mapping[str, str] = os.environ) -> Path:
-    """The keyring that release files are checked against: ``SUBLET_KEYRING``, or Debian's where the host has it.
+    """The keyring to check release files against: ``SUBLET_KEYRING``, or Debian's where the host has it.
 
     Raises:
         HostRefused: There is none. Going on without would mean trusting whoever answers.

@@ -42,8 +42,8 @@ class Module:
     def info(self, key: str) -> list[str]:
         """The values of a key of the module's ``.modinfo``, as ``depends`` or ``alias``.
 
-        Entries are NUL-terminated ``key=value`` strings. They are looked for in the whole file rather than in the
-        section: a string constant that looks the same is harmless, it names a module or alias that is not there.
+        Entries are NUL-terminated ``key=value`` strings. They are looked for in the whole file rather than in
+        the section: a constant that looks the same is harmless, it names a module that is not there.
         """
         pattern = rb"\0" + key.encode() + rb"=([\x20-\x7e]*)(?=\0)"
         return [value.decode() for value in re.findall(pattern, self.data)]
@@ -65,7 +65,7 @@ def canonical(name: str) -> str:
 
 
 def module_path(name: str) -> tuple[str, str] | None:
-    """Split a path of a kernel package into the kernel's release and the path below it; None for another file."""
+    """A kernel package's path as the kernel's release and the path below it; None for another file."""
     match = _MODULE_PATH.match(name)
     if match is None:
         return None
@@ -102,7 +102,7 @@ def _visit(
 
 
 def modules_dep(modules: Iterable[Module]) -> str:
-    """The table ``modules.dep``: each module's path and the paths of all that it depends on, nearest first."""
+    """The table ``modules.dep``: each module's path and those of all that it depends on, nearest first."""
     chosen = {module.name: module for module in modules}
     lines = []
     for module in chosen.values():
@@ -112,6 +112,6 @@ def modules_dep(modules: Iterable[Module]) -> str:
 
 
 def modules_alias(modules: Iterable[Module]) -> str:
-    """The table ``modules.alias``: device patterns and other names, each with the module that answers to it."""
+    """The table ``modules.alias``: device patterns and other names, each with its module."""
     lines = [f"alias {alias} {module.name}" for module in modules for alias in module.info("alias")]
     return "\n".join(lines) + "\n"

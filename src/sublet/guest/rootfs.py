@@ -147,7 +147,7 @@ _IN_CHROOT: Final = "mount -t proc proc /proc 2>/dev/null; exec /var/lib/sublet/
 
 
 def _isolation() -> list[str]:
-    """Namespaces of its own for the chroot, so that its mounts and processes end with it, where we may have them."""
+    """Namespaces for the chroot, where we may: its mounts and processes then end with it."""
     prefix = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net"]
     try:
         allowed = subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0

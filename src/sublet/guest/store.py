@@ -76,8 +76,8 @@ def host_refusal(what: str, error: OSError) -> HostRefused:
 class Store:
     """One cache directory, shared by every sublet process of this user.
 
-    Results are directories named ``<name>-<key>``; each is built beside its place and renamed into it, so that a
-    reader sees all of it or none, whenever the builder is interrupted. Builders of one name take turns.
+    Results are directories named ``<name>-<key>``; each is built beside its place and renamed into it,
+    so that a reader sees all of it or none, whenever the builder is interrupted. Builders of one name take turns.
     """
 
     def __init__(self, root: Path) -> None:
@@ -91,7 +91,7 @@ class Store:
         return path
 
     def current(self, name: str, builder: str) -> Path | None:
-        """The newest result published as ``name``, or None; one that another ``builder`` made does not count."""
+        """The newest result published as ``name``, or None; another ``builder``'s does not count."""
         pointer = self.root / "guests" / f"{name}.json"
         try:
             path = self.root / "guests" / str(json.loads(pointer.read_text())["directory"])
@@ -142,7 +142,7 @@ class Store:
 
 
 class RunDisk:
-    """A throw-away copy of a disk image. ``close`` removes it; so does the next run, if this process is killed."""
+    """A throw-away copy of a disk image. ``close`` removes it, or the next run if we are killed."""
 
     def __init__(self, parent: Path, image: Path) -> None:
         self._stack = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""A Debian root directory, unpacked from packages as ``dpkg --unpack`` would, without dpkg and without root."""
+"""A Debian root directory, unpacked as ``dpkg --unpack`` would, without dpkg and without root."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Ownership:
 class RootTree:
     """A directory that becomes a guest's root, and the ownership that its files shall have.
 
-    Names are those of the packages, without a leading slash. Nothing is ever written through a link that leads
-    outside: every parent directory is resolved within the tree, as a kernel would after ``chroot``.
+    Names are those of the packages, without a leading slash. Nothing is ever written through a link that
+    leads outside: every parent directory is resolved within the tree, as a kernel would after ``chroot``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,7 +154,7 @@ class RootTree:
     def _register(self, control: dict[str, bytes], listed: Iterable[str], deb: Path) -> None:
         """Enter a package into ``/var/lib/dpkg``.
 
-        Reference: dpkg 1.21 lib/dpkg/parse.c; a conffile that is not installed yet has the hash ``newconffile``.
+        Reference: dpkg 1.21 lib/dpkg/parse.c; a conffile not installed yet has the hash ``newconffile``.
         """
         fields = parse_stanza(control.get("control", b"").decode(errors="replace"))
         if not {"Package", "Version", "Architecture"} <= fields.keys():
