@@ -68,10 +68,11 @@ def open_boot_file(path: Path, what: str) -> Iterator[BootFile]:
         raise UsageError(f"there is no {what} at {path}", remedy="Check the path.") from error
     except OSError as error:
         raise HostRefused(f"cannot open the {what} {path}: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise UsageError(f"the {what} {path} is not a regular file")
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"the {what} {path} is not a regular file")
         try:
             yield BootFile(path, status.st_size, stream)
         except OSError as error:
