@@ -1,7 +1,8 @@
 """A Debian mirror as an archive, for hosts without a fitting apt: fetched and verified by ourselves.
 
 The chain of trust: the archive keyring, the signature of ``InRelease`` (by ``gpgv``), the checksum of
-``Packages.xz``, the checksum of each ``.deb``. A link that does not hold ends it; there is no way to go on regardless.
+``Packages.xz``, the checksum of each ``.deb``. A link that does not hold ends it;
+there is no way to go on regardless.
 """
 
 from __future__ import annotations

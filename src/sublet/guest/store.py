@@ -77,7 +77,8 @@ class Store:
     """One cache directory, shared by every sublet process of this user.
 
     Results are directories named ``<name>-<key>``; each is built beside its place and renamed into it,
-    so that a reader sees all of it or none, whenever the builder is interrupted. Builders of one name take turns.
+    so that a reader sees all of it or none, whenever the builder is interrupted. Builders of one name take
+    turns.
     """
 
     def __init__(self, root: Path) -> None:
