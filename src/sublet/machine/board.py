@@ -8,13 +8,15 @@ from sublet.devices.legacy.serial import COM1_GSI, Serial
 from sublet.devices.pci import PciConfigPorts, PciEcam, PciHost, Window
 from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT
 from sublet.devices.platform import AcpiPm, Gpe0, PvPanic, ResetRegister
+from sublet.devices.virtio import VirtioPci
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
 from sublet.machine.bus import Buses
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
-from sublet.machine.host import GsiLine, MonotonicClock, WorkerPool
+from sublet.machine.host import GsiLine, MonotonicClock, MsiPort, WorkerPool
 from sublet.machine.runloop import EndMachine
+from sublet.machine.virtio import VirtioDevices
 
 
 class Board:
@@ -25,7 +27,10 @@ class Board:
         layout: Its address map.
         vm: Interrupt lines and memory.
         write: Where the console's output goes.
-        end: What power-off, reset and panic call.
+        end: What power-off, reset, panic and failure call.
+
+    Raises:
+        SubletError: A disk or a network cannot be opened.
     """
 
     def __init__(
@@ -37,14 +42,19 @@ class Board:
         end: EndMachine,
     ) -> None:
         self.buses = Buses()
-        self._workers = WorkerPool()
-        self._clock = MonotonicClock()
-        self._serial = Serial(GsiLine(vm, COM1_GSI), write, self._clock)
+        clock = MonotonicClock()
+        self._workers = WorkerPool(lambda error: end(Request.FAILED, error))
+        self._virtio = VirtioDevices(config, write, self._workers, clock)
+        self._serial = Serial(GsiLine(vm, COM1_GSI), write, clock)
         self._power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
         self._pci = _make_pci_host(self.buses, layout, vm)
         self._add_ports(end)
         self.buses.mmio.add(mm.ECAM_BASE, mm.ECAM_SIZE, PciEcam(self._pci))
+        for slot, device in enumerate(self._virtio.all, start=1):
+            self._pci.plug(slot, VirtioPci(device, vm.memory, MsiPort(vm)))
         self._pci.assign_bars()
+        self.receive = self._virtio.console.receive if _reads_hvc0(config.cmdline) else self._serial.receive
+        """Type on the guest's console; returns how many bytes were taken."""
 
     def _add_ports(self, end: EndMachine) -> None:
         reset = ResetRegister(lambda: end(Request.RESET, None))
@@ -59,18 +69,21 @@ class Board:
         """Start the devices' own threads."""
         self._serial.start()
 
-    def receive(self, data: bytes) -> int:
-        """Type on the console; returns how many bytes were taken."""
-        return self._serial.receive(data)
-
     def press_power_button(self) -> None:
         """Ask the guest to shut down."""
         self._power.press_power_button()
 
     def close(self) -> None:
         """Stop the devices' threads, write out what they hold, close files. Idempotent."""
-        self._workers.close()
         self._serial.close()
+        if self._workers.close():
+            self._virtio.close()
+
+
+def _reads_hvc0(cmdline: str) -> bool:
+    """Whether the guest's /dev/console is the virtio console: the last ``console=`` counts."""
+    consoles = [word for word in cmdline.split() if word.startswith("console=")]
+    return bool(consoles) and consoles[-1].startswith("console=hvc0")
 
 
 def _make_pci_host(buses: Buses, layout: mm.MemoryMap, vm: Vm) -> PciHost:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sublet.engine import Vm
 
 _WORKERS: Final = 4
+_JOIN_TIMEOUT_S: Final = 10.0
 
 
 class MonotonicClock:
@@ -21,21 +23,58 @@ class MonotonicClock:
 
 
 class WorkerPool:
-    """`sublet.hw.Executor` on a few threads, started as work arrives."""
+    """`sublet.hw.Executor` on a few threads, which start with the first work.
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="io")
+    The threads are daemons: one that hangs in a host call does not keep the process from ending.
+
+    Args:
+        on_error: Called on a worker with what a device's work raised: a bug of ours or a host failure.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        self._on_error = on_error
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
 
     def submit(self, work: Callable[[], None]) -> None:
         """Run ``work`` soon; work offered after `close` is dropped, as its machine is gone."""
-        try:
-            self._pool.submit(work)
-        except RuntimeError:
-            return
+        if not self._threads:
+            self._start()
+        if not self._closed:
+            self._work.put(work)
 
-    def close(self) -> None:
-        """Finish the work that has begun, drop the rest."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def _start(self) -> None:
+        with self._lock:
+            if self._threads or self._closed:
+                return
+            threads = [
+                threading.Thread(target=self._serve, name=f"io{i}", daemon=True) for i in range(_WORKERS)
+            ]
+            for thread in threads:
+                thread.start()
+            self._threads = threads
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            if self._closed:
+                continue
+            try:
+                work()
+            except Exception as error:
+                self._on_error(error)
+
+    def close(self) -> bool:
+        """Finish the work that has begun, drop the rest; False when a worker hangs. Idempotent."""
+        with self._lock:
+            self._closed = True
+            threads = self._threads
+        for _ in threads:
+            self._work.put(None)
+        for thread in threads:
+            thread.join(_JOIN_TIMEOUT_S)
+        return not any(thread.is_alive() for thread in threads)
 
 
 class GsiLine:

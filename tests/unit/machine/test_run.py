@@ -12,8 +12,9 @@ import pytest
 from tests.unit.machine.images import Elf
 
 from sublet import engine as core
+from sublet.block import RawImage
 from sublet.errors import CorruptImage, HostRefused, InternalError, UsageError
-from sublet.machine import MachineConfig, MachineResult, run, run_machine
+from sublet.machine import DiskConfig, MachineConfig, MachineResult, run, run_machine
 from sublet.machine import memory_map as mm
 from sublet.testing.fake_engine import FakeEngine, FakeExit, Script
 
@@ -258,3 +259,36 @@ def test_a_kernel_that_breaks_between_boots_ends_the_run(run_on: Run, config: Ma
 
     with pytest.raises(CorruptImage):
         run_on(boot, config)
+
+
+def test_disks_and_cards_get_pci_slots(run_on: Run, config: MachineConfig, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(4096))
+    reads = [
+        FakeExit(core.EXIT_MMIO_READ, address=mm.ECAM_BASE + (slot << 15), size=4) for slot in range(1, 6)
+    ]
+    fake = FakeEngine(script(reads + POWER_OFF))
+    disks = (DiskConfig(path=disk),)
+    run_on(fake, config.model_copy(update={"disks": disks, "net": ("none",)}))
+    rng, console, card, block, nothing = (value >> 16 for value in fake.vms[0].vcpus[0].reads)
+    assert (rng, console, card, block, nothing) == (0x1044, 0x1043, 0x1041, 0x1042, 0xFFFF)
+    RawImage(disk).close()
+
+
+@pytest.mark.parametrize(
+    ("net", "error"),
+    [(("bridge:br0",), UsageError), (("unix:/nonexistent",), HostRefused), (("none",) * 40, UsageError)],
+)
+def test_bad_networks_are_refused(
+    run_on: Run, config: MachineConfig, net: tuple[str, ...], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        run_on(script(POWER_OFF), config.model_copy(update={"net": net}))
+
+
+def test_one_disk_cannot_be_attached_twice(run_on: Run, config: MachineConfig, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(4096))
+    with pytest.raises(HostRefused, match="in use"):
+        run_on(script(POWER_OFF), config.model_copy(update={"disks": (DiskConfig(path=disk),) * 2}))
+    RawImage(disk).close()
