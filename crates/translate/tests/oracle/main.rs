@@ -10,9 +10,11 @@
 
 mod case;
 mod compare;
+mod engine;
 mod features;
 mod fuzz;
 mod inputs;
+mod machine;
 mod native;
 mod plan;
 mod report;

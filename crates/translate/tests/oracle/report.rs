@@ -25,6 +25,8 @@ pub struct Board {
     passed: [AtomicU64; CLASSES],
     failed: [AtomicU64; CLASSES],
     printed: AtomicU64,
+    /// Cases by the vector that ended them.
+    ended: [AtomicU64; 32],
 }
 
 impl Board {
@@ -58,6 +60,11 @@ impl Board {
         }
     }
 
+    /// Count the exception that ended a case.
+    pub fn ended(&self, vector: u8) {
+        self.ended[usize::from(vector) % 32].fetch_add(1, Relaxed);
+    }
+
     /// Sum of failed cases.
     pub fn failures(&self) -> u64 {
         self.failed.iter().map(|count| count.load(Relaxed)).sum()
@@ -73,10 +80,21 @@ impl Board {
                 println!("{:16} {:>8} {passed:>8} {failed:>8}", class.name(), passed + failed);
             }
         }
+        let ends = self.ended.iter().enumerate().map(|(vector, count)| (vector, count.load(Relaxed)));
+        let ends: Vec<String> = ends
+            .filter(|(_, count)| *count > 0)
+            .map(|(vector, count)| format!("{} {count}", VECTOR_NAMES.get(vector).unwrap_or(&"other")))
+            .collect();
+        println!("ended by {}", ends.join(", "));
         let passed: u64 = self.passed.iter().map(|count| count.load(Relaxed)).sum();
         println!("{passed} passed, {} failed", self.failures());
     }
 }
+
+const VECTOR_NAMES: [&str; 20] = [
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15", "#MF",
+    "#AC", "#MC", "#XM",
+];
 
 /// Disassembly and the input state that matters at a glance.
 pub fn describe(case: &Case) -> String {

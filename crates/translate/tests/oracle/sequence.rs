@@ -405,6 +405,10 @@ impl Writer<'_> {
         self.plains(2, &[]);
         let over = self.label();
         self.condition(over)?;
+        if self.rng.chance(20) {
+            let code = self.rng.pick(&[Code::Ud2, Code::Int3]);
+            self.push(Instruction::with(code));
+        }
         for _ in 0..20 {
             let code = self.rng.pick(&self.pool.plain);
             let made = single::instruction(code, (POINTER, POINTER_VALUE), true, self.rng);

@@ -4,7 +4,7 @@ use crate::case::{Case, Class, CpuImage, CODE, DATA, PAGE, READ_ONLY, STACK, TWO
 use crate::inputs;
 use crate::rng::Rng;
 use iced_x86::{
-    Code, CpuidFeature, Encoder, EncodingKind, Instruction, MemorySize, Mnemonic, OpCodeInfo,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, MemorySize, Mnemonic, OpCodeInfo,
     OpCodeOperandKind as K, OpKind, Register, RoundingControl,
 };
 
@@ -573,7 +573,8 @@ impl<'a> Draft<'a> {
             encoder = Encoder::new(self.bits);
             encoder.encode(&self.instruction, at.0).ok()?;
         }
-        let code = if at.1 { encoder.take_buffer() } else { code };
+        let mut code = if at.1 { encoder.take_buffer() } else { code };
+        self.odd_prefix(&mut code);
         self.cpu.rip = at.0;
         let mut memory = vec![(at.0, code)];
         memory[0].1.truncate((CODE + TWO_PAGES - at.0) as usize);
@@ -603,6 +604,22 @@ impl<'a> Draft<'a> {
                 (CODE + TWO_PAGES - self.rng.range(1, size), true)
             }
             _ => (at, false),
+        }
+    }
+
+    /// Now and then a prefix that the instruction does not ask for: without effect, or #UD.
+    fn odd_prefix(&mut self, code: &mut Vec<u8>) {
+        if !self.rng.chance(6) {
+            return;
+        }
+        let prefix = self.rng.pick(&[0xf0, 0xf0, 0x66, 0xf2, 0xf3, 0x2e, 0x3e, 0x36, 0x26, 0x4a]);
+        let mut longer = vec![prefix];
+        longer.extend_from_slice(code);
+        let decoded = Decoder::new(self.bits, &longer, DecoderOptions::NONE).decode();
+        let same = decoded.code() == self.op.code() || decoded.is_invalid();
+        if same && !(self.bits == 32 && prefix == 0x4a) {
+            self.notes.push_str(&format!(" prefix-{prefix:02x}"));
+            *code = longer;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::case::{Case, Outcome, Target};
 use crate::compare::differences;
+use crate::engine;
 use crate::features::Features;
 use crate::native::{compat_works, NativeTarget};
 use crate::plan::{Options, Plan};
@@ -60,7 +61,7 @@ fn print_plan(plan: &Plan, features: &Features, compat: bool) {
 }
 
 /// Fork, run `work` in the child, and wait for it. Returns the wait status.
-fn in_child(work: impl FnOnce() -> Result<(), String>) -> Result<i32, String> {
+pub fn in_child(work: impl FnOnce() -> Result<(), String>) -> Result<i32, String> {
     // SAFETY: the process has one thread here, so the child may go on as this one would.
     let child = unsafe { libc::fork() };
     if child < 0 {
@@ -109,10 +110,11 @@ fn work(plan: &Plan, board: &Board, layout: Layout, target: &str) -> Result<(), 
     let mut native = NativeTarget::inherited(layout);
     let mut other = match target {
         "native" => Other::Native,
-        "translate" => Other::Translated(Box::new([
-            TranslatedTarget::new(layout, 3)?,
-            TranslatedTarget::new(layout, 0)?,
-        ])),
+        "translate" => {
+            let engine = engine::open()?;
+            let target = |privilege| TranslatedTarget::new(engine.as_ref(), layout, privilege);
+            Other::Translated(Box::new([target(3)?, target(0)?]))
+        }
         _ => return Err(format!("unknown target {target:?}: translate or native")),
     };
     let end = plan.options().first + plan.options().cases;
@@ -146,6 +148,7 @@ fn batch(plan: &Plan, board: &Board, indices: std::ops::Range<u64>, native: &mut
         if plan.options().cases == 1 {
             println!("case {index}: {}\n{}    {:x?}", case.name, describe(case), expected.fault);
         }
+        board.ended(expected.fault.vector);
         match check(*index, case, &expected, native, other) {
             text if text.is_empty() => board.pass(case.class),
             text => board.fail(*index, case, &text),
