@@ -19,9 +19,10 @@ _RELATION: Final = re.compile(r"\s*([a-z0-9][a-z0-9+.-]*)(?::\w+)?\s*(?:\(\s*([<
 
 @dataclass(frozen=True)
 class Package:
-    """One version of one package, as an archive's index describes it."""
+    """One version of one package, as an archive's index describes it; ``base`` is that archive's address."""
 
     fields: Mapping[str, str]
+    base: str = ""
 
     @cached_property
     def name(self) -> str:
@@ -145,15 +146,15 @@ class Archive(Protocol):
         ...
 
 
-def parse_packages(text: str) -> Iterator[Package]:
-    """The stanzas of a ``Packages`` file.
+def parse_packages(text: str, base: str = "") -> Iterator[Package]:
+    """The stanzas of the ``Packages`` file of the archive at ``base``.
 
     Reference: deb822(5); Debian Policy 4.6 §5.1 "Syntax of control files".
     """
     for stanza in text.split("\n\n"):
         fields = parse_stanza(stanza)
         if fields:
-            yield Package(fields)
+            yield Package(fields, base)
 
 
 def parse_stanza(stanza: str) -> dict[str, str]:

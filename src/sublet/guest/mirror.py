@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final
 
@@ -34,6 +34,7 @@ KEYRINGS: Final = (
 _MAX_RELEASE_SIZE: Final = 4 << 20
 _MAX_INDEX_SIZE: Final = 64 << 20
 _MAX_UNPACKED_INDEX_SIZE: Final = 512 << 20
+_OTHER_MIRROR: Final = "Try again, or name another mirror in SUBLET_MIRROR."
 _CHUNK: Final = 1 << 18
 _TIMEOUT_S: Final = 60
 _SHA256_LINE: Final = re.compile(r"^ ([0-9a-f]{64})\s+(\d+)\s+(\S+)$", re.MULTILINE)
@@ -52,19 +53,32 @@ class MirrorArchive:
 
     def index(self) -> PackageIndex:
         keyring = self._keyring or find_keyring()
-        base = f"{self._mirror}/dists/{SUITE}"
-        self._progress(f"fetching the package lists of {self._mirror}")
-        release = verify_inline_signature(self._get(f"{base}/InRelease", _MAX_RELEASE_SIZE), keyring)
-        if not re.search(rf"^(?:Codename|Suite): {SUITE}$", release, re.MULTILINE):
-            raise CorruptImage(f"{base}/InRelease is the release file of something else")
+        packages = list(self._read_suite(self._mirror, SUITE, keyring))
+        if self._mirror.endswith("/debian"):
+            packages += self._read_security(f"{self._mirror}-security", keyring)
+        return PackageIndex(packages)
+
+    def _read_security(self, base: str, keyring: Path) -> list[Package]:
+        """Security updates, which mirrors keep beside the release; not every mirror has them."""
+        try:
+            return list(self._read_suite(base, f"{SUITE}-security", keyring))
+        except HostRefused as refusal:
+            self._progress(f"going on without security updates: {refusal.message}")
+            return []
+
+    def _read_suite(self, base: str, suite: str, keyring: Path) -> Iterator[Package]:
+        """The packages of one suite of the archive at ``base``, verified from its signature down."""
+        self._progress(f"fetching the package lists of {base}")
+        folder = f"{base}/dists/{suite}"
+        release = verify_inline_signature(_get(f"{folder}/InRelease", _MAX_RELEASE_SIZE), keyring)
+        if not re.search(rf"^(?:Codename|Suite): {suite}$", release, re.MULTILINE):
+            raise CorruptImage(f"{folder}/InRelease is the release file of something else")
         name = "main/binary-amd64/Packages.xz"
         digest, size = _listed_checksum(release, name)
-        packed = self._get(f"{base}/{name}", min(size, _MAX_INDEX_SIZE), self._progress)
+        packed = _get(f"{folder}/{name}", min(size, _MAX_INDEX_SIZE))
         if hashlib.sha256(packed).hexdigest() != digest:
-            raise CorruptImage(
-                f"{base}/{name} fails its checksum", remedy="Try again, or name another mirror."
-            )
-        return PackageIndex(parse_packages(_unpack_index(packed, name)))
+            raise CorruptImage(f"{folder}/{name} fails its checksum", remedy=_OTHER_MIRROR)
+        return parse_packages(_unpack_index(packed, name), base)
 
     def fetch(self, packages: list[Package], directory: Path) -> list[Path]:
         total = sum(package.size for package in packages)
@@ -81,7 +95,7 @@ class MirrorArchive:
         if ".." in package.filename.split("/"):
             raise CorruptImage(f"the package index puts {package.name} at {package.filename!r}")
         path = directory / package.filename.rpartition("/")[2]
-        url = f"{self._mirror}/{package.filename}"
+        url = f"{package.base}/{package.filename}"
         with host_errors(f"cannot write {path}"):
             try:
                 with path.open("wb") as stream:
@@ -91,19 +105,15 @@ class MirrorArchive:
                 raise
         if file_sha256(path) != package.sha256:
             path.unlink(missing_ok=True)
-            raise CorruptImage(f"{url} fails its checksum", remedy="Try again, or name another mirror.")
+            raise CorruptImage(f"{url} fails its checksum", remedy=_OTHER_MIRROR)
         return path
 
-    def _get(self, url: str, limit: int, progress: Progress | None = None) -> bytes:
-        data = bytearray()
 
-        def append(chunk: bytes) -> None:
-            data.extend(chunk)
-            if progress is not None:
-                progress("fetching the package lists", len(data), limit)
-
-        _download(url, limit, append)
-        return bytes(data)
+def _get(url: str, limit: int) -> bytes:
+    """The whole of a small file; ``limit`` in bytes."""
+    data = bytearray()
+    _download(url, limit, data.extend)
+    return bytes(data)
 
 
 def find_keyring(environ: Mapping[str, str] = os.environ) -> Path:

@@ -74,7 +74,7 @@ _NETWORK: Final = "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n\n[Link]\nRequ
 
 def package_names(index: PackageIndex, extra: Sequence[str]) -> list[str]:
     """Names of the packages that a root disk starts from; what they depend on comes on top."""
-    return sorted({*index.with_priority("required"), *CHOSEN, *extra})
+    return list(dict.fromkeys((*extra, *CHOSEN, *index.with_priority("required"))))
 
 
 def unpack_root(tree: RootTree, debs: Sequence[Path], kernel_deb: Path, progress: Progress) -> None:
