@@ -233,10 +233,8 @@ impl Pristine {
 
     /// Pristine bytes at `address`; `None` when they are not all in one region.
     pub fn at(&self, address: u64, size: usize) -> Option<&[u8]> {
-        let (region, bytes) = self
-            .regions
-            .iter()
-            .find(|(region, _)| address.wrapping_sub(region.base) < region.size)?;
+        let (region, bytes) =
+            self.regions.iter().find(|(region, _)| address.wrapping_sub(region.base) < region.size)?;
         let start = (address - region.base) as usize;
         bytes.get(start..start.checked_add(size)?)
     }
@@ -259,10 +257,8 @@ impl Pristine {
     }
 
     fn put(&mut self, address: u64, patch: &[u8]) {
-        let found = self
-            .regions
-            .iter_mut()
-            .find(|(region, _)| address.wrapping_sub(region.base) < region.size);
+        let found =
+            self.regions.iter_mut().find(|(region, _)| address.wrapping_sub(region.base) < region.size);
         if let Some((region, bytes)) = found {
             let start = (address - region.base) as usize;
             let size = patch.len().min(bytes.len() - start);

@@ -9,7 +9,8 @@ const COMPARED_FLAGS: u64 = 0x8d5 | 1 << 8 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 
 const ERROR_USER: u32 = 4;
 
 const GPR_NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
 ];
 
 /// Differences, one a line; empty when the outcomes agree.
@@ -85,11 +86,13 @@ fn x87(text: &mut String, native: &Outcome, other: &Outcome) {
 }
 
 fn memory(text: &mut String, case: &Case, native: &Outcome, other: &Outcome) {
-    let ignored = |address: u64| case.ignored.iter().any(|(start, size)| address.wrapping_sub(*start) < *size);
+    let ignored =
+        |address: u64| case.ignored.iter().any(|(start, size)| address.wrapping_sub(*start) < *size);
     let mut addresses: Vec<u64> = native.memory.keys().chain(other.memory.keys()).copied().collect();
     addresses.sort_unstable();
     addresses.dedup();
-    let differ = |address: &u64| !ignored(*address) && native.memory.get(address) != other.memory.get(address);
+    let differ =
+        |address: &u64| !ignored(*address) && native.memory.get(address) != other.memory.get(address);
     for address in addresses.into_iter().filter(differ).take(8) {
         let show = |byte: Option<&u8>| byte.map_or("as before".to_owned(), |byte| format!("{byte:#04x}"));
         let (a, b) = (show(native.memory.get(&address)), show(other.memory.get(&address)));

@@ -95,7 +95,9 @@ fn flag_name(feature: CpuidFeature) -> Option<&'static str> {
         F::RDTSCP => "rdtscp",
         F::RDRAND => "rdrand",
         F::RDSEED => "rdseed",
-        F::TSC | F::RDPMC | F::SYSCALL | F::SEP | F::MSR | F::XSAVE | F::XSAVEC | F::XSAVEOPT | F::XSAVES => "",
+        F::TSC | F::RDPMC | F::SYSCALL | F::SEP | F::MSR | F::XSAVE | F::XSAVEC | F::XSAVEOPT | F::XSAVES => {
+            ""
+        }
         F::SMAP => "smap",
         F::WBNOINVD => "wbnoinvd",
         F::INVPCID => "invpcid",

@@ -40,7 +40,7 @@ const DESCRIPTORS: [u64; 10] = [
     0x00cf_f300_0000_ffff,
     0x00af_fb00_0000_ffff,
     0,
-    0x0000_8b00_0000_0067 | (SYSTEM + TSS & 0xff_ffff) << 16 | (SYSTEM + TSS >> 24 & 0xff) << 56,
+    0x0000_8b00_0000_0067 | ((SYSTEM + TSS) & 0xff_ffff) << 16 | (((SYSTEM + TSS) >> 24) & 0xff) << 56,
     0,
 ];
 
@@ -118,7 +118,11 @@ fn task_state(image: &mut [u8]) {
 fn gate(image: &mut [u8], vector: u64) {
     let handler = SYSTEM + HANDLERS + 16 * vector;
     let privilege = if matches!(vector, 3 | 4) { 3 } else { 0 };
-    let low = handler & 0xffff | 0x10 << 16 | 1 << 32 | (0x8e | privilege << 5) << 40 | (handler >> 16 & 0xffff) << 48;
+    let low = handler & 0xffff
+        | 0x10 << 16
+        | 1 << 32
+        | (0x8e | privilege << 5) << 40
+        | (handler >> 16 & 0xffff) << 48;
     put(image, IDT + 16 * vector, low);
     put(image, IDT + 16 * vector + 8, handler >> 32);
     image[(HANDLERS + 16 * vector) as usize] = 0xf4;
@@ -164,7 +168,14 @@ pub fn system_registers(bits: u32, privilege: u8, fs_base: u64, gs_base: u64) ->
     Sregs {
         segments: [data, code, stack, data, fs, gs],
         ldtr: unusable,
-        tr: Segment { base: SYSTEM + TSS, limit: 0x67, selector: 0x40, kind: 0xb, present: true, ..Segment::default() },
+        tr: Segment {
+            base: SYSTEM + TSS,
+            limit: 0x67,
+            selector: 0x40,
+            kind: 0xb,
+            present: true,
+            ..Segment::default()
+        },
         gdt: DescriptorTable { base: SYSTEM + GDT, limit: (8 * DESCRIPTORS.len() - 1) as u16 },
         idt: DescriptorTable { base: SYSTEM + IDT, limit: 32 * 16 - 1 },
         // PE MP ET NE WP AM PG

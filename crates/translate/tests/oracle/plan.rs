@@ -24,6 +24,7 @@ pub struct Options {
 pub struct Plan {
     options: Options,
     codes: Vec<Code>,
+    intricate: Vec<Code>,
     compat_codes: Vec<Code>,
     pool: Pool,
 }
@@ -37,9 +38,11 @@ impl Plan {
         };
         let runnable = |bits| move |code: &Code| skip::reason(*code, bits, features).is_none();
         let all: Vec<Code> = Code::values().filter(runnable(64)).collect();
-        let compat_codes = Code::values().filter(|code| compat && runnable(32)(code) && wanted(code)).collect();
-        let codes = all.iter().copied().filter(wanted).collect();
-        Self { codes, compat_codes, pool: Pool::new(&all), options }
+        let compat_codes =
+            Code::values().filter(|code| compat && runnable(32)(code) && wanted(code)).collect();
+        let codes: Vec<Code> = all.iter().copied().filter(wanted).collect();
+        let intricate = codes.iter().copied().filter(|code| single::is_intricate(*code)).collect();
+        Self { codes, intricate, compat_codes, pool: Pool::new(&all), options }
     }
 
     /// The run's options.
@@ -52,15 +55,16 @@ impl Plan {
         (self.codes.len(), self.compat_codes.len())
     }
 
-    /// The case of `index`: of ten, seven are single instructions, two sequences, one is 32-bit
-    /// code. `None` when the random choices could not be encoded.
+    /// The case of `index`: of ten, six go round all single instructions, one round the intricate
+    /// ones (strings, stack, gathers), two are sequences, one is 32-bit code. `None` when the random choices could not be encoded.
     pub fn case(&self, index: u64) -> Option<Case> {
         let mut rng = Rng::new(self.options.seed, index);
         let (round, turn) = (index / 10, index % 10);
         match turn {
             9 => nth(&self.compat_codes, round, 32, &mut rng),
             7 | 8 if self.options.filter.is_none() => sequence::generate(&self.pool, &mut rng),
-            _ => nth(&self.codes, round * 7 + turn, 64, &mut rng),
+            6 if !self.intricate.is_empty() => nth(&self.intricate, round, 64, &mut rng),
+            _ => nth(&self.codes, round * 6 + turn.min(5), 64, &mut rng),
         }
     }
 }

@@ -36,7 +36,8 @@ impl Board {
     /// The host's, when it has no memory to share.
     pub fn shared() -> std::io::Result<&'static Self> {
         let size = std::mem::size_of::<Self>();
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a fresh mapping, page-aligned and zero, which is a valid board; never unmapped.
         unsafe {
             let at = libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0);
@@ -92,8 +93,8 @@ impl Board {
 }
 
 const VECTOR_NAMES: [&str; 20] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15", "#MF",
-    "#AC", "#MC", "#XM",
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF",
+    "15", "#MF", "#AC", "#MC", "#XM",
 ];
 
 /// Disassembly and the input state that matters at a glance.
@@ -108,7 +109,8 @@ pub fn describe(case: &Case) -> String {
             let mut line = String::new();
             formatter.format(&instruction, &mut line);
             let start = (instruction.ip() - address) as usize;
-            let raw: String = bytes[start..start + instruction.len()].iter().map(|b| format!("{b:02x}")).collect();
+            let raw: String =
+                bytes[start..start + instruction.len()].iter().map(|b| format!("{b:02x}")).collect();
             text.push_str(&format!("    {:#x}: {raw:24} {line}\n", instruction.ip()));
         }
     }
@@ -134,5 +136,6 @@ pub fn describe(case: &Case) -> String {
 }
 
 const GPR_NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
 ];

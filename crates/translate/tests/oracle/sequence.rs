@@ -6,8 +6,8 @@ use crate::inputs;
 use crate::rng::Rng;
 use crate::single;
 use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Code, IcedError, Instruction, InstructionBlock, InstructionInfoFactory,
-    MemoryOperand, OpAccess, Register,
+    BlockEncoder, BlockEncoderOptions, Code, IcedError, Instruction, InstructionBlock,
+    InstructionInfoFactory, MemoryOperand, OpAccess, Register,
 };
 
 /// The register that memory operands go through; nothing in a sequence changes it.
@@ -36,8 +36,10 @@ impl Pool {
 fn fits(code: Code) -> bool {
     use iced_x86::Mnemonic as M;
     let op = code.op_code();
-    let bit_test = matches!(code.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc) && op.op1_kind() != iced_x86::OpCodeOperandKind::imm8;
-    let odd = matches!(code.mnemonic(), M::Clzero | M::Wrfsbase | M::Wrgsbase | M::Leave | M::Enter | M::Movdir64b);
+    let bit_test = matches!(code.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+        && op.op1_kind() != iced_x86::OpCodeOperandKind::imm8;
+    let odd =
+        matches!(code.mnemonic(), M::Clzero | M::Wrfsbase | M::Wrgsbase | M::Leave | M::Enter | M::Movdir64b);
     !op.is_stack_instruction() && !bit_test && !odd && single::class_of(code) != Class::String
 }
 
@@ -46,8 +48,29 @@ fn is_flag_chain(code: Code) -> bool {
     let name = format!("{:?}", code.mnemonic());
     let listed = matches!(
         code.mnemonic(),
-        M::Adc | M::Sbb | M::Add | M::Sub | M::Cmp | M::Test | M::Inc | M::Dec | M::Rcl | M::Rcr | M::Shl | M::Sar
-            | M::Adcx | M::Adox | M::Lahf | M::Sahf | M::Cmc | M::Stc | M::Clc | M::Neg | M::Mov | M::Movzx | M::Xchg
+        M::Adc
+            | M::Sbb
+            | M::Add
+            | M::Sub
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Rcl
+            | M::Rcr
+            | M::Shl
+            | M::Sar
+            | M::Adcx
+            | M::Adox
+            | M::Lahf
+            | M::Sahf
+            | M::Cmc
+            | M::Stc
+            | M::Clc
+            | M::Neg
+            | M::Mov
+            | M::Movzx
+            | M::Xchg
     );
     listed || name.starts_with("Set") || name.starts_with("Cmov")
 }
@@ -150,9 +173,21 @@ impl Writer<'_> {
 
     fn condition(&mut self, label: u64) -> Written {
         let codes = [
-            Code::Jo_rel32_64, Code::Jno_rel32_64, Code::Jb_rel32_64, Code::Jae_rel32_64, Code::Je_rel32_64,
-            Code::Jne_rel32_64, Code::Jbe_rel32_64, Code::Ja_rel32_64, Code::Js_rel32_64, Code::Jns_rel32_64,
-            Code::Jp_rel32_64, Code::Jnp_rel32_64, Code::Jl_rel32_64, Code::Jge_rel32_64, Code::Jle_rel32_64,
+            Code::Jo_rel32_64,
+            Code::Jno_rel32_64,
+            Code::Jb_rel32_64,
+            Code::Jae_rel32_64,
+            Code::Je_rel32_64,
+            Code::Jne_rel32_64,
+            Code::Jbe_rel32_64,
+            Code::Ja_rel32_64,
+            Code::Js_rel32_64,
+            Code::Jns_rel32_64,
+            Code::Jp_rel32_64,
+            Code::Jnp_rel32_64,
+            Code::Jl_rel32_64,
+            Code::Jge_rel32_64,
+            Code::Jle_rel32_64,
             Code::Jg_rel32_64,
         ];
         let code = self.rng.pick(&codes);
@@ -162,8 +197,15 @@ impl Writer<'_> {
     /// One random instruction that leaves RSP, the pointer and `kept` alone.
     fn plain(&mut self, kept: &[Register]) {
         for _ in 0..20 {
-            let code = if self.rng.chance(35) { self.rng.pick(&self.pool.chain) } else { self.rng.pick(&self.pool.plain) };
-            let Some(instruction) = single::instruction(code, (POINTER, POINTER_VALUE), false, self.rng) else { continue };
+            let code = if self.rng.chance(35) {
+                self.rng.pick(&self.pool.chain)
+            } else {
+                self.rng.pick(&self.pool.plain)
+            };
+            let Some(instruction) = single::instruction(code, (POINTER, POINTER_VALUE), false, self.rng)
+            else {
+                continue;
+            };
             if !writes_any(&instruction, kept) {
                 return self.push(instruction);
             }
@@ -247,7 +289,12 @@ impl Writer<'_> {
             let code = self.rng.pick(&[Code::Jrcxz_rel8_64, Code::Jecxz_rel8_64]);
             self.branch(code, out)?;
         }
-        let codes = [Code::Loop_rel8_64_RCX, Code::Loope_rel8_64_RCX, Code::Loopne_rel8_64_RCX, Code::Loop_rel8_64_ECX];
+        let codes = [
+            Code::Loop_rel8_64_RCX,
+            Code::Loope_rel8_64_RCX,
+            Code::Loopne_rel8_64_RCX,
+            Code::Loop_rel8_64_ECX,
+        ];
         let code = self.rng.pick(&codes);
         self.branch(code, top)?;
         self.place(out);
@@ -424,10 +471,19 @@ impl Writer<'_> {
 
     fn partial_registers(&mut self) -> Written {
         self.kinds.push("partial");
-        let bytes = [Register::AL, Register::AH, Register::BL, Register::BH, Register::CH, Register::DH, Register::DL];
+        let bytes = [
+            Register::AL,
+            Register::AH,
+            Register::BL,
+            Register::BH,
+            Register::CH,
+            Register::DH,
+            Register::DL,
+        ];
         for _ in 0..self.rng.range(1, 3) {
             let (to, from) = (self.rng.pick(&bytes), self.rng.pick(&bytes));
-            let code = self.rng.pick(&[Code::Mov_r8_rm8, Code::Add_r8_rm8, Code::Xchg_rm8_r8, Code::Adc_rm8_r8]);
+            let code =
+                self.rng.pick(&[Code::Mov_r8_rm8, Code::Add_r8_rm8, Code::Xchg_rm8_r8, Code::Adc_rm8_r8]);
             self.push(Instruction::with2(code, to, from)?);
             let (loaded, immediate) = (self.rng.pick(&bytes), self.rng.below(128) as u32);
             self.push(Instruction::with2(Code::Mov_r8_imm8, loaded, immediate)?);
@@ -474,14 +530,16 @@ impl Writer<'_> {
 
     /// Lay the code out at `at`, twice: the first time to learn where the changed bytes lie.
     fn encode(&mut self, at: u64) -> Option<Vec<u8>> {
-        let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS | BlockEncoderOptions::DONT_FIX_BRANCHES;
+        let options =
+            BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS | BlockEncoderOptions::DONT_FIX_BRANCHES;
         let first = BlockEncoder::encode(64, InstructionBlock::new(&self.items, at), options).ok()?;
         for (store, changed, offset) in &self.patches {
             let item = self.items.iter().position(|item| item.ip() == *changed)?;
             let address = at + u64::from(first.new_instruction_offsets[item]) + offset;
             self.items[*store].set_memory_displacement64(address);
         }
-        let code = BlockEncoder::encode(64, InstructionBlock::new(&self.items, at), options).ok()?.code_buffer;
+        let code =
+            BlockEncoder::encode(64, InstructionBlock::new(&self.items, at), options).ok()?.code_buffer;
         (code.len() < 1024).then_some(code)
     }
 }

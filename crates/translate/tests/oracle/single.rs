@@ -4,8 +4,8 @@ use crate::case::{Case, Class, CpuImage, CODE, DATA, PAGE, READ_ONLY, STACK, TWO
 use crate::inputs;
 use crate::rng::Rng;
 use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, MemorySize, Mnemonic, OpCodeInfo,
-    OpCodeOperandKind as K, OpKind, Register, RoundingControl,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, MemorySize, Mnemonic,
+    OpCodeInfo, OpCodeOperandKind as K, OpKind, Register, RoundingControl,
 };
 
 /// Where a memory operand lies.
@@ -44,21 +44,64 @@ pub fn has_memory_form(code: Code) -> bool {
 fn is_memory(kind: K) -> bool {
     matches!(
         kind,
-        K::mem | K::mem_offs | K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib32z | K::mem_vsib64x
-            | K::mem_vsib64y | K::mem_vsib64z
+        K::mem
+            | K::mem_offs
+            | K::mem_vsib32x
+            | K::mem_vsib32y
+            | K::mem_vsib32z
+            | K::mem_vsib64x
+            | K::mem_vsib64y
+            | K::mem_vsib64z
     )
 }
 
 fn is_either(kind: K) -> bool {
     matches!(
         kind,
-        K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem
-            | K::ymm_or_mem | K::zmm_or_mem | K::k_or_mem
+        K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+            | K::zmm_or_mem
+            | K::k_or_mem
     )
 }
 
 fn is_implicit(kind: K) -> bool {
     matches!(kind, K::seg_rSI | K::es_rDI | K::seg_rDI | K::seg_rBX_al)
+}
+
+/// Whether `code` deserves more cases than others: several or implicit accesses to memory.
+pub fn is_intricate(code: Code) -> bool {
+    use Mnemonic as M;
+    let op = code.op_code();
+    let spread = op.op_kinds().iter().any(|kind| is_implicit(*kind) || vsib_registers(*kind).is_some());
+    let listed = matches!(
+        code.mnemonic(),
+        M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Cmpxchg16b
+            | M::Xadd
+            | M::Xchg
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Div
+            | M::Idiv
+            | M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+            | M::Fldenv
+            | M::Fldcw
+            | M::Fnstcw
+            | M::Fnstsw
+    );
+    spread || listed || op.is_stack_instruction()
 }
 
 /// Make case number `variant` of `code`. `None` when the random choices cannot be encoded.
@@ -81,7 +124,12 @@ fn attempt(code: Code, variant: u64, bits: u32, rng: &mut Rng) -> Option<Case> {
 
 /// One instruction for a sequence: random registers, memory through `pointer`, whose value is
 /// `pointer.1`; at a place that faults when `faulting`. `None` when this `code` does not fit in.
-pub fn instruction(code: Code, pointer: (Register, u64), faulting: bool, rng: &mut Rng) -> Option<Instruction> {
+pub fn instruction(
+    code: Code,
+    pointer: (Register, u64),
+    faulting: bool,
+    rng: &mut Rng,
+) -> Option<Instruction> {
     let kinds = code.op_code().op_kinds();
     if kinds.iter().any(|kind| is_implicit(*kind)) {
         return None;
@@ -143,7 +191,17 @@ pub fn class_of(code: Code) -> Class {
 fn is_sse(code: Code) -> bool {
     use CpuidFeature as F;
     let features = [
-        F::SSE, F::SSE2, F::SSE3, F::SSSE3, F::SSE4_1, F::SSE4_2, F::SSE4A, F::AES, F::SHA, F::PCLMULQDQ, F::GFNI,
+        F::SSE,
+        F::SSE2,
+        F::SSE3,
+        F::SSSE3,
+        F::SSE4_1,
+        F::SSE4_2,
+        F::SSE4A,
+        F::AES,
+        F::SHA,
+        F::PCLMULQDQ,
+        F::GFNI,
     ];
     code.cpuid_features().iter().any(|feature| features.contains(feature))
 }
@@ -187,11 +245,21 @@ impl<'a> Draft<'a> {
     /// Mask registers, broadcast, rounding, LOCK and REP, as the encoding allows.
     fn decorate(&mut self) {
         let (op, rng) = (self.op, &mut *self.rng);
-        let masks = [Register::K1, Register::K2, Register::K3, Register::K4, Register::K5, Register::K6, Register::K7];
+        let masks = [
+            Register::K1,
+            Register::K2,
+            Register::K3,
+            Register::K4,
+            Register::K5,
+            Register::K6,
+            Register::K7,
+        ];
         let masked = op.require_op_mask_register() || (op.can_use_op_mask_register() && rng.chance(60));
         if masked {
             self.instruction.set_op_mask(rng.pick(&masks));
-            let to_memory = self.memory_form && op.op_count() > 0 && (is_memory(op.op0_kind()) || is_either(op.op0_kind()));
+            let to_memory = self.memory_form
+                && op.op_count() > 0
+                && (is_memory(op.op0_kind()) || is_either(op.op0_kind()));
             if op.can_use_zeroing_masking() && !to_memory && rng.chance(50) {
                 self.instruction.set_zeroing_masking(true);
             }
@@ -242,7 +310,9 @@ impl<'a> Draft<'a> {
             Place::Unmapped => aligned(READ_ONLY + PAGE + self.rng.below(2048)),
             Place::ReadOnly => aligned(READ_ONLY + self.rng.below(3000)),
             Place::NonCanonical if self.bits == 32 => aligned(READ_ONLY + PAGE + self.rng.below(2048)),
-            Place::NonCanonical => self.rng.pick(&[0x0000_8000_0000_0000, 0x7fff_ffff_ffff_fff0, 0xffff_0000_0000_0000]),
+            Place::NonCanonical => {
+                self.rng.pick(&[0x0000_8000_0000_0000, 0x7fff_ffff_ffff_fff0, 0xffff_0000_0000_0000])
+            }
         }
     }
 
@@ -290,7 +360,9 @@ impl<'a> Draft<'a> {
         };
         let (first, count) = match kind {
             K::r8_or_mem | K::r8_reg | K::r8_opcode => (Register::AL, if self.bits == 64 { 20 } else { 8 }),
-            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => (Register::AX, general),
+            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => {
+                (Register::AX, general)
+            }
             K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_vvvv | K::r32_reg_mem => {
                 (Register::EAX, general)
             }
@@ -327,7 +399,9 @@ impl<'a> Draft<'a> {
         *immediates += 1;
         set.set_op_kind(operand, op_kind);
         match op_kind {
-            OpKind::Immediate8_2nd => set.set_immediate8_2nd(value as u8 & if self.op.mnemonic() == Mnemonic::Enter { 3 } else { 0xff }),
+            OpKind::Immediate8_2nd => set.set_immediate8_2nd(
+                value as u8 & if self.op.mnemonic() == Mnemonic::Enter { 3 } else { 0xff },
+            ),
             OpKind::Immediate8 if kind == K::imm8_const_1 => set.set_immediate8(1),
             OpKind::Immediate8 if kind == K::imm4_m2z => set.set_immediate8(value as u8 & 3),
             OpKind::Immediate8 => set.set_immediate8(value as u8),
@@ -382,7 +456,11 @@ impl<'a> Draft<'a> {
     }
 
     fn address_mask(&self) -> u64 {
-        if self.bits == 64 { u64::MAX } else { 0xffff_ffff }
+        if self.bits == 64 {
+            u64::MAX
+        } else {
+            0xffff_ffff
+        }
     }
 
     fn memory_operand(&mut self, operand: u32, kind: K) -> Option<()> {
@@ -407,7 +485,9 @@ impl<'a> Draft<'a> {
         }
         let narrow = self.bits == 64 && wanted <= 0xffff_ffff && self.rng.chance(12);
         match self.rng.below(8) {
-            0 if self.bits == 64 && i64::from(wanted as i32) as u64 == wanted && !narrow => self.absolute(wanted),
+            0 if self.bits == 64 && i64::from(wanted as i32) as u64 == wanted && !narrow => {
+                self.absolute(wanted)
+            }
             0 | 1 if self.bits == 64 && wanted.abs_diff(CODE) < 1 << 31 => self.rip_relative(wanted),
             0..=4 => self.base_only(wanted, narrow),
             _ => self.base_and_index(wanted, narrow),

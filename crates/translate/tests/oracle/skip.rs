@@ -44,7 +44,9 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<&'static str> {
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => "system tables differ (and UMIP)",
         M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => "depends on the descriptor table",
         M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => "loads or reads a system register",
-        M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave => "stores last-instruction pointers, or depends on XCR0",
+        M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave => {
+            "stores last-instruction pointers, or depends on XCR0"
+        }
         M::Monitor | M::Mwait | M::Monitorx | M::Mwaitx => "not offered to guests",
         M::Rdpkru | M::Wrpkru => "not offered to guests",
         M::Cli | M::Sti => "privileged: system tests cover it",

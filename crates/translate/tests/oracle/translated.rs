@@ -53,7 +53,12 @@ impl TranslatedTarget {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_limit(engine: &dyn Engine, layout: Layout, privilege: u8, limit: Limit) -> Result<Self, String> {
+    pub fn with_limit(
+        engine: &dyn Engine,
+        layout: Layout,
+        privilege: u8,
+        limit: Limit,
+    ) -> Result<Self, String> {
         let original = Pristine::new();
         let image = machine::image(&original, privilege);
         let vm = engine.create_vm().map_err(refused("create_vm"))?;
@@ -172,7 +177,9 @@ impl TranslatedTarget {
         self.vm.memory().read(gpa, &mut bytes).map_err(|_| format!("the handler's stack is at {rsp:#x}"))?;
         let mut words = [0; 6];
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = u64::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7]]);
+            *word = u64::from_le_bytes([
+                chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7],
+            ]);
         }
         Ok(words)
     }

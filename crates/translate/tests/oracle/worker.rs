@@ -130,7 +130,13 @@ fn work(plan: &Plan, board: &Board, layout: Layout, target: &str) -> Result<(), 
     Ok(())
 }
 
-fn batch(plan: &Plan, board: &Board, indices: std::ops::Range<u64>, native: &mut NativeTarget, other: &mut Other) {
+fn batch(
+    plan: &Plan,
+    board: &Board,
+    indices: std::ops::Range<u64>,
+    native: &mut NativeTarget,
+    other: &mut Other,
+) {
     board.current.store(indices.start, Relaxed);
     let numbered: Vec<(u64, Case)> =
         indices.filter_map(|index| plan.case(index).map(|case| (index, case))).collect();
@@ -156,7 +162,13 @@ fn batch(plan: &Plan, board: &Board, indices: std::ops::Range<u64>, native: &mut
     }
 }
 
-fn check(index: u64, case: &Case, expected: &Outcome, native: &mut NativeTarget, other: &mut Other) -> String {
+fn check(
+    index: u64,
+    case: &Case,
+    expected: &Outcome,
+    native: &mut NativeTarget,
+    other: &mut Other,
+) -> String {
     let compare = |target: &mut dyn Target, privilege| match target.run(case) {
         Ok(outcome) => differences(case, expected, &outcome, privilege),
         Err(text) => format!("    {text}\n"),
@@ -169,7 +181,11 @@ fn check(index: u64, case: &Case, expected: &Outcome, native: &mut NativeTarget,
                 return user;
             }
             let kernel = compare(&mut targets[1], 0);
-            if kernel.is_empty() { kernel } else { format!("    at privilege 0:\n{kernel}") }
+            if kernel.is_empty() {
+                kernel
+            } else {
+                format!("    at privilege 0:\n{kernel}")
+            }
         }
     }
 }
