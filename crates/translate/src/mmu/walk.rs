@@ -220,8 +220,7 @@ fn unpaged(la: u64) -> Walk {
 
 /// §4.7: I/D is reported only where XD or SMEP can be in force.
 fn error_code(regs: &PagingRegs, access: Access, cause: u32) -> u32 {
-    let fetches_told =
-        regs.cr4 & CR4_SMEP != 0 || (regs.cr4 & CR4_PAE != 0 && regs.efer & EFER_NXE != 0);
+    let fetches_told = regs.cr4 & CR4_SMEP != 0 || (regs.cr4 & CR4_PAE != 0 && regs.efer & EFER_NXE != 0);
     let kind = match access.kind {
         Kind::Read => 0,
         Kind::Write => fault::WRITE,

@@ -207,8 +207,7 @@ impl Cpu {
             let at = 2 + 4 * level_offset;
             (self.read_tss(at, 2)?, self.read_tss(at + 2, 2)?)
         };
-        let segment =
-            self.stack_segment(selector as u16, level, false).map_err(protection_to_invalid_tss)?;
+        let segment = self.stack_segment(selector as u16, level, false).map_err(protection_to_invalid_tss)?;
         Ok(Stack::new(segment, pointer, level, false))
     }
 }

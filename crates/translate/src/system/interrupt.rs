@@ -374,8 +374,11 @@ impl Cpu {
         const CR4_VME: u64 = 1;
         let trusted = self.state.rflags & flag::IOPL == flag::IOPL;
         if self.state.cr4 & CR4_VME != 0 && !self.redirection_bit(vector)? {
-            let target =
-                super::memory::only_exception(self.read_linear(u64::from(vector) * 4, 4, AccessMode::Level(3)))?;
+            let target = super::memory::only_exception(self.read_linear(
+                u64::from(vector) * 4,
+                4,
+                AccessMode::Level(3),
+            ))?;
             self.enter_redirected(trusted, next_rip, target)?;
             return Ok(true);
         }

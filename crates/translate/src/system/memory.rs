@@ -56,13 +56,14 @@ impl Cpu {
     /// The access that `mode` and `kind` mean at the moment.
     #[inline]
     pub fn access(&self, mode: AccessMode, kind: Kind) -> Access {
-        let level = match mode {
+        let cpl = self.state.cpl();
+        let user = match mode {
             AccessMode::System => return Access { kind, user: false, smap_override: false },
-            AccessMode::Current => self.state.cpl(),
-            AccessMode::Level(level) => level,
+            AccessMode::Current => cpl == 3,
+            AccessMode::Level(level) => level == 3,
         };
-        let user = level == 3;
-        Access { kind, user, smap_override: !user && self.state.rflags & flag::AC != 0 }
+        // What a program at level 3 causes at an inner level is implicit: its AC does not count.
+        Access { kind, user, smap_override: cpl < 3 && self.state.rflags & flag::AC != 0 }
     }
 
     /// Translate a linear address, setting accessed and dirty flags.
@@ -412,12 +413,7 @@ pub(crate) fn only_exception<T>(outcome: Outcome<T>) -> Result<T, Exception> {
 
 /// Limit and type checks of a segment outside 64-bit code (Intel SDM vol. 3A §5.3 "Limit
 /// Checking", §5.5 "Privilege Levels" for types); `None` when one fails.
-pub(crate) fn checked_linear(
-    register: &SegmentRegister,
-    offset: u64,
-    size: u64,
-    kind: Kind,
-) -> Option<u64> {
+pub(crate) fn checked_linear(register: &SegmentRegister, offset: u64, size: u64, kind: Kind) -> Option<u64> {
     const CODE: u8 = 8;
     const EXPAND_DOWN: u8 = 4;
     const READABLE_OR_WRITABLE: u8 = 2;

@@ -230,7 +230,8 @@ impl Cpu {
         if self.state.v86() {
             return SegmentRegister { base, limit: 0xffff, selector, attributes: 0xf3 };
         }
-        let attributes = if segment == seg::CS { 0x93 } else { self.state.segments[segment].attributes | 0x93 };
+        let attributes =
+            if segment == seg::CS { 0x93 } else { self.state.segments[segment].attributes | 0x93 };
         SegmentRegister { base, selector, attributes, ..self.state.segments[segment] }
     }
 
@@ -307,11 +308,8 @@ impl Cpu {
         selector: u16,
     ) -> Result<SegmentRegister, Exception> {
         let (cpl, dpl) = (self.state.cpl(), descriptor.dpl());
-        let reachable = if descriptor.is_conforming() {
-            dpl <= cpl
-        } else {
-            rpl(selector) <= cpl && dpl == cpl
-        };
+        let reachable =
+            if descriptor.is_conforming() { dpl <= cpl } else { rpl(selector) <= cpl && dpl == cpl };
         if !descriptor.is_code() || !reachable {
             return Err(Exception::protection(code_of(selector)));
         }

@@ -66,8 +66,7 @@ impl TaskState {
 
     /// From a 16-bit TSS (§8.6 figure 8-10).
     fn from_tss_16(tss: &[u8; 104]) -> Self {
-        let selector =
-            |index| if index < 4 { field(tss, 0x22 + 2 * index, 2) as u16 } else { 0 };
+        let selector = |index| if index < 4 { field(tss, 0x22 + 2 * index, 2) as u16 } else { 0 };
         Self {
             cr3: 0,
             rip: field(tss, 0x0e, 2),
