@@ -1,7 +1,7 @@
 //! Memslots, and every access to guest memory by guest-physical address.
 
 use crate::{RamBlock, PAGE_SIZE};
-use std::sync::atomic::{AtomicU64, AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
 /// An access that no memslot covers, or a slot that makes no sense.
