@@ -14,6 +14,7 @@ from typing import Any, Final
 from sublet.engine import Engine, open_engine
 from sublet.errors import InternalError, SubletError, UsageError
 from sublet.machine import memory_map as mm
+from sublet.machine.boot import check_files
 from sublet.machine.config import MachineConfig
 from sublet.machine.console import Console, InputRoute
 from sublet.machine.control import Control, Message, Request
@@ -74,6 +75,7 @@ def _open(config: MachineConfig) -> Engine:
     mm.check_host_memory(config.memory_mib)
     if not 1 <= config.cpus <= MAXIMUM_CPUS:
         raise UsageError(f"{config.cpus} vCPUs: a machine has 1 to {MAXIMUM_CPUS}")
+    check_files(config.kernel, config.initrd)
     engine = open_engine(config.engine)
     if config.cpus > 1 and engine.name == "translate":
         raise UsageError(

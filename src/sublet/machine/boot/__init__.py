@@ -13,7 +13,7 @@ from sublet.machine.boot.linux import is_bzimage, load_bzimage
 from sublet.machine.boot.pvh import ELF_MAGIC, load_elf
 from sublet.machine.memory_map import MemoryMap
 
-__all__ = ["BootState", "load_kernel"]
+__all__ = ["BootState", "check_files", "load_kernel"]
 
 _PROBE: Final = 0x210
 _KNOWN: Final = (
@@ -24,6 +24,21 @@ _KNOWN: Final = (
     (0, b"\x28\xb5\x2f\xfd", "a zstd file: give the kernel itself"),
     (0, b"!<arch>", "an archive: give the kernel inside it"),
 )
+
+
+def check_files(kernel: Path, initrd: Path | None) -> None:
+    """See that the files are there and of a known kind, before an engine is opened for them.
+
+    Raises:
+        ImageError: The kernel is neither bzImage nor ELF.
+        UsageError: A file is missing.
+        HostRefused: A file cannot be read.
+    """
+    with open_boot_file(kernel, "kernel") as file:
+        _read_start(file)
+    if initrd is not None:
+        with open_boot_file(initrd, "initrd"):
+            pass
 
 
 def load_kernel(
@@ -42,12 +57,16 @@ def load_kernel(
         HostRefused: A file cannot be read.
     """
     with open_boot_file(kernel, "kernel") as file:
-        start = file.read(0, min(_PROBE, file.size), "the header")
-        if start.startswith(ELF_MAGIC):
-            return load_elf(file, initrd, cmdline, memory, layout, rsdp_gpa)
-        if is_bzimage(start):
-            return load_bzimage(file, initrd, cmdline, memory, layout, rsdp_gpa)
-        raise _unknown(file, start)
+        load = load_elf if _read_start(file).startswith(ELF_MAGIC) else load_bzimage
+        return load(file, initrd, cmdline, memory, layout, rsdp_gpa)
+
+
+def _read_start(file: BootFile) -> bytes:
+    """The first bytes of an ELF or a bzImage; anything else raises."""
+    start = file.read(0, min(_PROBE, file.size), "the header")
+    if start.startswith(ELF_MAGIC) or is_bzimage(start):
+        return start
+    raise _unknown(file, start)
 
 
 def _unknown(file: BootFile, start: bytes) -> CorruptImage | UnsupportedImage:

@@ -1,0 +1,36 @@
+"""Fixtures that start the command as a user does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.integration.guest import Guest
+
+from sublet.errors import SubletError
+from sublet.guest import PreparedGuest, prepare_guest, silent
+
+StartGuest = Callable[..., Guest]
+
+
+@pytest.fixture
+def start_guest() -> Iterator[StartGuest]:
+    """``start_guest(*arguments, stdin=True)`` runs ``sublet run``; all are killed at the end."""
+    started: list[Guest] = []
+
+    def start(*arguments: str, stdin: bool = True, environment: dict[str, str] | None = None) -> Guest:
+        started.append(Guest(arguments, stdin=stdin, environment=environment))
+        return started[-1]
+
+    yield start
+    for guest in started:
+        guest.close()
+
+
+@pytest.fixture(scope="session")
+def default_guest() -> PreparedGuest:
+    """The default guest's files; made on first use, then from the cache."""
+    try:
+        return prepare_guest("default", silent)
+    except SubletError as error:
+        pytest.fail(f"the default guest cannot be made here: {error.message} {error.remedy}")
