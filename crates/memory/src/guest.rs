@@ -2,7 +2,7 @@
 
 use crate::{RamBlock, PAGE_SIZE};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 
 /// An access that no memslot covers, or a slot that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,13 +246,38 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::OutOfRange`]; nothing is then promised of `data`.
     pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), MemoryError> {
-        self.pieces(gpa, data.len() as u64, |slot, offset, done, size| {
-            // SAFETY: `pieces` keeps `offset + size` inside the slot and `done + size` inside `data`.
-            unsafe {
-                let source = slot.host_base().add(offset as usize);
-                std::ptr::copy_nonoverlapping(source, data.as_mut_ptr().add(done), size);
+        self.view().read(gpa, data)
+    }
+
+    /// A guest's store of at most a page's rest: marks the page dirty and reports code. Aligned
+    /// integers are stored atomically.
+    ///
+    /// Returns false, and writes nothing, where there is no RAM that takes stores.
+    #[inline]
+    pub fn store(&self, gpa: u64, data: &[u8]) -> bool {
+        let size = data.len() as u64;
+        let Some(slot) = self.find(gpa).filter(|slot| !slot.readonly && size <= slot.size - (gpa - slot.gpa))
+        else {
+            return false;
+        };
+        self.note_write(&slot, gpa - slot.gpa, size);
+        // SAFETY: the filter keeps the store inside the slot, whose memory lives as long as it;
+        // the atomic stores are aligned, because slots are.
+        unsafe {
+            let target = slot.host_base().add((gpa - slot.gpa) as usize);
+            match data.try_into().map(u64::from_le_bytes) {
+                Ok(value) if gpa % 8 == 0 => {
+                    AtomicU64::from_ptr(target.cast()).store(value, Ordering::Release)
+                }
+                _ => match data.try_into().map(u32::from_le_bytes) {
+                    Ok(value) if gpa % 4 == 0 => {
+                        AtomicU32::from_ptr(target.cast()).store(value, Ordering::Release);
+                    }
+                    _ => std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()),
+                },
             }
-        })
+        }
+        true
     }
 
     /// Copy into guest memory (a device's DMA): marks pages dirty and reports code pages.
@@ -322,39 +347,43 @@ impl GuestMemory {
         Ok(unsafe { slot.host_base().add(offset as usize) })
     }
 
+    /// The slots as they are now, for several reads in a row at the price of one.
+    ///
+    /// The slots cannot change while the view lives. Precondition: the holder calls nothing else
+    /// of this memory meanwhile (a writer that waits would lock both out).
+    #[inline]
+    pub fn view(&self) -> MemoryView<'_> {
+        MemoryView(match self.slots.read() {
+            Ok(slots) => slots,
+            Err(poisoned) => poisoned.into_inner(),
+        })
+    }
+
     /// Atomically read an aligned integer; `None` outside RAM or unaligned.
     pub fn load_u64(&self, gpa: u64) -> Option<u64> {
-        let at = self.aligned(gpa, 8)?;
-        // SAFETY: `aligned` checked range and alignment; the memory lives as long as its slot.
-        Some(unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Acquire))
+        self.view().load_u64(gpa)
     }
 
     /// As [`Self::load_u64`], 4 bytes.
     pub fn load_u32(&self, gpa: u64) -> Option<u32> {
-        let at = self.aligned(gpa, 4)?;
-        // SAFETY: as in `load_u64`.
-        Some(unsafe { AtomicU32::from_ptr(at.cast()) }.load(Ordering::Acquire))
+        self.view().load_u32(gpa)
     }
 
     /// As [`Self::load_u64`], 2 bytes.
     pub fn load_u16(&self, gpa: u64) -> Option<u16> {
-        let at = self.aligned(gpa, 2)?;
-        // SAFETY: as in `load_u64`.
-        Some(unsafe { AtomicU16::from_ptr(at.cast()) }.load(Ordering::Acquire))
+        self.view().load_u16(gpa)
     }
 
     /// As [`Self::load_u64`], 1 byte.
     pub fn load_u8(&self, gpa: u64) -> Option<u8> {
-        let at = self.aligned(gpa, 1)?;
-        // SAFETY: as in `load_u64`.
-        Some(unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Acquire))
+        self.view().load_u8(gpa)
     }
 
     /// Atomically set bits of a page-table entry if it still is `old`; marks the page dirty.
     /// Returns whether it was. `None` outside RAM, unaligned or read-only.
     pub fn update_u64(&self, gpa: u64, old: u64, new: u64) -> Option<bool> {
         let at = self.aligned_for_update(gpa, 8)?;
-        // SAFETY: as in `load_u64`.
+        // SAFETY: as in `MemoryView::load_u64`.
         let cell = unsafe { AtomicU64::from_ptr(at.cast()) };
         Some(cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
@@ -362,7 +391,7 @@ impl GuestMemory {
     /// As [`Self::update_u64`], 4 bytes.
     pub fn update_u32(&self, gpa: u64, old: u32, new: u32) -> Option<bool> {
         let at = self.aligned_for_update(gpa, 4)?;
-        // SAFETY: as in `load_u64`.
+        // SAFETY: as in `MemoryView::load_u64`.
         let cell = unsafe { AtomicU32::from_ptr(at.cast()) };
         Some(cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
@@ -379,5 +408,78 @@ impl GuestMemory {
         let at = self.aligned(gpa, size)?;
         self.note_write(&slot, gpa - slot.gpa, size);
         Some(at)
+    }
+}
+
+/// All RAM at one moment, see [`GuestMemory::view`].
+pub struct MemoryView<'a>(RwLockReadGuard<'a, Arc<Vec<Arc<Memslot>>>>);
+
+impl MemoryView<'_> {
+    #[inline]
+    fn find(&self, gpa: u64) -> Option<&Memslot> {
+        let after = self.0.partition_point(|slot| slot.gpa <= gpa);
+        self.0[..after].last().filter(|slot| slot.contains(gpa)).map(AsRef::as_ref)
+    }
+
+    /// Copy out of guest memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`]; nothing is then promised of `data`.
+    pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), MemoryError> {
+        let (mut at, mut rest) = (gpa, data);
+        while !rest.is_empty() {
+            let size = rest.len() as u64;
+            let slot = self.find(at).ok_or(MemoryError::OutOfRange { gpa, size })?;
+            let offset = at - slot.gpa;
+            let (piece, after) = rest.split_at_mut(size.min(slot.size - offset) as usize);
+            // SAFETY: `offset + piece` is inside the slot; the view keeps the slot and its memory.
+            unsafe {
+                let source = slot.host_base().add(offset as usize);
+                std::ptr::copy_nonoverlapping(source, piece.as_mut_ptr(), piece.len());
+            }
+            at = at.wrapping_add(piece.len() as u64);
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Host address of `size` bytes at a multiple of `size`.
+    #[inline]
+    fn aligned(&self, gpa: u64, size: u64) -> Option<*mut u8> {
+        let slot = self.find(gpa).filter(|_| gpa % size == 0)?;
+        // SAFETY: the offset is less than the slot's size, and slots are made of whole pages.
+        Some(unsafe { slot.host_base().add((gpa - slot.gpa) as usize) })
+    }
+
+    /// Atomically read an aligned integer; `None` outside RAM or unaligned.
+    #[inline]
+    pub fn load_u64(&self, gpa: u64) -> Option<u64> {
+        let at = self.aligned(gpa, 8)?;
+        // SAFETY: `aligned` checked range and alignment; the view keeps the slot and its memory.
+        Some(unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::load_u64`], 4 bytes.
+    #[inline]
+    pub fn load_u32(&self, gpa: u64) -> Option<u32> {
+        let at = self.aligned(gpa, 4)?;
+        // SAFETY: as in `load_u64`.
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::load_u64`], 2 bytes.
+    #[inline]
+    pub fn load_u16(&self, gpa: u64) -> Option<u16> {
+        let at = self.aligned(gpa, 2)?;
+        // SAFETY: as in `load_u64`.
+        Some(unsafe { AtomicU16::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::load_u64`], 1 byte.
+    #[inline]
+    pub fn load_u8(&self, gpa: u64) -> Option<u8> {
+        let at = self.aligned(gpa, 1)?;
+        // SAFETY: as in `load_u64`.
+        Some(unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Acquire))
     }
 }

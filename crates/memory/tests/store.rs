@@ -1,0 +1,50 @@
+//! Guest stores and views of guest memory.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use sublet_memory::{GuestMemory, RamBlock};
+
+/// Two pages of RAM at 0x1000 with the dirty log on, then one page of ROM.
+fn memory() -> GuestMemory {
+    let memory = GuestMemory::new();
+    let block = Arc::new(RamBlock::new(0x3000).unwrap());
+    memory.set_memslot(0, 0x1000, 0x2000, block.clone(), 0, false, true).unwrap();
+    memory.set_memslot(1, 0x3000, 0x1000, block, 0x2000, true, false).unwrap();
+    memory
+}
+
+#[test]
+fn stores_of_every_size_arrive_and_mark_dirty() {
+    let memory = memory();
+    for (gpa, data) in
+        [(0x1000, &[1u8, 2, 3, 4, 5, 6, 7, 8][..]), (0x2004, &[1, 2, 3, 4]), (0x2ffd, &[1, 2, 3])]
+    {
+        assert!(memory.store(gpa, data));
+        let mut back = vec![0; data.len()];
+        memory.read(gpa, &mut back).unwrap();
+        assert_eq!(back, data);
+    }
+    assert_eq!(memory.take_dirty(0), Some(vec![3]));
+}
+
+#[test]
+fn rom_and_holes_take_no_stores() {
+    let memory = memory();
+    for gpa in [0, 0xfff, 0x2ffe, 0x3000, 0x4000, u64::MAX] {
+        assert!(!memory.store(gpa, &[0xff; 4]), "{gpa:#x}");
+    }
+    assert_eq!(memory.load_u16(0x2ffe), Some(0));
+}
+
+#[test]
+fn a_view_reads_what_is_ram() {
+    let memory = memory();
+    memory.write(0x2ffc, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+    let view = memory.view();
+    assert_eq!((view.load_u32(0x2ffc), view.load_u32(0x3000)), (Some(0x0403_0201), Some(0x0807_0605)));
+    assert_eq!((view.load_u64(0x2ffc), view.load_u8(0x4000), view.load_u16(0)), (None, None, None));
+    let mut across = [0; 8];
+    view.read(0x2ffc, &mut across).unwrap();
+    assert_eq!(across, [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert!(view.read(0x3ffc, &mut across).is_err());
+}
