@@ -3,7 +3,7 @@
 //! All section numbers are of Intel SDM vol. 3A (edition 081), chapter 4 "Paging".
 
 use crate::cpu::Exception;
-use sublet_memory::GuestMemory;
+use sublet_memory::{GuestMemory, MemoryView};
 
 const CR0_WP: u64 = 1 << 16;
 const CR0_PG: u64 = 1 << 31;
@@ -183,7 +183,7 @@ pub fn walk(memory: &GuestMemory, regs: &PagingRegs, la: u64, access: Access) ->
         return Ok(unpaged(la));
     }
     loop {
-        let path = descend(memory, regs, la).and_then(|path| path.permit(access));
+        let path = descend(&memory.view(), regs, la).and_then(|path| path.permit(access));
         let path = path.map_err(|cause| PageFault { code: error_code(regs, access, cause), address: la })?;
         if let Some(walk) = path.mark(memory, access.kind == Kind::Write) {
             return Ok(walk);
@@ -199,7 +199,7 @@ pub fn peek(memory: &GuestMemory, regs: &PagingRegs, la: u64, access: Access) ->
     if regs.cr0 & CR0_PG == 0 {
         return Ok(unpaged(la));
     }
-    descend(memory, regs, la)
+    descend(&memory.view(), regs, la)
         .and_then(|path| path.permit(access))
         .map(|path| path.walk)
         .map_err(|cause| PageFault { code: error_code(regs, access, cause), address: la })
@@ -281,7 +281,7 @@ impl Path {
     }
 }
 
-fn descend(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
+fn descend(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
     if regs.efer & EFER_LMA != 0 {
         descend_long(memory, regs, la)
     } else if regs.cr4 & CR4_PAE != 0 {
@@ -296,7 +296,7 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// The state of a descent through 8-byte entries.
 struct Descent<'a> {
-    memory: &'a GuestMemory,
+    memory: &'a MemoryView<'a>,
     regs: &'a PagingRegs,
     la: u64,
     reserved: u64,
@@ -311,7 +311,7 @@ struct Descent<'a> {
 impl<'a> Descent<'a> {
     /// Reserved everywhere: bits 51:MAXPHYADDR, and XD while EFER.NXE is clear (§4.5.4).
     #[inline]
-    fn new(memory: &'a GuestMemory, regs: &'a PagingRegs, la: u64, high_reserved: u64) -> Self {
+    fn new(memory: &'a MemoryView<'a>, regs: &'a PagingRegs, la: u64, high_reserved: u64) -> Self {
         let mut reserved = (FRAME & !((1 << regs.physical_bits.min(52)) - 1)) | high_reserved;
         if regs.efer & EFER_NXE == 0 {
             reserved |= NO_EXECUTE;
@@ -366,7 +366,7 @@ impl<'a> Descent<'a> {
 }
 
 /// 4-level paging (§4.5.4).
-fn descend_long(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
+fn descend_long(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
     let mut descent = Descent::new(memory, regs, la, 0);
     let pml4e = descent.step(regs.cr3 & FRAME, 39)?;
     if pml4e & PAGE_SIZE != 0 {
@@ -385,7 +385,7 @@ fn descend_long(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path
 }
 
 /// PAE paging (§4.4): the first level is in registers and has no rights of its own.
-fn descend_pae(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
+fn descend_pae(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
     const IGNORED_BY_LONG_MODE: u64 = 0x7ff << 52;
     let pdpte = regs.pdptes[(la >> 30) as usize & 3];
     if pdpte & PRESENT == 0 {
@@ -401,7 +401,7 @@ fn descend_pae(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path,
 }
 
 /// 32-bit paging (§4.3), with 4 MiB pages and PSE-36.
-fn descend_32(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
+fn descend_32(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
     let mut steps = [Step::default(); 4];
     let at = (regs.cr3 & 0xffff_f000) + (la >> 22) * 4;
     let pde = load_entry_32(memory, at)?;
@@ -422,7 +422,7 @@ fn descend_32(memory: &GuestMemory, regs: &PagingRegs, la: u64) -> Result<Path, 
     Ok(path_32(regs, steps, 2, pde & pte, gpa, 12))
 }
 
-fn load_entry_32(memory: &GuestMemory, at: u64) -> Result<u64, u32> {
+fn load_entry_32(memory: &MemoryView, at: u64) -> Result<u64, u32> {
     let entry = u64::from(memory.load_u32(at).unwrap_or(u32::MAX));
     if entry & PRESENT == 0 {
         return Err(0);

@@ -174,16 +174,21 @@ impl Cpu {
         }
     }
 
-    /// The gate of a vector, of one of `kinds`, `1 << size_bits` bytes apart.
+    /// The gate of a vector, of one of `kinds` (a bit for each type), with the second 8 bytes that
+    /// gates have in long mode (else 0).
     #[inline]
-    fn idt_gate(&mut self, event: &Vectoring, size_bits: u8, kinds: u16) -> Result<Descriptor, Exception> {
-        let offset = u64::from(event.vector) << size_bits;
+    fn idt_gate(&mut self, event: &Vectoring, kinds: u16) -> Result<(Descriptor, u64), Exception> {
+        let long = self.state.long_mode();
+        let size = if long { 16 } else { 8 };
+        let offset = u64::from(event.vector) * size;
         let fault = Exception::protection(event.gate_code());
-        if offset + (1 << size_bits) - 1 > u64::from(self.state.idtr.limit) {
+        if offset + size - 1 > u64::from(self.state.idtr.limit) {
             return Err(fault);
         }
         let address = self.state.idtr.base.wrapping_add(offset);
-        let gate = Descriptor { raw: self.read_table(address, 8)?, address };
+        let (raw, high) =
+            if long { self.read_table_pair(address)? } else { (self.read_table(address, 8)?, 0) };
+        let gate = Descriptor { raw, address };
         let legal = !gate.is_code_or_data() && kinds & (1 << gate.kind()) != 0;
         if !legal || (event.software && gate.dpl() < self.state.cpl()) {
             return Err(fault);
@@ -191,7 +196,7 @@ impl Cpu {
         if !gate.present() {
             return Err(Exception::not_present(event.gate_code()));
         }
-        Ok(gate)
+        Ok((gate, high))
     }
 
     /// The handler's code descriptor and the privilege level that it runs at.
@@ -213,8 +218,7 @@ impl Cpu {
     #[inline]
     fn deliver_long(&mut self, event: &Vectoring) -> Result<(), Exception> {
         const KINDS: u16 = 1 << system_type::INTERRUPT_GATE | 1 << system_type::TRAP_GATE;
-        let gate = self.idt_gate(event, 4, KINDS)?;
-        let high = self.read_table(gate.address.wrapping_add(8), 4)?;
+        let (gate, high) = self.idt_gate(event, KINDS)?;
         let selector = gate.gate_selector();
         let (target, level) = self.handler(selector)?;
         if target.present() && (!target.long() || target.big()) {
@@ -273,7 +277,7 @@ impl Cpu {
             | 1 << system_type::TRAP_GATE_16
             | 1 << system_type::INTERRUPT_GATE
             | 1 << system_type::TRAP_GATE;
-        let gate = self.idt_gate(event, 3, KINDS)?;
+        let (gate, _) = self.idt_gate(event, KINDS)?;
         if gate.kind() == system_type::TASK_GATE {
             return self.deliver_to_task(event, gate.gate_selector());
         }

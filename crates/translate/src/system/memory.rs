@@ -119,7 +119,7 @@ impl Cpu {
             return self.write_bytes(la, &value.to_le_bytes()[..usize::from(size)], mode);
         }
         let gpa = self.translate_linear(la, self.access(mode, Kind::Write))?.gpa;
-        if self.write_ram(gpa, &value.to_le_bytes()[..usize::from(size)]) {
+        if self.memory.store(gpa, &value.to_le_bytes()[..usize::from(size)]) {
             return Ok(());
         }
         match mode {
@@ -158,12 +158,12 @@ impl Cpu {
         let (head, tail) = data.split_at(data.len().min(to_page_end(la)));
         let next = self.wrap_linear(la.wrapping_add(head.len() as u64));
         self.probe_write(next, tail.len(), access)?;
-        self.write_ram(first, head);
+        self.memory.store(first, head);
         let (mut la, mut rest) = (next, tail);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rest.len().min(to_page_end(la)));
             let gpa = self.translate_linear(la, access)?.gpa;
-            self.write_ram(gpa, piece);
+            self.memory.store(gpa, piece);
             la = self.wrap_linear(la.wrapping_add(piece.len() as u64));
             rest = after;
         }
@@ -196,13 +196,6 @@ impl Cpu {
         let mut bytes = [0; 8];
         memory.read(gpa, &mut bytes[..usize::from(size)]).ok()?;
         Some(u64::from_le_bytes(bytes))
-    }
-
-    /// Whether there is RAM that takes stores; `data` lies within one page.
-    #[inline]
-    fn write_ram(&self, gpa: u64, data: &[u8]) -> bool {
-        let writable = self.memory.find(gpa).is_some_and(|slot| !slot.readonly);
-        writable && self.memory.write(gpa, data).is_ok()
     }
 
     /// The offset in the local APIC's page, when `gpa` lies there and the APIC is in xAPIC mode.
@@ -392,6 +385,18 @@ impl Cpu {
     /// Page faults, as supervisor accesses.
     pub(crate) fn read_table(&mut self, la: u64, size: u8) -> Result<u64, Exception> {
         only_exception(self.read_linear(la, size, AccessMode::System))
+    }
+
+    /// Read 16 bytes of one of the processor's own tables with one walk: low half, high half.
+    ///
+    /// # Errors
+    /// Page faults, as supervisor accesses.
+    #[inline]
+    pub(crate) fn read_table_pair(&mut self, la: u64) -> Result<(u64, u64), Exception> {
+        let mut bytes = [0; 16];
+        only_exception(self.read_bytes(la, &mut bytes, AccessMode::System))?;
+        let both = u128::from_le_bytes(bytes);
+        Ok((both as u64, (both >> 64) as u64))
     }
 
     /// Write one of the processor's own tables.

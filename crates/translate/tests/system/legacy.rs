@@ -49,12 +49,8 @@ fn v86(iopl: u64) -> Cpu {
     let mut cpu = protected();
     cpu.state.rflags = 0x202 | flag::VM | iopl << 12;
     for (segment, selector) in [(seg::CS, 0x1000), (seg::SS, 0x2000), (seg::DS, 0x3000)] {
-        cpu.state.segments[segment] = SegmentRegister {
-            base: u64::from(selector as u16) << 4,
-            limit: 0xffff,
-            selector,
-            attributes: 0xf3,
-        };
+        cpu.state.segments[segment] =
+            SegmentRegister { base: u64::from(selector) << 4, limit: 0xffff, selector, attributes: 0xf3 };
     }
     (cpu.state.rip, cpu.state.gpr[gpr::RSP]) = (0x100, 0xff0);
     cpu
