@@ -5,8 +5,10 @@ use crate::compare::hex;
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Failures printed in full; later ones are only counted.
-const MOST_PRINTED: u64 = 20;
+/// Failures printed in full.
+const MOST_PRINTED: u64 = 15;
+/// Failures printed at all, the later ones as one line.
+const MOST_LISTED: u64 = 2000;
 /// Classes of the summary.
 const CLASSES: usize = Class::ALL.len();
 
@@ -56,8 +58,12 @@ impl Board {
     /// Count a case that did not, and print it unless many have been.
     pub fn fail(&self, index: u64, case: &Case, why: &str) {
         self.failed[case.class as usize].fetch_add(1, Relaxed);
-        if self.printed.fetch_add(1, Relaxed) < MOST_PRINTED {
-            println!("FAILED case {index}: {} ({})\n{}{why}", case.name, case.class.name(), describe(case));
+        let count = self.printed.fetch_add(1, Relaxed);
+        let (name, class) = (&case.name, case.class.name());
+        if count < MOST_PRINTED {
+            println!("FAILED case {index}: {name} ({class})\n{}{why}", describe(case));
+        } else if count < MOST_LISTED {
+            println!("FAILED case {index}: {name} ({class}): {}", one_line(why));
         }
     }
 
@@ -96,6 +102,12 @@ const VECTOR_NAMES: [&str; 20] = [
     "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF",
     "15", "#MF", "#AC", "#MC", "#XM",
 ];
+
+/// The first difference, without its indentation.
+fn one_line(why: &str) -> String {
+    let lines: Vec<&str> = why.lines().take(2).map(str::trim).collect();
+    lines.join(" ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
 
 /// Disassembly and the input state that matters at a glance.
 pub fn describe(case: &Case) -> String {

@@ -41,6 +41,11 @@ pub fn has_memory_form(code: Code) -> bool {
     code.op_code().op_kinds().iter().any(|kind| is_memory(*kind) || is_either(*kind) || is_implicit(*kind))
 }
 
+/// Whether `code` has an operand that can only lie in memory.
+fn needs_memory(code: Code) -> bool {
+    code.op_code().op_kinds().iter().any(|kind| is_memory(*kind) || is_implicit(*kind))
+}
+
 fn is_memory(kind: K) -> bool {
     matches!(
         kind,
@@ -115,7 +120,7 @@ fn attempt(code: Code, variant: u64, bits: u32, rng: &mut Rng) -> Option<Case> {
         cpu.gpr[8..].fill(0);
         cpu.gpr.iter_mut().for_each(|value| *value &= 0xffff_ffff);
     }
-    let memory_form = has_memory_form(code) && variant % 3 != 0;
+    let memory_form = needs_memory(code) || (has_memory_form(code) && variant % 3 != 0);
     let place = choose_place(memory_form, rng);
     let mut draft = Draft::new(code, bits, cpu, memory_form, place, rng);
     draft.fill()?;
@@ -134,11 +139,11 @@ pub fn instruction(
     if kinds.iter().any(|kind| is_implicit(*kind)) {
         return None;
     }
-    let memory_form = has_memory_form(code) && (faulting || rng.chance(50));
+    let memory_form = needs_memory(code) || (has_memory_form(code) && (faulting || rng.chance(50)));
     let place = match (faulting, memory_form) {
         (true, false) => return None,
         (true, true) => rng.pick(&[Place::CrossOutOfMapped, Place::Unmapped, Place::CrossIntoReadOnly]),
-        (false, true) if rng.chance(20) => Place::CrossPages,
+        (false, true) if rng.chance(8) => Place::CrossPages,
         (false, _) => Place::Inside,
     };
     let mut draft = Draft::new(code, 64, CpuImage::default(), memory_form, place, rng);
@@ -301,7 +306,9 @@ impl<'a> Draft<'a> {
         let back = (inside + 1).min(size.max(2) - 1);
         let aligned = |address: u64| if size.is_power_of_two() { address & !(size - 1) } else { address };
         match self.place {
-            Place::Inside if self.rng.chance(60) => aligned(DATA + self.rng.range(1024, 3000)),
+            Place::Inside if self.rng.chance(if self.pointer.is_some() { 92 } else { 60 }) => {
+                aligned(DATA + self.rng.range(1024, 3000))
+            }
             Place::Inside => DATA + self.rng.range(1024, 3000),
             Place::CrossPages => DATA + PAGE - back,
             Place::CrossIntoReadOnly => READ_ONLY - back,
