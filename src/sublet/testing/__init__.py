@@ -8,6 +8,7 @@ from sublet.testing.executor import InlineExecutor, ManualExecutor
 from sublet.testing.interrupts import RecordingIrqLine, RecordingMsiSink
 from sublet.testing.memory import FakeGuestMemory
 from sublet.testing.pci import FakeAddressSpace, PciDriver
+from sublet.testing.virtio import VirtioDriver
 from sublet.testing.virtqueue import DriverQueue
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "RamDisk",
     "RecordingIrqLine",
     "RecordingMsiSink",
+    "VirtioDriver",
 ]

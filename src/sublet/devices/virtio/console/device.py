@@ -81,15 +81,18 @@ class VirtioConsole(VirtioDevice):
         if index == c.TRANSMIT_QUEUE:
             super().process(index, queue)
             return
-        while self._input:
-            chain = queue.pop()
-            if chain is None:
-                if not queue.enable_notifications():
-                    break
-                continue
-            queue.push(chain.head, self._fill(queue, chain))
+        self._deliver_input(queue)
         if queue.needs_interrupt():
             self.transport.queue_interrupt(index)
+
+    def _deliver_input(self, queue: Virtqueue) -> None:
+        for _ in range(QUEUE_SIZE):
+            chain = queue.pop() if self._input else None
+            if chain is not None:
+                queue.push(chain.head, self._fill(queue, chain))
+            elif not self._input or not queue.enable_notifications():
+                return
+        self.schedule(c.RECEIVE_QUEUE)
 
     def _fill(self, queue: Virtqueue, chain: DescriptorChain) -> int:
         with self._input_lock:

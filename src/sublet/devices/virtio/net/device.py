@@ -88,12 +88,9 @@ class VirtioNet(VirtioDevice):
         if index == c.TRANSMIT_QUEUE:
             super().process(index, queue)
             return
-        while self._backlog:
-            if self._receive(queue, self._backlog[0]):
-                with self._backlog_lock:
-                    self._backlog.popleft()
-            elif not queue.enable_notifications():
-                break
+        while self._backlog and self._receive(queue, self._backlog[0]):
+            with self._backlog_lock:
+                self._backlog.popleft()
         if queue.needs_interrupt():
             self.transport.queue_interrupt(index)
 
@@ -114,18 +111,26 @@ class VirtioNet(VirtioDevice):
         return True
 
     def _take_buffers(self, queue: Virtqueue, size: int) -> list[DescriptorChain]:
+        """Chains with room for ``size`` bytes, or none of them until the driver has added more."""
         chains: list[DescriptorChain] = []
         room = 0
         while room < size:
             chain = queue.pop()
-            if chain is None:
+            if chain is not None:
+                room += self._check_buffer(chain, room, size)
+                chains.append(chain)
+            elif not queue.enable_notifications():
+                # Only now, so that the driver is to notify of what comes after those seen.
                 queue.undo_pop(len(chains))
                 return []
-            chains.append(chain)
-            room += chain.writable_size
-            if chain.writable_size < c.HEADER_SIZE or (room < size and not self.features & c.F_MRG_RXBUF):
-                raise GuestError(f"receive buffer of {chain.writable_size} bytes for a packet of {size}")
         return chains
+
+    def _check_buffer(self, chain: DescriptorChain, room: int, size: int) -> int:
+        """The chain's room; a packet must not need several buffers unless they may be merged."""
+        added = chain.writable_size
+        if added < c.HEADER_SIZE or (room + added < size and not self.features & c.F_MRG_RXBUF):
+            raise GuestError(f"receive buffer of {added} bytes for a packet of {size}")
+        return added
 
     def handle(self, index: int, queue: Virtqueue, chain: DescriptorChain) -> int:
         """Transmit one packet: header and frame."""
