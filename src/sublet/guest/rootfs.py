@@ -42,6 +42,7 @@ CHOSEN: Final = (
     "systemd-sysv",
     "systemd-timesyncd",
     "udev",
+    "usr-is-merged",
 )
 """Packages of the ``debian`` guest, beside those of priority "required"."""
 
