@@ -1,5 +1,6 @@
 //! Where time comes from: monotonic nanoseconds and the guest's time-stamp counter.
 
+use crate::sync::{read, write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, RwLock};
 use std::thread;
@@ -12,7 +13,7 @@ pub trait Clock: Send + Sync {
     /// The guest's time-stamp counter now.
     fn guest_tsc(&self) -> u64;
     /// The `now_ns` at which the guest's TSC reaches `guest_tsc`, rounded up;
-    /// a value already passed gives a moment not after now, one too far away `u64::MAX`.
+    /// a value already passed gives the present, one too far away `u64::MAX`.
     fn tsc_to_ns(&self, guest_tsc: u64) -> u64;
 }
 
@@ -79,12 +80,12 @@ impl HostClock {
 
     /// A recent pair of readings, renewed when it is too old.
     fn anchor(&self, host_tsc: u64) -> Sample {
-        let known = *self.anchor.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = *read(&self.anchor);
         if host_tsc.wrapping_sub(known.tsc) <= self.hz / ANCHOR_FRACTION {
             return known;
         }
         let fresh = sample(self.read_tsc);
-        *self.anchor.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+        *write(&self.anchor) = fresh;
         fresh
     }
 }

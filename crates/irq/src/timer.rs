@@ -1,10 +1,11 @@
 //! One thread per VM that fires timers: it sleeps until the earliest deadline and wakes for nothing else.
 
+use crate::sync::lock;
 use crate::Clock;
 use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -56,13 +57,13 @@ impl Alarm {
     }
 
     fn ring(&self) {
-        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(&self.rung) = true;
         self.bell.notify_one();
     }
 
     /// Sleep until rung or for `timeout`, without limit when `None`.
     fn sleep(&self, timeout: Option<Duration>) {
-        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rung = lock(&self.rung);
         if !*rung {
             rung = match timeout {
                 None => self.bell.wait(rung).unwrap_or_else(PoisonError::into_inner),
@@ -145,5 +146,22 @@ fn ask_for_exact_timers() -> io::Result<()> {
     match task.file_name() {
         Some(tid) => fs::write(std::path::Path::new("/proc").join(tid).join("timerslack_ns"), "1"),
         None => Ok(()),
+    }
+}
+
+/// Where a source keeps the alarm it was attached to; without one, deadlines wait for `run_timers`.
+#[derive(Debug, Default)]
+pub(crate) struct AlarmSlot(OnceLock<Arc<Alarm>>);
+
+impl AlarmSlot {
+    pub(crate) fn attach(&self, alarm: Arc<Alarm>) {
+        // A second thread for the same source would be a bug of the caller; the first one stays.
+        let _ = self.0.set(alarm);
+    }
+
+    pub(crate) fn request(&self, deadline_ns: u64) {
+        if let Some(alarm) = self.0.get() {
+            alarm.request(deadline_ns);
+        }
     }
 }

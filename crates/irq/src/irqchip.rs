@@ -1,0 +1,292 @@
+//! The chipset: everything of the interrupt system that is not a vCPU's own.
+
+use crate::fabric::Fabric;
+use crate::ioapic::{IoApic, IOAPIC_BASE, IOAPIC_SIZE};
+use crate::lapic::LocalApic;
+use crate::message::Message;
+use crate::pic::PicPair;
+use crate::pit::Pit;
+use crate::sync::{lock, read, write};
+use crate::timer::{Alarm, AlarmSlot, TimerSource, NEVER};
+use crate::Clock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use sublet_engine::Statistics;
+
+/// The GSI of the 8254's channel 0.
+const PIT_GSI: u32 = 0;
+
+/// 8259 pair with ELCR, I/O APIC, 8254, MSI routing and all local APICs of one VM.
+pub struct Irqchip {
+    clock: Arc<dyn Clock>,
+    fabric: Arc<Fabric>,
+    alarm: Arc<AlarmSlot>,
+    pit: Mutex<Pit>,
+    /// The 8254's next deadline, written with `pit` locked.
+    pit_deadline: AtomicU64,
+    pit_fired: AtomicU64,
+    extint: AtomicU64,
+}
+
+/// The chipset's state as plain data; local APICs are saved on their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IrqchipState {
+    /// The 8259 pair.
+    pub pics: PicPair,
+    /// The I/O APIC.
+    pub ioapic: IoApic,
+    /// The 8254, its ticks relative to the save.
+    pub pit: Pit,
+}
+
+impl Irqchip {
+    /// A chipset at reset state, without local APICs.
+    pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            fabric: Arc::new(Fabric::default()),
+            alarm: Arc::new(AlarmSlot::default()),
+            pit: Mutex::new(Pit::default()),
+            pit_deadline: AtomicU64::new(NEVER),
+            pit_fired: AtomicU64::new(0),
+            extint: AtomicU64::new(0),
+        })
+    }
+
+    /// Make the local APIC of a vCPU. The one with ID 0 is the bootstrap processor's.
+    /// An ID that exists gives the same local APIC again.
+    pub fn add_lapic(&self, id: u32) -> Arc<LocalApic> {
+        let lines = lock(&self.fabric.lines);
+        if let Some(apic) = self.fabric.apic(id) {
+            return apic;
+        }
+        let apic = Arc::new(LocalApic::new(
+            id,
+            self.clock.clone(),
+            Arc::downgrade(&self.fabric),
+            self.alarm.clone(),
+        ));
+        apic.set_lint0(lines.pics.output());
+        write(&self.fabric.apics).push(apic.clone());
+        apic
+    }
+
+    /// Set the level of GSI 0 to 23; any other is ignored. Edge-triggered pins act on a rise.
+    ///
+    /// GSI 0 to 15 reach the 8259s and the I/O APIC (GSI 0 at its pin 2; GSI 2 is the cascade and reaches
+    /// nothing), GSI 16 to 23 the I/O APIC. Devices that share a GSI combine their levels before.
+    pub fn set_line(&self, gsi: u32, level: bool) {
+        self.fabric.set_line(gsi, level);
+    }
+
+    /// Deliver a message-signalled interrupt. What is not one is ignored.
+    pub fn signal_msi(&self, address: u64, data: u32) {
+        if let Some(message) = Message::from_msi(address, data) {
+            self.fabric.deliver(&message);
+        }
+    }
+
+    /// The NMI line, connected to LINT1 of every local APIC, rises.
+    pub fn signal_nmi(&self) {
+        read(&self.fabric.apics).iter().for_each(|apic| apic.pulse_lint1());
+    }
+
+    /// Whether an interrupt of the 8259s waits for this vCPU: through LINT0 in ExtINT mode, through an
+    /// ExtINT message, or, for the bootstrap processor, past a disabled local APIC.
+    pub fn extint_pending(&self, apic_id: u32) -> bool {
+        self.fabric.apic(apic_id).is_some_and(|apic| apic.extint_pending())
+    }
+
+    /// Fetch the vector from the 8259s. A spurious 7 or 15 of theirs if the request has gone.
+    pub fn acknowledge_extint(&self) -> u8 {
+        self.extint.fetch_add(1, Ordering::Relaxed);
+        let mut lines = lock(&self.fabric.lines);
+        let vector = lines.pics.acknowledge();
+        read(&self.fabric.apics).iter().for_each(|apic| apic.clear_extint_message());
+        self.fabric.spread_pic_output(&mut lines);
+        vector
+    }
+
+    /// Read a port; `None` when it is not one of ours (0x20, 0x21, 0x40 to 0x43, 0x61, 0xa0, 0xa1, 0x4d0,
+    /// 0x4d1). `size` is 1, 2 or 4; bytes beyond our ports read as all ones.
+    pub fn pio_read(&self, port: u16, size: u8) -> Option<u64> {
+        let first = self.read_byte(port)?;
+        let rest = (1..size.min(4)).fold(u64::from(first), |value, byte| {
+            let next = self.read_byte(port.wrapping_add(u16::from(byte))).unwrap_or(0xff);
+            value | u64::from(next) << (8 * byte)
+        });
+        Some(rest)
+    }
+
+    fn read_byte(&self, port: u16) -> Option<u8> {
+        match port {
+            0x40..=0x43 | 0x61 => {
+                let now = self.clock.now_ns();
+                lock(&self.pit).read(port, now)
+            }
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => {
+                let mut lines = lock(&self.fabric.lines);
+                let value = lines.pics.read(port);
+                self.fabric.spread_pic_output(&mut lines);
+                value
+            }
+            _ => None,
+        }
+    }
+
+    /// Write a port; false when it is not one of ours.
+    pub fn pio_write(&self, port: u16, size: u8, value: u64) -> bool {
+        if !self.write_byte(port, value as u8) {
+            return false;
+        }
+        for byte in 1..size.min(4) {
+            self.write_byte(port.wrapping_add(u16::from(byte)), (value >> (8 * byte)) as u8);
+        }
+        true
+    }
+
+    fn write_byte(&self, port: u16, value: u8) -> bool {
+        match port {
+            0x40..=0x43 | 0x61 => self.write_pit(port, value),
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => {
+                let mut lines = lock(&self.fabric.lines);
+                let ours = lines.pics.write(port, value);
+                self.fabric.spread_pic_output(&mut lines);
+                ours
+            }
+            _ => false,
+        }
+    }
+
+    fn write_pit(&self, port: u16, value: u8) -> bool {
+        let now = self.clock.now_ns();
+        let mut pit = lock(&self.pit);
+        self.fire_pit(&mut pit, now);
+        let ours = pit.write(port, value, now);
+        self.publish_pit(&pit);
+        ours
+    }
+
+    /// Read the I/O APIC; `None` outside its window. Bytes beyond a 32-bit register read as 0.
+    pub fn mmio_read(&self, gpa: u64, size: u8) -> Option<u64> {
+        let offset = ioapic_offset(gpa)?;
+        let value = u64::from(lock(&self.fabric.lines).ioapic.read(offset));
+        Some(if size < 4 { value & ((1 << (8 * size)) - 1) } else { value })
+    }
+
+    /// Write the I/O APIC; false outside its window. The low 32 bits are written whatever the size.
+    pub fn mmio_write(&self, gpa: u64, _size: u8, value: u64) -> bool {
+        let Some(offset) = ioapic_offset(gpa) else { return false };
+        let mut lines = lock(&self.fabric.lines);
+        let pins = lines.ioapic.write(offset, value as u32);
+        self.fabric.resample(&mut lines, pins);
+        true
+    }
+
+    /// The earliest deadline of the 8254 and the local APICs' timers, in `Clock::now_ns` time.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let pit = self.pit_deadline.load(Ordering::SeqCst);
+        let apics = read(&self.fabric.apics);
+        let deadline = apics.iter().map(|apic| apic.deadline_ns()).fold(pit, u64::min);
+        (deadline != NEVER).then_some(deadline)
+    }
+
+    /// Fire every timer that is due.
+    pub fn run_timers(&self) {
+        let now = self.clock.now_ns();
+        if self.pit_deadline.load(Ordering::SeqCst) <= now {
+            let mut pit = lock(&self.pit);
+            self.fire_pit(&mut pit, now);
+            self.publish_pit(&pit);
+        }
+        for apic in read(&self.fabric.apics).iter().filter(|apic| apic.deadline_ns() <= now) {
+            apic.run_timer(now);
+        }
+    }
+
+    fn fire_pit(&self, pit: &mut Pit, now_ns: u64) {
+        if pit.take_rise(now_ns) {
+            self.pit_fired.fetch_add(1, Ordering::Relaxed);
+            self.fabric.set_line(PIT_GSI, true);
+            self.fabric.set_line(PIT_GSI, false);
+        }
+    }
+
+    fn publish_pit(&self, pit: &Pit) {
+        let deadline = pit.deadline_ns().unwrap_or(NEVER);
+        if self.pit_deadline.swap(deadline, Ordering::SeqCst) != deadline && deadline != NEVER {
+            self.alarm.request(deadline);
+        }
+    }
+
+    /// RESET of the chipset and every local APIC. Lines keep the level their devices give them.
+    pub fn reset(&self) {
+        let mut pit = lock(&self.pit);
+        *pit = Pit::default();
+        self.publish_pit(&pit);
+        drop(pit);
+        let mut lines = lock(&self.fabric.lines);
+        lines.pics.reset();
+        lines.ioapic.reset();
+        self.fabric.spread_pic_output(&mut lines);
+        drop(lines);
+        read(&self.fabric.apics).iter().for_each(|apic| apic.reset());
+    }
+
+    /// The chipset's state.
+    pub fn save_state(&self) -> IrqchipState {
+        let pit = lock(&self.pit).saved(self.clock.now_ns());
+        let lines = lock(&self.fabric.lines);
+        IrqchipState { pics: lines.pics.clone(), ioapic: lines.ioapic.clone(), pit }
+    }
+
+    /// Replace the chipset's state. Interrupts that the state has pending are presented again.
+    pub fn load_state(&self, state: &IrqchipState) {
+        let mut pit = lock(&self.pit);
+        *pit = state.pit.restored(self.clock.now_ns());
+        self.publish_pit(&pit);
+        drop(pit);
+        let mut lines = lock(&self.fabric.lines);
+        lines.pics = state.pics.restored();
+        lines.ioapic = state.ioapic.restored();
+        self.fabric.spread_pic_output(&mut lines);
+        self.fabric.resample(&mut lines, u32::MAX);
+    }
+
+    /// Counters of the whole interrupt system.
+    pub fn statistics(&self) -> Statistics {
+        let apics = read(&self.fabric.apics);
+        let [acknowledged, sent, fired] = apics
+            .iter()
+            .map(|apic| apic.counters())
+            .fold([0; 3], |sum, next| [sum[0] + next[0], sum[1] + next[1], sum[2] + next[2]]);
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Statistics::from([
+            ("irq.apic_interrupts".into(), acknowledged),
+            ("irq.pic_interrupts".into(), load(&self.extint)),
+            ("irq.ipis".into(), sent),
+            ("irq.messages".into(), load(&self.fabric.messages)),
+            ("irq.messages_undelivered".into(), load(&self.fabric.undelivered)),
+            ("irq.apic_timer".into(), fired),
+            ("irq.pit_timer".into(), load(&self.pit_fired)),
+        ])
+    }
+}
+
+impl TimerSource for Irqchip {
+    fn attach(&self, alarm: Arc<Alarm>) {
+        self.alarm.attach(alarm);
+    }
+
+    fn next_deadline_ns(&self) -> Option<u64> {
+        self.next_deadline_ns()
+    }
+
+    fn run_timers(&self) {
+        self.run_timers();
+    }
+}
+
+fn ioapic_offset(gpa: u64) -> Option<u64> {
+    gpa.checked_sub(IOAPIC_BASE).filter(|offset| *offset < IOAPIC_SIZE)
+}
