@@ -354,7 +354,7 @@ impl Pit {
 
     fn read_port_61(&self, now_ns: u64) -> u8 {
         let speaker = &self.channels[2];
-        let refresh = now_ns / REFRESH_TOGGLE_NS & 1 != 0;
+        let refresh = (now_ns / REFRESH_TOGGLE_NS) & 1 != 0;
         u8::from(speaker.gate)
             | self.port_61
             | u8::from(refresh) << 4

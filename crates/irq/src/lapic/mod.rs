@@ -373,15 +373,12 @@ const BASE_RESERVED: u64 = !((1 << 52) - 1) | 0x2ff;
 
 fn check_base(old: u64, new: u64) -> Result<(), GeneralProtection> {
     let mode = |base: u64| (base & BASE_ENABLED != 0, base & BASE_X2APIC != 0);
-    let legal = match (mode(old), mode(new)) {
-        (_, (false, true)) => false,
-        ((true, true), (true, false)) => false,
-        ((false, _), (true, true)) => false,
-        _ => true,
-    };
-    if legal && new & BASE_RESERVED == 0 {
-        Ok(())
-    } else {
-        Err(GeneralProtection)
+    let forbidden = matches!(
+        (mode(old), mode(new)),
+        (_, (false, true)) | ((true, true), (true, false)) | ((false, _), (true, true))
+    );
+    if forbidden || new & BASE_RESERVED != 0 {
+        return Err(GeneralProtection);
     }
+    Ok(())
 }

@@ -249,7 +249,7 @@ impl Rtc {
         if self.register(reg::B) & BINARY != 0 {
             value
         } else {
-            (value / 10 % 10) << 4 | value % 10
+            ((value / 10 % 10) << 4) | (value % 10)
         }
     }
 

@@ -1,5 +1,7 @@
 //! Rules of the interrupt controllers and timers, one small test each, on a clock that the test moves.
 
+#![allow(clippy::unwrap_used)]
+
 mod fixture;
 mod hostile;
 mod ioapic;

@@ -95,5 +95,5 @@ fn host_clock_measures_and_shifts() {
     assert!(clock.guest_tsc() >= 1 << 40);
     let (now, tsc) = (clock.now_ns(), clock.guest_tsc());
     assert!(clock.tsc_to_ns(tsc + 1_000_000_000) > now);
-    assert_eq!(clock.tsc_to_ns(u64::MAX) > now, true);
+    assert!(clock.tsc_to_ns(u64::MAX) > now);
 }
