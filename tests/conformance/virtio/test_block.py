@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sublet.devices.virtio.block import VirtioBlock
-from sublet.devices.worker import WorkerPool
 from sublet.testing import InlineExecutor, RamDisk, VirtioDriver
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
@@ -185,7 +185,7 @@ def test_resize_tells_the_driver(disk: Disk) -> None:
 def test_worker_thread_serves_and_close_closes() -> None:
     image = RamDisk(1 << 16)
     image.data[:512] = b"w" * 512
-    pool = WorkerPool(2)
+    pool = ThreadPoolExecutor(2)
     driver = VirtioDriver(VirtioBlock(image, pool))
     driver.start(msix=True)
     queue = driver.queues[0]
@@ -193,7 +193,7 @@ def test_worker_thread_serves_and_close_closes() -> None:
     for _ in range(50):
         queue.add([driver.put(queue, struct.pack("<IIQ", IN, 0, 0))], [(target, 512), (status, 1)])
         driver.notify(0)
-    pool.close()
+    pool.shutdown()
     assert len(queue.used()) == 50
     assert driver.memory.read(target, 512) == b"w" * 512
     driver.device.close()

@@ -183,15 +183,15 @@ def test_indirect_loop_and_index() -> None:
 def test_parts_outside_ram(part: int) -> None:
     memory = FakeGuestMemory(1 << 16)
     parts = [0x1000, 0x2000, 0x3000]
-    parts[part] = 0xFFFF_FFFF_FFFF_F000
+    parts[part] = 0x7FFF_FFFF_FFFF_F000
     queue = Virtqueue(memory, 8, *parts)
     memory.write_u16(0x2002, 1)
     with pytest.raises(GuestError):
         _ = queue.pop(), queue.push(0, 0)  # type: ignore[func-returns-value]
 
 
-@pytest.mark.parametrize("parts", [(8, 0, 0), (0, 1, 0), (0, 0, 2)])
-def test_unaligned_parts(parts: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("parts", [(8, 0, 0), (0, 1, 0), (0, 0, 2), (2**64 - 16, 0, 0)])
+def test_unaligned_parts_and_parts_past_the_address_space(parts: tuple[int, int, int]) -> None:
     """§2.7: the table, the avail ring and the used ring MUST be aligned to 16, 2 and 4 bytes."""
     with pytest.raises(GuestError):
         Virtqueue(FakeGuestMemory(), 8, *parts)

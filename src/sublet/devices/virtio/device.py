@@ -147,7 +147,7 @@ class VirtioDevice:
                 self.process(index, queue)
             except GuestError as error:
                 self._queues[index] = None
-                self.transport.needs_reset(error.message)
+                self.transport.needs_reset(str(error))
 
     def queue_states(self) -> list[dict[str, Any] | None]:
         """Positions of the live queues, for the transport's snapshot."""

@@ -227,7 +227,7 @@ class VirtioPci(PciDevice):
         try:
             queues = [self._make_queue(queue) if queue.enabled else None for queue in self._queues]
         except GuestError as error:
-            self.needs_reset(error.message)
+            self.needs_reset(str(error))
             return
         self.device.activate(queues, self._driver_features)
 

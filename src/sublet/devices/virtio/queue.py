@@ -73,7 +73,7 @@ class Virtqueue:
         event_idx, indirect: Whether VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated.
 
     Raises:
-        GuestError: An address is unaligned.
+        GuestError: An address is unaligned or a part reaches past the address space.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Virtqueue:
     ) -> None:
         if desc_table % 16 or avail_ring % 2 or used_ring % 4:
             raise GuestError("a virtqueue part is not aligned to 16, 2 and 4 bytes")
+        if max(desc_table, avail_ring, used_ring) + 16 * size + 6 > 1 << 64:
+            raise GuestError("a virtqueue part reaches past the address space")
         self.memory = memory
         self.size = size
         self._desc_table = desc_table
