@@ -80,7 +80,8 @@ impl Mode {
         use bit::*;
         let (code, stack) = Self::widths(state);
         let cpl = u32::from(if state.v86() { 3 } else { state.cpl() });
-        let mut bits = (width_bits(code) << CODE_SHIFT) | (width_bits(stack) << STACK_SHIFT) | (cpl << CPL_SHIFT);
+        let mut bits =
+            (width_bits(code) << CODE_SHIFT) | (width_bits(stack) << STACK_SHIFT) | (cpl << CPL_SHIFT);
         let mut set = |condition: bool, mask: u32| {
             if condition {
                 bits |= mask;
@@ -118,7 +119,10 @@ impl Mode {
         }
         let pick = |big| if big { Width::W32 } else { Width::W16 };
         if state.v86() || !state.protected() {
-            return (pick(state.segments[seg::CS].big() && !state.v86()), pick(state.segments[seg::SS].big()));
+            return (
+                pick(state.segments[seg::CS].big() && !state.v86()),
+                pick(state.segments[seg::SS].big()),
+            );
         }
         (pick(state.segments[seg::CS].big()), pick(state.segments[seg::SS].big()))
     }

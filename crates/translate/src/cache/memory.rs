@@ -21,6 +21,9 @@ unsafe impl Send for CodeMemory {}
 pub const BLOCK_ALIGN: usize = 16;
 
 impl CodeMemory {
+    /// Slack kept for alignment.
+    pub const ROOM: usize = 64;
+
     /// Map `size` bytes twice.
     ///
     /// # Errors
@@ -101,7 +104,14 @@ impl CodeMemory {
 fn map(fd: &OwnedFd, size: usize, protection: i32) -> io::Result<*mut u8> {
     // SAFETY: a new mapping at an address the kernel chooses; the result is checked.
     let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED | libc::MAP_NORESERVE, fd.as_raw_fd(), 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            size,
+            protection,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+            fd.as_raw_fd(),
+            0,
+        )
     };
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());

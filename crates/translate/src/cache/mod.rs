@@ -168,6 +168,11 @@ impl CodeCache {
         self.memory.used()
     }
 
+    /// Bytes left.
+    pub fn room(&self) -> usize {
+        self.memory.size() - self.memory.used()
+    }
+
     /// The live block that starts at `gpa` in `mode`.
     pub fn find(&self, gpa: u64, mode: Mode) -> Option<BlockId> {
         self.by_address.get(&(gpa, mode.0)).copied()

@@ -225,7 +225,11 @@ impl Builder {
     }
 
     /// Compute the operand's offset in its segment into `to`. Uses R15 and `to`.
-    pub(super) fn effective_address(&mut self, to: Host, instruction: &Instruction) -> Result<(), Unencodable> {
+    pub(super) fn effective_address(
+        &mut self,
+        to: Host,
+        instruction: &Instruction,
+    ) -> Result<(), Unencodable> {
         let width = address_width(instruction, self.mode.code());
         let displacement = instruction.memory_displacement64();
         let base = self.address_register(to, instruction.memory_base())?;

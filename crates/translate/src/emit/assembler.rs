@@ -12,8 +12,6 @@ impl Host {
     pub const RAX: Self = Self(0);
     pub const RCX: Self = Self(1);
     pub const RDX: Self = Self(2);
-    pub const RBX: Self = Self(3);
-    pub const RSP: Self = Self(4);
     pub const RBP: Self = Self(5);
     pub const RSI: Self = Self(6);
     pub const RDI: Self = Self(7);
@@ -74,16 +72,6 @@ impl Assembler {
         self.gs_operand(reg, offset);
     }
 
-    /// `mov reg32, gs:[offset]` (zero-extends)
-    pub fn load32(&mut self, reg: Host, offset: i32) {
-        self.bytes(&[GS]);
-        if reg.high() != 0 {
-            self.bytes(&[0x44]);
-        }
-        self.bytes(&[0x8b]);
-        self.gs_operand(reg, offset);
-    }
-
     /// `mov gs:[offset], reg`
     pub fn store(&mut self, offset: i32, reg: Host) {
         self.bytes(&[GS, 0x48 | (reg.high() << 2), 0x89]);
@@ -135,12 +123,7 @@ impl Assembler {
 
     /// `mov to16, from16` (keeps the upper bits)
     pub fn mov16(&mut self, to: Host, from: Host) {
-        self.bytes(&[
-            0x66,
-            0x40 | (from.high() << 2) | to.high(),
-            0x89,
-            0xc0 | (from.low() << 3) | to.low(),
-        ]);
+        self.bytes(&[0x66, 0x40 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
     }
 
     /// `mov reg, value` in the shortest form that keeps all 64 bits
@@ -158,7 +141,14 @@ impl Assembler {
     }
 
     /// `lea to, [base + index * scale + displacement]`; `wide` selects a 64-bit result.
-    pub fn lea(&mut self, wide: bool, to: Host, base: Option<Host>, index: Option<(Host, u8)>, displacement: i32) {
+    pub fn lea(
+        &mut self,
+        wide: bool,
+        to: Host,
+        base: Option<Host>,
+        index: Option<(Host, u8)>,
+        displacement: i32,
+    ) {
         let base_high = base.map_or(0, Host::high);
         let index_high = index.map_or(0, |(index, _)| index.high());
         let rex = 0x40 | (u8::from(wide) << 3) | (to.high() << 2) | (index_high << 1) | base_high;
@@ -226,11 +216,6 @@ impl Assembler {
     pub fn sarx(&mut self, to: Host, from: Host, count: Host) {
         self.vex(2, 2, to, count, from.high());
         self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
-    }
-
-    /// `not reg` (does not change flags)
-    pub fn not(&mut self, reg: Host) {
-        self.bytes(&[0x48 | reg.high(), 0xf7, 0xd0 | reg.low()]);
     }
 
     /// `jrcxz` forward, to be bound.
@@ -308,7 +293,6 @@ mod tests {
             a.pext(reg, other, 0x40);
             a.rorx(reg, other, 8);
             a.shlx(reg, other, reg);
-            a.not(reg);
             a.lea(true, reg, Some(other), None, -8);
             a.lea(false, reg, Some(other), Some((Host(0), 4)), 0x1000);
             a.lea(true, reg, None, Some((Host(1), 8)), 16);
@@ -326,6 +310,6 @@ mod tests {
         assert_eq!(all[3].mnemonic(), iced_x86::Mnemonic::Pext);
         assert_eq!(all[3].op1_register(), iced_x86::Register::R15);
         assert_eq!(all[4].mnemonic(), iced_x86::Mnemonic::Rorx);
-        assert_eq!(all[7].memory_displacement64() as i64, -8);
+        assert_eq!(all[6].memory_displacement64() as i64, -8);
     }
 }

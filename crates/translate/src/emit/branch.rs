@@ -92,7 +92,11 @@ impl Builder {
     /// Leave for the RIP in R14, truncated to `operand`; ends the block.
     pub(super) fn exit_indirect(&mut self, operand: Width) {
         self.ended = true;
-        let width = if self.mode.is64() && operand == Width::W64 { Width::W64 } else { narrower(operand, self.mode.code()) };
+        let width = if self.mode.is64() && operand == Width::W64 {
+            Width::W64
+        } else {
+            narrower(operand, self.mode.code())
+        };
         match width {
             Width::W64 => {}
             Width::W32 => self.asm.mov32(Host::R14, Host::R14),
@@ -230,7 +234,8 @@ impl Builder {
 
     fn ret(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let extra = if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
-        let size = usize::try_from(instruction.stack_pointer_increment().abs() - extra).map_err(|_| Unencodable)?;
+        let size =
+            usize::try_from(instruction.stack_pointer_increment().abs() - extra).map_err(|_| Unencodable)?;
         let address = self.stack_address(0);
         self.access(
             address,

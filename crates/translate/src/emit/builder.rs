@@ -1,6 +1,7 @@
 //! A block under construction.
 
-use super::{Assembler, Host, Patch};
+use super::assembler::Patch;
+use super::{Assembler, Host};
 use crate::cache::{Location, Translation};
 use crate::frontend::{classify, Kind};
 use crate::mode::Mode;

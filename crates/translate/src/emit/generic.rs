@@ -6,7 +6,8 @@ use super::registers::{home, is_high_byte, number, sized, Home, GUEST_RCX};
 use super::{Builder, Host};
 use crate::state::{CpuState, HotState};
 use iced_x86::{
-    Code, EncodingKind, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register,
+    Code, EncodingKind, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
+    Register,
 };
 use std::mem::offset_of;
 use std::rc::Rc;
@@ -56,7 +57,8 @@ impl Builder {
             Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => 1,
             _ => instruction.memory_size().size().clamp(1, crate::state::BOUNCE_BYTES),
         };
-        let writes = !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None);
+        let writes =
+            !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None);
         let kind = if writes { AccessKind::Write } else { AccessKind::Read };
         let mut descriptor = Descriptor::new(size, kind);
         if writes && (access != OpAccess::Write || instruction.has_op_mask()) {
@@ -77,7 +79,11 @@ impl Builder {
     }
 
     /// Encode with host registers in place of guest registers and the memory operand at `place`.
-    pub(super) fn renamed(&mut self, instruction: &Instruction, place: Option<Place>) -> Result<(), Unencodable> {
+    pub(super) fn renamed(
+        &mut self,
+        instruction: &Instruction,
+        place: Option<Place>,
+    ) -> Result<(), Unencodable> {
         if has_high_byte(instruction) {
             return self.high_byte(instruction, place);
         }
@@ -195,18 +201,19 @@ impl Builder {
     }
 
     fn high_byte_registers(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
-        let extended = |register: Register| {
-            matches!(number(register), Some(4 | 8..)) && !is_high_byte(register)
-        };
-        let any_extended = (0..instruction.op_count())
-            .any(|index| instruction.op_kind(index) == OpKind::Register && extended(instruction.op_register(index)));
+        let extended =
+            |register: Register| matches!(number(register), Some(4 | 8..)) && !is_high_byte(register);
+        let any_extended = (0..instruction.op_count()).any(|index| {
+            instruction.op_kind(index) == OpKind::Register && extended(instruction.op_register(index))
+        });
         if any_extended {
             // MOVZX/MOVSX from a high byte to guest RSP: the only form that exists.
             return self.high_byte_memory(instruction, Place::Bounce);
         }
         // All operands are legacy registers: the guest's RCX stands in its own for a moment.
         let uses_rcx = (0..instruction.op_count()).any(|index| {
-            instruction.op_kind(index) == OpKind::Register && number(instruction.op_register(index)) == Some(1)
+            instruction.op_kind(index) == OpKind::Register
+                && number(instruction.op_register(index)) == Some(1)
         });
         if uses_rcx {
             self.asm.mov(Host::RCX, GUEST_RCX);
@@ -300,8 +307,9 @@ fn is_cache_control(instruction: &Instruction) -> bool {
 }
 
 fn has_high_byte(instruction: &Instruction) -> bool {
-    (0..instruction.op_count())
-        .any(|index| instruction.op_kind(index) == OpKind::Register && is_high_byte(instruction.op_register(index)))
+    (0..instruction.op_count()).any(|index| {
+        instruction.op_kind(index) == OpKind::Register && is_high_byte(instruction.op_register(index))
+    })
 }
 
 fn is_count_operand(instruction: &Instruction, operand: u32) -> bool {
@@ -351,8 +359,9 @@ fn needs_alignment(instruction: &Instruction, size: usize) -> bool {
         M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Pcmpestri64 | M::Pcmpestrm64 => false,
         M::Cmpxchg16b => true,
         _ => {
-            let vector = (0..instruction.op_count())
-                .any(|index| instruction.op_kind(index) == OpKind::Register && instruction.op_register(index).is_xmm());
+            let vector = (0..instruction.op_count()).any(|index| {
+                instruction.op_kind(index) == OpKind::Register && instruction.op_register(index).is_xmm()
+            });
             vector && instruction.code().encoding() == EncodingKind::Legacy
         }
     }

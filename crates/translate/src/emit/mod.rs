@@ -8,5 +8,6 @@ mod generic;
 mod registers;
 mod special;
 
-pub use assembler::{Assembler, Host, Patch, ShortPatch};
+pub use access::Descriptor;
+pub use assembler::{Assembler, Host};
 pub use builder::{Builder, MAX_INSTRUCTIONS};

@@ -34,11 +34,21 @@ impl Builder {
             Mnemonic::Push => self.push(instruction),
             Mnemonic::Pop => self.pop(instruction),
             Mnemonic::Leave => self.leave(instruction),
-            Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => self.string_move(instruction),
-            Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => self.string_store(instruction),
-            Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => self.string_load(instruction),
-            Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => self.string_scan(instruction),
-            Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => self.string_compare(instruction),
+            Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+                self.string_move(instruction)
+            }
+            Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+                self.string_store(instruction)
+            }
+            Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
+                self.string_load(instruction)
+            }
+            Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => {
+                self.string_scan(instruction)
+            }
+            Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => {
+                self.string_compare(instruction)
+            }
             _ => self.branch(instruction),
         }
     }
@@ -94,7 +104,11 @@ impl Builder {
     }
 
     /// Load the memory operand into `HotState::temporary`, zero-extended.
-    pub(super) fn load_temporary(&mut self, instruction: &Instruction, size: usize) -> Result<(), Unencodable> {
+    pub(super) fn load_temporary(
+        &mut self,
+        instruction: &Instruction,
+        size: usize,
+    ) -> Result<(), Unencodable> {
         let address = self.linear_address(instruction)?;
         let mut descriptor = Descriptor::new(size, AccessKind::Read);
         if instruction.memory_segment() == Register::SS {

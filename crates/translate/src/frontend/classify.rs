@@ -76,6 +76,11 @@ fn is_x87(feature: CpuidFeature) -> bool {
     matches!(feature, FPU | FPU287 | FPU387)
 }
 
+/// Whether an unmasked exception of the instruction is #MF (not #XM).
+pub fn is_x87_or_mmx(instruction: &Instruction) -> bool {
+    matches!(unit(instruction), Unit::X87 | Unit::Mmx | Unit::Wait)
+}
+
 /// The trap that CR0, CR4 and XCR0 put on the instruction's unit, if any.
 fn trap(instruction: &Instruction, mode: Mode) -> Option<Kind> {
     let (undefined, unavailable) = match unit(instruction) {
@@ -124,7 +129,6 @@ fn refused(feature: CpuidFeature) -> bool {
             | F::D3NOWEXT
             | F::KL
             | F::AESKLE
-            | F::AESKLE_WIDE_KL
             | F::TSXLDTRK
             | F::RDPRU
             | F::SGX1
@@ -136,7 +140,6 @@ fn refused(feature: CpuidFeature) -> bool {
             | F::SMX
             | F::MCOMMIT
             | F::INVLPGB
-            | F::SNP
             | F::SEV_ES
             | F::HRESET
             | F::PCONFIG
@@ -160,7 +163,9 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
         M::Syscall | M::Sysret | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq | M::Swapgs => true,
         M::Rdmsr | M::Wrmsr | M::Cpuid | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Xgetbv | M::Xsetbv => true,
         M::Rdtsc => mode.tsc_privileged() || !mode.is64(),
-        M::Lgdt | M::Lidt | M::Sgdt | M::Sidt | M::Lldt | M::Sldt | M::Ltr | M::Str | M::Lmsw | M::Smsw => true,
+        M::Lgdt | M::Lidt | M::Sgdt | M::Sidt | M::Lldt | M::Sldt | M::Ltr | M::Str | M::Lmsw | M::Smsw => {
+            true
+        }
         M::Clts | M::Invd | M::Wbinvd | M::Wbnoinvd | M::Invlpg | M::Invpcid => true,
         M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => true,
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => true,
@@ -184,7 +189,10 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
 }
 
 fn is_far(instruction: &Instruction) -> bool {
-    instruction.is_call_far() || instruction.is_jmp_far() || instruction.is_call_far_indirect() || instruction.is_jmp_far_indirect()
+    instruction.is_call_far()
+        || instruction.is_jmp_far()
+        || instruction.is_call_far_indirect()
+        || instruction.is_jmp_far_indirect()
 }
 
 /// Compress and expand touch as many elements as the mask has bits: not a fixed-size access.
@@ -232,10 +240,7 @@ fn is_repeated(instruction: &Instruction) -> bool {
         return false;
     }
     let wide = (0..instruction.op_count()).all(|index| {
-        matches!(
-            instruction.op_kind(index),
-            OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::Register
-        )
+        matches!(instruction.op_kind(index), OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::Register)
     });
     let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
     instruction.has_rep_prefix() || instruction.has_repne_prefix() || !wide || based

@@ -2,7 +2,7 @@
 
 mod classify;
 
-pub use classify::{classify, Kind};
+pub use classify::{classify, is_x87_or_mmx, Kind};
 
 use crate::cache::Translation;
 use crate::emit::{Builder, MAX_INSTRUCTIONS};

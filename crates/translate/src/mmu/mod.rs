@@ -1,14 +1,39 @@
-//! Page walks and software TLBs.
+//! Page walks and the software TLBs filled from them.
 
+pub mod tlb;
 pub mod walk;
 
 use crate::cpu::Flush;
+use std::collections::VecDeque;
 
-/// What a vCPU derives from page tables and control registers.
+/// Flush requests kept one by one; more than this many become a flush of everything.
+const MAX_PENDING: usize = 32;
+
+/// Flushes asked for by compiled code, carried out before translated code runs again.
 #[derive(Debug, Default)]
-pub struct Mmu;
+pub struct Mmu {
+    pending: VecDeque<Flush>,
+}
 
 impl Mmu {
-    /// Drop cached translations.
-    pub fn flush(&mut self, _what: Flush) {}
+    /// Drop cached translations. Takes effect before the next translated instruction; compiled
+    /// code always walks.
+    pub fn flush(&mut self, what: Flush) {
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.clear();
+            self.pending.push_back(Flush::All);
+            return;
+        }
+        self.pending.push_back(what);
+    }
+
+    /// Whether anything is to be flushed.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The next flush to carry out.
+    pub fn take_pending(&mut self) -> Option<Flush> {
+        self.pending.pop_front()
+    }
 }

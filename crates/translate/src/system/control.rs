@@ -478,3 +478,168 @@ impl Cpu {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::system::fixture::{cpu32, cpu64, put, step, to_user, CODE, DATA};
+
+    const MOV_CR0_RAX: &[u8] = &[0x0f, 0x22, 0xc0];
+    const MOV_CR3_RAX: &[u8] = &[0x0f, 0x22, 0xd8];
+    const MOV_CR4_RAX: &[u8] = &[0x0f, 0x22, 0xe0];
+    const GP: Result<(), Stop> = Err(Stop::Exception(GP0));
+    const UD: Result<(), Stop> = Err(Stop::Exception(Exception::UNDEFINED));
+
+    fn run_with_rax(cpu: &mut Cpu, rax: u64, code: &[u8]) -> Outcome {
+        cpu.state.gpr[gpr::RAX] = rax;
+        crate::system::fixture::run(cpu, code)
+    }
+
+    /// Intel SDM vol. 2B "MOV—Move to/from Control Registers": illegal combinations.
+    #[test]
+    fn cr0_refuses_paging_without_protection_and_nw_without_cd() {
+        let mut cpu = cpu32();
+        assert_eq!(run_with_rax(&mut cpu, cr0::PG, MOV_CR0_RAX), GP);
+        assert_eq!(run_with_rax(&mut cpu, cr0::PE | cr0::NW, MOV_CR0_RAX), GP);
+        let mut cpu = cpu64();
+        assert_eq!(run_with_rax(&mut cpu, cr0::PE, MOV_CR0_RAX), GP);
+        let high = 1 << 32 | cpu.state.cr0;
+        assert_eq!(run_with_rax(&mut cpu, high, MOV_CR0_RAX), GP);
+        assert_eq!(cpu.state.rip, CODE);
+    }
+
+    /// Intel SDM vol. 3A §10.8.5: LME, PAE and PG together activate IA-32e mode.
+    #[test]
+    fn paging_with_lme_enters_long_mode_and_leaving_ends_it() {
+        let mut cpu = cpu32();
+        (cpu.state.efer, cpu.state.cr4) = (efer::LME, cr4::PAE);
+        let on = cpu.state.cr0 | cr0::PG;
+        assert_eq!(run_with_rax(&mut cpu, on, MOV_CR0_RAX), Ok(()));
+        assert!(cpu.state.long_mode() && cpu.state.efer & efer::LMA != 0);
+        assert_eq!(run_with_rax(&mut cpu, on & !cr0::PG, MOV_CR0_RAX), Ok(()));
+        assert!(!cpu.state.long_mode());
+        cpu.state.cr4 = 0;
+        assert_eq!(run_with_rax(&mut cpu, on, MOV_CR0_RAX), GP);
+    }
+
+    #[test]
+    fn cr4_takes_only_advertised_bits_and_keeps_pae_in_long_mode() {
+        let mut cpu = cpu64();
+        let cr4 = cpu.state.cr4;
+        assert_eq!(run_with_rax(&mut cpu, cr4 | 1 << 12, MOV_CR4_RAX), GP);
+        assert_eq!(run_with_rax(&mut cpu, cr4 & !cr4::PAE, MOV_CR4_RAX), GP);
+        assert_eq!(run_with_rax(&mut cpu, cr4 | cr4::SMEP | cr4::SMAP | cr4::UMIP, MOV_CR4_RAX), Ok(()));
+        cpu.cpuid.clear();
+        let same = cpu.state.cr4;
+        assert_eq!(run_with_rax(&mut cpu, same, MOV_CR4_RAX), GP);
+    }
+
+    /// Intel SDM vol. 3A §4.10.1: PCIDE needs long mode and a PCID of zero; then bit 63 keeps entries.
+    #[test]
+    fn pcide_rules() {
+        let mut cpu = cpu64();
+        let cr4 = cpu.state.cr4 | cr4::PCIDE;
+        cpu.state.cr3 |= 5;
+        assert_eq!(run_with_rax(&mut cpu, cr4, MOV_CR4_RAX), GP);
+        cpu.state.cr3 &= !5;
+        let cr3 = cpu.state.cr3;
+        assert_eq!(run_with_rax(&mut cpu, cr3 | CR3_NO_FLUSH, MOV_CR3_RAX), GP);
+        assert_eq!(run_with_rax(&mut cpu, cr4, MOV_CR4_RAX), Ok(()));
+        assert_eq!(run_with_rax(&mut cpu, cr3 | 7 | CR3_NO_FLUSH, MOV_CR3_RAX), Ok(()));
+        assert_eq!(cpu.state.cr3, cr3 | 7);
+        assert_eq!(run_with_rax(&mut cpu, 1 << 60, MOV_CR3_RAX), GP);
+    }
+
+    /// Intel SDM vol. 3A §4.4.1: reserved bits in a present PDPTE.
+    #[test]
+    fn pae_paging_loads_the_pdptes_with_cr3() {
+        let mut cpu = cpu32();
+        cpu.state.cr4 |= cr4::PAE;
+        cpu.state.cr0 |= cr0::PG;
+        put(&cpu, DATA, 0x5001);
+        assert_eq!(run_with_rax(&mut cpu, DATA, MOV_CR3_RAX), Ok(()));
+        assert_eq!(cpu.state.pdptes, [0x5001, 0, 0, 0]);
+        put(&cpu, DATA + 8, 0x5003);
+        assert_eq!(run_with_rax(&mut cpu, DATA, MOV_CR3_RAX), GP);
+    }
+
+    #[test]
+    fn lmsw_sets_but_never_clears_pe() {
+        let mut cpu = cpu64();
+        assert_eq!(run_with_rax(&mut cpu, 0xe, &[0x0f, 0x01, 0xf0]), Ok(()));
+        assert_eq!(cpu.state.cr0 & 0xf, 0xf);
+    }
+
+    #[test]
+    fn control_registers_are_privileged_and_cr1_does_not_exist() {
+        let mut cpu = cpu64();
+        to_user(&mut cpu);
+        assert_eq!(run_with_rax(&mut cpu, 0, MOV_CR3_RAX), GP);
+        assert_eq!(run_with_rax(&mut cpu, 0, &[0x0f, 0x06]), GP);
+        assert_eq!(run_with_rax(&mut cpu, 0, &[0x0f, 0x01, 0xf8]), GP);
+    }
+
+    /// CR4.UMIP makes SMSW, SGDT and their kin privileged.
+    #[test]
+    fn umip_guards_smsw_and_sgdt() {
+        let mut cpu = cpu64();
+        to_user(&mut cpu);
+        let smsw_eax = [0x0f, 0x01, 0xe0];
+        step(&mut cpu, &smsw_eax);
+        assert_eq!(cpu.state.gpr[gpr::RAX], cpu.state.cr0);
+        cpu.state.cr4 |= cr4::UMIP;
+        assert_eq!(run_with_rax(&mut cpu, DATA, &smsw_eax), GP);
+        assert_eq!(run_with_rax(&mut cpu, DATA, &[0x0f, 0x01, 0x00]), GP);
+    }
+
+    /// Intel SDM vol. 1 §13.3: dependencies between components.
+    #[test]
+    fn xcr0_checks_dependencies() {
+        let mut cpu = cpu64();
+        let allowed = cpu.xcr0_allowed();
+        assert_eq!(cpu.set_xcr0(0), Err(GP0));
+        assert_eq!(cpu.set_xcr0(5), Err(GP0));
+        assert_eq!(cpu.set_xcr0(1 << 9 | 1), Err(GP0));
+        assert_eq!(cpu.set_xcr0(allowed), Ok(()));
+        assert_eq!(cpu.set_xcr0(xcr0::X87 | 1 << 5), Err(GP0));
+        cpu.state.cr4 &= !cr4::OSXSAVE;
+        assert_eq!(run_with_rax(&mut cpu, 1, &[0x0f, 0x01, 0xd1]), UD);
+    }
+
+    #[test]
+    fn invpcid_checks_its_descriptor() {
+        let mut cpu = cpu64();
+        let invpcid_rcx_rax = [0x66, 0x0f, 0x38, 0x82, 0x08];
+        put(&cpu, DATA, 1);
+        cpu.state.gpr[gpr::RCX] = 1;
+        assert_eq!(run_with_rax(&mut cpu, DATA, &invpcid_rcx_rax), GP);
+        cpu.state.gpr[gpr::RCX] = 2;
+        assert_eq!(run_with_rax(&mut cpu, DATA, &invpcid_rcx_rax), Ok(()));
+        cpu.state.gpr[gpr::RCX] = 4;
+        assert_eq!(run_with_rax(&mut cpu, DATA, &invpcid_rcx_rax), GP);
+    }
+
+    #[test]
+    fn swapgs_and_wrgsbase() {
+        let mut cpu = cpu64();
+        cpu.state.kernel_gs_base = 0x1234;
+        step(&mut cpu, &[0x0f, 0x01, 0xf8]);
+        assert_eq!(cpu.state.segments[seg::GS].base, 0x1234);
+        let wrgsbase_rax = [0xf3, 0x48, 0x0f, 0xae, 0xd8];
+        assert_eq!(run_with_rax(&mut cpu, 7, &wrgsbase_rax), UD);
+        cpu.state.cr4 |= cr4::FSGSBASE;
+        assert_eq!(run_with_rax(&mut cpu, 1 << 63, &wrgsbase_rax), GP);
+        assert_eq!(run_with_rax(&mut cpu, 7, &wrgsbase_rax), Ok(()));
+        assert_eq!(cpu.state.segments[seg::GS].base, 7);
+    }
+
+    #[test]
+    fn cr8_is_four_bits() {
+        let mut cpu = cpu64();
+        let mov_cr8_rax = [0x44, 0x0f, 0x22, 0xc0];
+        assert_eq!(run_with_rax(&mut cpu, 9, &mov_cr8_rax), Ok(()));
+        assert_eq!(cpu.task_priority(), 9);
+        assert_eq!(run_with_rax(&mut cpu, 16, &mov_cr8_rax), GP);
+    }
+}

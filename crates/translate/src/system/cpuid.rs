@@ -34,8 +34,8 @@ const LEAF1_EDX: u32 =
 /// Leaf 7.0 EBX: without SGX, HLE, RTM, resource director, MPX, PT, AVX-512 PF and ER.
 const LEAF7_EBX: u32 =
     bits(&[0, 1, 3, 5, 6, 7, 8, 9, 10, 13, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31]);
-/// Leaf 7.0 ECX: without PKU, WAITPKG, CET, LA57, key locker, MOVDIR64B, ENQCMD, SGX_LC.
-const LEAF7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22, 27]);
+/// Leaf 7.0 ECX: without PKU, WAITPKG, CET, LA57, key locker, MOVDIRI, MOVDIR64B, ENQCMD, SGX_LC.
+const LEAF7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22]);
 /// Leaf 7.0 EDX: FSRM, VP2INTERSECT, AVX512_FP16. No speculation controls: nothing would back them.
 const LEAF7_EDX: u32 = bits(&[4, 8, 23]);
 /// Leaf 7.1 EAX: SHA512, SM3, SM4, AVX_VNNI, AVX512_BF16, fast strings, AVX_IFMA.
@@ -47,8 +47,8 @@ const EXT1_ECX: u32 = bits(&[0, 5, 6, 7, 8]);
 /// Leaf 0x80000001 EDX: the repeated bits of leaf 1, SYSCALL, NX, MMXEXT, 1 GiB pages, RDTSCP, LM.
 const EXT1_EDX: u32 =
     bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
-/// Leaf 0x80000008 EBX: CLZERO, XSAVEERPTR, WBNOINVD, SSB_NO, BTC_NO.
-const EXT8_EBX: u32 = bits(&[0, 2, 9, 26, 29]);
+/// Leaf 0x80000008 EBX: XSAVEERPTR, WBNOINVD, SSB_NO, BTC_NO.
+const EXT8_EBX: u32 = bits(&[2, 9, 26, 29]);
 /// Leaf 0x80000021 EAX: no nested data breakpoints, LFENCE serializes.
 const EXT21_EAX: u32 = bits(&[0, 2]);
 
@@ -93,7 +93,8 @@ fn host(leaf: u32, subleaf: u32) -> [u32; 4] {
 
 /// Whether a vendor string (EBX, EDX, ECX of leaf 0) is AMD's or Hygon's.
 pub fn is_amd(leaf0: [u32; 4]) -> bool {
-    let name: Vec<u8> = [leaf0[EBX], leaf0[EDX], leaf0[ECX]].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let name: Vec<u8> =
+        [leaf0[EBX], leaf0[EDX], leaf0[ECX]].iter().flat_map(|word| word.to_le_bytes()).collect();
     name == b"AuthenticAMD" || name == b"HygonGenuine"
 }
 
@@ -300,5 +301,70 @@ impl Cpu {
             self.state.gpr[register] = u64::from(value);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::fixture::{cpu64, step};
+
+    #[test]
+    fn nothing_is_advertised_that_is_not_carried_out() {
+        let cpu = cpu64();
+        // MONITOR, VMX; MPX, RTM, SGX; PKU, LA57, CET; IBRS, ARCH_CAPABILITIES, AMX.
+        let absent: [(u32, usize, &[u32]); 4] = [
+            (1, ECX, &[3, 5]),
+            (7, EBX, &[2, 4, 11, 14]),
+            (7, ECX, &[3, 5, 7, 16]),
+            (7, EDX, &[20, 22, 24, 26, 29]),
+        ];
+        for (leaf, register, list) in absent {
+            assert!(list.iter().all(|bit| !cpu.cpuid_bit(leaf, 0, register, *bit)), "leaf {leaf:#x}");
+        }
+        assert_eq!(cpu.cpuid_query(0xa, 0), [0; 4]);
+        // SVM, TOPOEXT, MONITORX.
+        assert!([2, 22, 29].iter().all(|bit| !cpu.cpuid_bit(0x8000_0001, 0, ECX, *bit)));
+    }
+
+    #[test]
+    fn emulated_features_are_there_whatever_the_host() {
+        let cpu = cpu64();
+        for (leaf, subleaf, register, mask) in EMULATED.iter().filter(|e| e.0 != 0x8000_0021) {
+            let regs = cpu.cpuid_entry(*leaf, *subleaf).unwrap_or_default();
+            assert_eq!(regs[*register] & mask, *mask, "leaf {leaf:#x}");
+        }
+    }
+
+    #[test]
+    fn osxsave_and_sizes_follow_the_state() {
+        let mut cpu = cpu64();
+        assert_ne!(cpu.cpuid_query(1, 0)[ECX] & 1 << 27, 0);
+        cpu.state.cr4 = 0;
+        assert_eq!(cpu.cpuid_query(1, 0)[ECX] & 1 << 27, 0);
+        assert_eq!(cpu.cpuid_query(0xd, 0)[EBX], cpu.cpuid_query(0xd, 0)[ECX]);
+        cpu.state.xcr0 = 3;
+        assert_eq!(cpu.cpuid_query(0xd, 0)[EBX], 576);
+        cpu.state.xcr0 = 7;
+        assert_eq!(cpu.cpuid_query(0xd, 1)[EBX], 576 + 256);
+    }
+
+    #[test]
+    fn the_instruction_fills_four_registers() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RAX] = u64::from(HYPERVISOR_LEAF) | 1 << 40;
+        step(&mut cpu, &[0x0f, 0xa2]);
+        let bytes: Vec<u8> = [gpr::RBX, gpr::RCX, gpr::RDX]
+            .iter()
+            .flat_map(|register| (cpu.state.gpr[*register] as u32).to_le_bytes())
+            .collect();
+        assert_eq!(bytes, SIGNATURE);
+        assert_eq!(cpu.state.gpr[gpr::RAX], u64::from(TIMING_LEAF));
+    }
+
+    #[test]
+    fn entries_are_sorted_and_unique() {
+        let keys: Vec<_> = supported_cpuid().iter().map(|entry| (entry.leaf, entry.subleaf)).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] < pair[1]));
     }
 }

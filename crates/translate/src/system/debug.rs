@@ -66,9 +66,7 @@ impl Cpu {
     /// DR6 bits of the data breakpoints that an access of `size` bytes at `la` hits.
     pub fn data_breakpoints_hit(&self, la: u64, size: u64, write: bool) -> u64 {
         let wanted = |b: &Breakpoint| b.kind == READ_OR_WRITE || (write && b.kind == WRITE);
-        enabled(&self.state)
-            .filter(|b| wanted(b) && b.overlaps(la, size))
-            .fold(0, |bits, b| bits | b.bit)
+        enabled(&self.state).filter(|b| wanted(b) && b.overlaps(la, size)).fold(0, |bits, b| bits | b.bit)
     }
 
     /// DR6 bits of the I/O breakpoints that an access hits; they exist with CR4.DE only.
@@ -117,5 +115,66 @@ impl Cpu {
             7 => value & DR7_WRITABLE | DR7_FIXED_ONES,
             _ => value,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::state::gpr;
+    use crate::system::fixture::{cpu64, run, step, to_user};
+
+    const MOV_RAX_DR7: &[u8] = &[0x0f, 0x21, 0xf8];
+    const MOV_DR7_RAX: &[u8] = &[0x0f, 0x23, 0xf8];
+    const MOV_RAX_DR4: &[u8] = &[0x0f, 0x21, 0xe0];
+
+    #[test]
+    fn fixed_bits_and_upper_halves() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RAX] = 0xffff_dfff;
+        step(&mut cpu, MOV_DR7_RAX);
+        step(&mut cpu, MOV_RAX_DR7);
+        assert_eq!(cpu.state.gpr[gpr::RAX], 0xffff_07ff);
+        cpu.state.gpr[gpr::RAX] = 1 << 32;
+        assert_eq!(run(&mut cpu, MOV_DR7_RAX), Err(Exception::protection(0).into()));
+    }
+
+    #[test]
+    fn dr4_is_dr6_unless_debugging_extensions() {
+        let mut cpu = cpu64();
+        step(&mut cpu, MOV_RAX_DR4);
+        assert_eq!(cpu.state.gpr[gpr::RAX], 0xffff_0ff0);
+        cpu.state.cr4 |= CR4_DE;
+        assert_eq!(run(&mut cpu, MOV_RAX_DR4), Err(Exception::UNDEFINED.into()));
+    }
+
+    #[test]
+    fn general_detect_and_privilege() {
+        let mut cpu = cpu64();
+        cpu.state.dr[7] |= DR7_GD;
+        assert_eq!(run(&mut cpu, MOV_RAX_DR7), Err(Stop::Exception(Exception::debug(DR6_BD))));
+        to_user(&mut cpu);
+        assert_eq!(run(&mut cpu, MOV_RAX_DR7), Err(Exception::protection(0).into()));
+    }
+
+    /// Intel SDM vol. 3B §18.2.5 "Breakpoint Field Recognition", table 18-1.
+    #[test]
+    fn breakpoints_match_by_kind_length_and_alignment() {
+        let mut cpu = cpu64();
+        cpu.state.dr[0] = 0x1002;
+        cpu.state.dr[1] = 0x2000;
+        cpu.state.dr[2] = 0x3000;
+        // 0: 4 bytes, write; 1: execute; 2: 8 bytes, read or write, not enabled.
+        cpu.state.dr[7] = 0b1101 << 16 | 0b0000 << 20 | 0b1011 << 24 | 0b01 | 0b10 << 2;
+        assert_eq!(cpu.data_breakpoints_hit(0x1000, 1, true), 1);
+        assert_eq!(cpu.data_breakpoints_hit(0xfff, 2, true), 1);
+        assert_eq!(cpu.data_breakpoints_hit(0x1004, 4, true), 0);
+        assert_eq!(cpu.data_breakpoints_hit(0x1000, 4, false), 0);
+        assert_eq!(cpu.data_breakpoints_hit(0x3000, 4, true), 0);
+        assert_eq!(cpu.code_breakpoint_hit(0x2000), 2);
+        assert_eq!(cpu.code_breakpoint_hit(0x2001), 0);
+        cpu.state.dr[7] |= 1 << 4;
+        assert_eq!(cpu.data_breakpoints_hit(0x3007, 1, false), 4);
     }
 }

@@ -1,9 +1,8 @@
 //! Descriptor tables: loading, storing and asking about descriptors.
 
-use super::operand::{segment_index, truncate};
 use crate::cpu::{Cpu, Exception, Outcome};
 use crate::mmu::walk::{is_canonical, Kind};
-use crate::state::{flag, seg, TableRegister};
+use crate::state::{flag, TableRegister};
 use crate::system::memory::AccessMode;
 use iced_x86::{Code, Instruction, Mnemonic};
 
@@ -183,24 +182,6 @@ impl Cpu {
         self.assign_flag(flag::ZF, raise);
         Ok(())
     }
-
-    /// PUSH Sreg.
-    pub(crate) fn push_segment(&mut self, i: &Instruction, size: u8) -> Outcome {
-        let selector = self.state.segments[segment_index(i.op0_register())].selector;
-        self.push_value(size, u64::from(selector))
-    }
-
-    /// POP Sreg; SS holds off interrupts for one instruction.
-    pub(crate) fn pop_segment(&mut self, i: &Instruction, size: u8) -> Outcome {
-        let segment = segment_index(i.op0_register());
-        let selector = truncate(self.peek_value(0, size)?, 2) as u16;
-        let after = self.stack_offset(i64::from(size));
-        let stack_size = self.stack_size();
-        self.load_segment(segment, selector)?;
-        self.gpr_merge(crate::state::gpr::RSP, stack_size, after);
-        self.events.interrupt_shadow |= segment == seg::SS;
-        Ok(())
-    }
 }
 
 /// System descriptor types that LAR or LSL answer for (Intel SDM vol. 2A "LAR" table 3-53, "LSL"
@@ -215,3 +196,68 @@ fn system_type_answers(kind: u8, lar: bool, long: bool) -> bool {
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::state::gpr;
+    use crate::system::fixture::{cpu64, get, put, run, step, to_user, DATA};
+
+    const LGDT_RAX: &[u8] = &[0x0f, 0x01, 0x10];
+    const SGDT_RAX: &[u8] = &[0x0f, 0x01, 0x00];
+    const LAR_EBX_EAX: &[u8] = &[0x0f, 0x02, 0xd8];
+    const LSL_EBX_EAX: &[u8] = &[0x0f, 0x03, 0xd8];
+    const VERW_AX: &[u8] = &[0x0f, 0x00, 0xe8];
+
+    #[test]
+    fn gdtr_round_trip_and_canonical_base() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RAX] = DATA;
+        put(&cpu, DATA, 0x7f | 0x1234_5678_9abc << 16);
+        step(&mut cpu, LGDT_RAX);
+        assert_eq!(cpu.state.gdtr, TableRegister { base: 0x1234_5678_9abc, limit: 0x7f });
+        cpu.state.gpr[gpr::RAX] = DATA + 16;
+        step(&mut cpu, SGDT_RAX);
+        assert_eq!(get(&cpu, DATA + 16), get(&cpu, DATA));
+        put(&cpu, DATA + 2, 1 << 63);
+        cpu.state.gpr[gpr::RAX] = DATA;
+        assert_eq!(run(&mut cpu, LGDT_RAX), Err(Stop::Exception(Exception::protection(0))));
+    }
+
+    /// A GDT with, from selector 8 on: kernel code, kernel data with a limit of one page, user data.
+    fn with_gdt() -> Cpu {
+        let mut cpu = cpu64();
+        cpu.state.gdtr = TableRegister { base: DATA, limit: 31 };
+        put(&cpu, DATA + 8, 0x00af_9b00_0000_ffff);
+        put(&cpu, DATA + 16, 0x00c0_9300_0000_0000);
+        put(&cpu, DATA + 24, 0x00cf_f300_0000_ffff);
+        cpu
+    }
+
+    fn ask(cpu: &mut Cpu, selector: u64, code: &[u8]) -> Option<u64> {
+        cpu.state.gpr[gpr::RAX] = selector;
+        cpu.state.gpr[gpr::RBX] = 0;
+        step(cpu, code);
+        (cpu.state.rflags & flag::ZF != 0).then_some(cpu.state.gpr[gpr::RBX])
+    }
+
+    #[test]
+    fn lar_and_lsl_answer_for_visible_segments() {
+        let mut cpu = with_gdt();
+        assert_eq!(ask(&mut cpu, 8, LAR_EBX_EAX), Some(0x00af_9b00));
+        assert_eq!(ask(&mut cpu, 16, LSL_EBX_EAX), Some(0xfff));
+        assert_eq!(ask(&mut cpu, 0, LSL_EBX_EAX), None);
+        assert_eq!(ask(&mut cpu, 32, LSL_EBX_EAX), None);
+        assert_eq!(ask(&mut cpu, 19, LSL_EBX_EAX), None);
+        to_user(&mut cpu);
+        assert_eq!(ask(&mut cpu, 27, LSL_EBX_EAX), Some(0xffff_ffff));
+        assert_eq!(ask(&mut cpu, 16, LSL_EBX_EAX), None);
+    }
+
+    #[test]
+    fn verw_refuses_code() {
+        let mut cpu = with_gdt();
+        assert!(ask(&mut cpu, 8, VERW_AX).is_none());
+        assert!(ask(&mut cpu, 16, VERW_AX).is_some());
+    }
+}

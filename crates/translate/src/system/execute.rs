@@ -2,7 +2,7 @@
 
 use crate::cpu::{Cpu, Exception, Outcome, Stop};
 use crate::state::gpr;
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic};
 use sublet_engine::Exit;
 
 /// Where RIP goes when an instruction has been carried out.
@@ -144,10 +144,18 @@ impl Cpu {
             Mnemonic::Verr | Mnemonic::Verw => next(self.verify(i)),
             Mnemonic::Fxsave | Mnemonic::Fxsave64 => next(self.fxsave(i)),
             Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => next(self.fxrstor(i)),
-            Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => next(self.xsave(i)),
-            Mnemonic::Xsavec | Mnemonic::Xsavec64 | Mnemonic::Xsaves | Mnemonic::Xsaves64 => next(self.xsave(i)),
-            Mnemonic::Xrstor | Mnemonic::Xrstor64 | Mnemonic::Xrstors | Mnemonic::Xrstors64 => next(self.xrstor(i)),
-            Mnemonic::Fnstenv | Mnemonic::Fstenv | Mnemonic::Fnsave | Mnemonic::Fsave => next(self.store_x87(i)),
+            Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => {
+                next(self.xsave(i))
+            }
+            Mnemonic::Xsavec | Mnemonic::Xsavec64 | Mnemonic::Xsaves | Mnemonic::Xsaves64 => {
+                next(self.xsave(i))
+            }
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 | Mnemonic::Xrstors | Mnemonic::Xrstors64 => {
+                next(self.xrstor(i))
+            }
+            Mnemonic::Fnstenv | Mnemonic::Fstenv | Mnemonic::Fnsave | Mnemonic::Fsave => {
+                next(self.store_x87(i))
+            }
             Mnemonic::Fldenv | Mnemonic::Frstor => next(self.load_x87(i)),
             _ => return None,
         })
@@ -160,8 +168,12 @@ impl Cpu {
             Code::Mov_cr_r32 | Code::Mov_cr_r64 => next(self.mov_to_cr(i)),
             Code::Mov_r32_dr | Code::Mov_r64_dr => next(self.mov_from_dr(i)),
             Code::Mov_dr_r32 | Code::Mov_dr_r64 => next(self.mov_to_dr(i)),
-            Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => next(self.mov_from_segment(i)),
-            Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => next(self.mov_to_segment(i)),
+            Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
+                next(self.mov_from_segment(i))
+            }
+            Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
+                next(self.mov_to_segment(i))
+            }
             _ => return None,
         })
     }
@@ -188,9 +200,4 @@ impl Cpu {
         let number = std::mem::replace(&mut gpr[gpr::RAX], u64::MAX);
         Err(Stop::Exit(Exit::Hypercall { number, args }))
     }
-}
-
-/// Whether any operand lies in memory by an ordinary addressing form.
-pub(crate) fn has_memory_operand(i: &Instruction) -> bool {
-    (0..i.op_count()).any(|index| i.op_kind(index) == OpKind::Memory)
 }

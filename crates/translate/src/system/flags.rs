@@ -213,3 +213,85 @@ fn flags_size(mnemonic: Mnemonic) -> u8 {
         _ => 8,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::system::fixture::{cpu64, get, put, run, step, to_user, DATA};
+
+    const POPFQ: &[u8] = &[0x9d];
+    const PUSHFQ: &[u8] = &[0x9c];
+    const GP: Result<(), Stop> = Err(Stop::Exception(Exception::protection(0)));
+
+    fn popf(cpu: &mut Cpu, image: u64) -> u64 {
+        put(cpu, DATA, image);
+        cpu.state.gpr[gpr::RSP] = DATA;
+        step(cpu, POPFQ);
+        assert_eq!(cpu.state.gpr[gpr::RSP], DATA + 8);
+        cpu.state.rflags
+    }
+
+    /// Intel SDM vol. 2B "POPF", table 4-16.
+    #[test]
+    fn popf_changes_what_the_privilege_level_allows() {
+        let mut cpu = cpu64();
+        let all = u64::MAX;
+        let kernel = flag::ARITHMETIC
+            | flag::TF
+            | flag::IF
+            | flag::DF
+            | flag::IOPL
+            | flag::NT
+            | flag::AC
+            | flag::ID
+            | flag::FIXED;
+        assert_eq!(popf(&mut cpu, all), kernel);
+        assert_eq!(popf(&mut cpu, 0), flag::FIXED);
+        to_user(&mut cpu);
+        assert_eq!(popf(&mut cpu, all), kernel & !(flag::IF | flag::IOPL));
+        cpu.state.rflags = flag::IOPL | flag::FIXED;
+        assert_eq!(popf(&mut cpu, flag::IF), flag::IF | flag::IOPL | flag::FIXED);
+    }
+
+    #[test]
+    fn pushf_hides_rf_and_vm() {
+        let mut cpu = cpu64();
+        cpu.state.rflags |= flag::RF | flag::CF;
+        cpu.state.gpr[gpr::RSP] = DATA + 8;
+        step(&mut cpu, PUSHFQ);
+        assert_eq!(get(&cpu, DATA), flag::CF | flag::FIXED);
+    }
+
+    #[test]
+    fn sti_holds_interrupts_off_only_after_disabled() {
+        let mut cpu = cpu64();
+        step(&mut cpu, &[0xfb]);
+        assert!(cpu.events.interrupt_shadow && cpu.state.rflags & flag::IF != 0);
+        step(&mut cpu, &[0xfb]);
+        assert!(!cpu.events.interrupt_shadow);
+        step(&mut cpu, &[0xfa]);
+        assert_eq!(cpu.state.rflags & flag::IF, 0);
+    }
+
+    #[test]
+    fn cli_and_hlt_are_refused_to_users() {
+        let mut cpu = cpu64();
+        to_user(&mut cpu);
+        assert_eq!(run(&mut cpu, &[0xfa]), GP);
+        assert_eq!(run(&mut cpu, &[0xf4]), GP);
+        cpu.state.cr4 |= CR4_PVI;
+        cpu.state.rflags |= flag::VIF;
+        step(&mut cpu, &[0xfa]);
+        assert_eq!(cpu.state.rflags & flag::VIF, 0);
+    }
+
+    #[test]
+    fn stac_needs_cpl_0() {
+        let mut cpu = cpu64();
+        step(&mut cpu, &[0x0f, 0x01, 0xcb]);
+        assert_ne!(cpu.state.rflags & flag::AC, 0);
+        to_user(&mut cpu);
+        assert_eq!(run(&mut cpu, &[0x0f, 0x01, 0xca]), Err(Exception::UNDEFINED.into()));
+    }
+}

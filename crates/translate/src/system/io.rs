@@ -120,3 +120,70 @@ impl Cpu {
         self.pio_write(port, size, self.gpr_read(source))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::SegmentRegister;
+    use crate::system::fixture::{cpu64, put, run, step, to_user, CODE, DATA};
+
+    const IN_AL_DX: &[u8] = &[0xec];
+    const OUT_DX_AL: &[u8] = &[0xee];
+    const GP: Result<(), Stop> = Err(Stop::Exception(Exception::protection(0)));
+
+    #[test]
+    fn a_read_restarts_with_its_data_and_a_write_retires() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RDX] = 0x3f8;
+        cpu.state.gpr[gpr::RAX] = 0x41;
+        let exit = Exit::PioOut { port: 0x3f8, size: 1, data: 0x41 };
+        assert_eq!(run(&mut cpu, OUT_DX_AL), Err(Stop::Exit(exit)));
+        assert_eq!(cpu.state.rip, CODE + 1);
+        let exit = Exit::PioIn { port: 0x3f8, size: 1 };
+        assert_eq!(run(&mut cpu, IN_AL_DX), Err(Stop::Exit(exit)));
+        assert_eq!(cpu.state.rip, CODE + 1);
+        cpu.completed_read = Some((true, 0x3f8, 1, 0x5a));
+        step(&mut cpu, IN_AL_DX);
+        assert_eq!((cpu.state.rip, cpu.state.gpr[gpr::RAX]), (CODE + 2, 0x5a));
+    }
+
+    /// Intel SDM vol. 1 §19.5.2 "I/O Permission Bit Map".
+    #[test]
+    fn users_need_iopl_or_a_clear_bit_in_the_map() {
+        let mut cpu = cpu64();
+        to_user(&mut cpu);
+        cpu.state.gpr[gpr::RDX] = 0x80;
+        cpu.state.tr = SegmentRegister { base: DATA, limit: 0x67 + 0x20, selector: 8, attributes: 0x8b };
+        put(&cpu, DATA + 0x66, 0x68);
+        put(&cpu, DATA + 0x68 + 0x10, 0xfe);
+        let exit = Exit::PioOut { port: 0x80, size: 1, data: 0 };
+        assert_eq!(run(&mut cpu, OUT_DX_AL), Err(Stop::Exit(exit)));
+        cpu.state.gpr[gpr::RDX] = 0x81;
+        assert_eq!(run(&mut cpu, OUT_DX_AL), GP);
+        cpu.state.gpr[gpr::RDX] = 0x400;
+        assert_eq!(run(&mut cpu, OUT_DX_AL), GP);
+        cpu.state.rflags |= crate::state::flag::IOPL;
+        let exit = Exit::PioOut { port: 0x400, size: 1, data: 0 };
+        assert_eq!(run(&mut cpu, OUT_DX_AL), Err(Stop::Exit(exit)));
+    }
+
+    struct Scratch;
+
+    impl InCorePorts for Scratch {
+        fn pio_read(&self, port: u16, _size: u8) -> Option<u64> {
+            (port == 0x70).then_some(0xabcd)
+        }
+        fn pio_write(&self, port: u16, _size: u8, _value: u64) -> bool {
+            port == 0x70
+        }
+    }
+
+    #[test]
+    fn in_core_devices_are_asked_first() {
+        let mut cpu = cpu64();
+        cpu.in_core_ports.push(std::sync::Arc::new(Scratch));
+        step(&mut cpu, &[0xe4, 0x70]);
+        assert_eq!(cpu.state.gpr[gpr::RAX], 0xcd);
+        step(&mut cpu, &[0xe6, 0x70]);
+    }
+}

@@ -5,6 +5,8 @@ pub mod cpuid;
 pub mod debug;
 pub mod descriptor;
 pub mod execute;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod flags;
 pub(crate) mod frame;
 pub mod interrupt;

@@ -81,26 +81,26 @@ const HWCR_VALUE: u64 = 1 << 24;
 
 /// Sorted by first index. Neither performance counters nor machine-check banks exist.
 const STORED: &[Stored] = &[
-    stored(0x00, 0x01, Vendor::Any, 0, ALL),              // P5_MC_ADDR, P5_MC_TYPE
-    stored(0x17, 0x17, Vendor::Intel, 0, 0),              // PLATFORM_ID
-    stored(0x2a, 0x2a, Vendor::Intel, 0, 0),              // EBL_CR_POWERON
-    stored(0x3a, 0x3a, Vendor::Intel, 1, 0),              // FEATURE_CONTROL: locked, nothing enabled
-    stored(0x8b, 0x8b, Vendor::Amd, 0x0100_0065, 0),      // PATCH_LEVEL
-    stored(0x8b, 0x8b, Vendor::Intel, 1 << 32, ALL),      // BIOS_SIGN_ID
-    stored(0xcd, 0xcd, Vendor::Intel, 3, 0),              // FSB_FREQ
-    stored(0xce, 0xce, Vendor::Intel, 0, 0),              // PLATFORM_INFO
-    stored(0xfe, 0xfe, Vendor::Any, MTRR_CAP_VALUE, 0),   // MTRRcap
-    stored(0x179, 0x179, Vendor::Any, 0, 0),              // MCG_CAP: no banks
-    stored(0x17a, 0x17a, Vendor::Any, 0, 7),              // MCG_STATUS
-    stored(0x198, 0x199, Vendor::Intel, 0, 0xffff),       // PERF_STATUS, PERF_CTL
+    stored(0x00, 0x01, Vendor::Any, 0, ALL), // P5_MC_ADDR, P5_MC_TYPE
+    stored(0x17, 0x17, Vendor::Intel, 0, 0), // PLATFORM_ID
+    stored(0x2a, 0x2a, Vendor::Intel, 0, 0), // EBL_CR_POWERON
+    stored(0x3a, 0x3a, Vendor::Intel, 1, 0), // FEATURE_CONTROL: locked, nothing enabled
+    stored(0x8b, 0x8b, Vendor::Amd, 0x0100_0065, 0), // PATCH_LEVEL
+    stored(0x8b, 0x8b, Vendor::Intel, 1 << 32, ALL), // BIOS_SIGN_ID
+    stored(0xcd, 0xcd, Vendor::Intel, 3, 0), // FSB_FREQ
+    stored(0xce, 0xce, Vendor::Intel, 0, 0), // PLATFORM_INFO
+    stored(0xfe, 0xfe, Vendor::Any, MTRR_CAP_VALUE, 0), // MTRRcap
+    stored(0x179, 0x179, Vendor::Any, 0, 0), // MCG_CAP: no banks
+    stored(0x17a, 0x17a, Vendor::Any, 0, 7), // MCG_STATUS
+    stored(0x198, 0x199, Vendor::Intel, 0, 0xffff), // PERF_STATUS, PERF_CTL
     stored(0x1a0, 0x1a0, Vendor::Any, MISC_ENABLE_VALUE, 0x0000_0004_0044_0009),
-    stored(0x1d9, 0x1d9, Vendor::Any, 0, 3),              // DEBUGCTL: LBR, BTF
-    stored(0x1db, 0x1de, Vendor::Any, 0, 0),              // last branch and exception records
-    stored(0x200, 0x20f, Vendor::Any, 0, ALL),            // MTRR_PHYSBASE, MTRR_PHYSMASK
-    stored(0x250, 0x250, Vendor::Any, 0, ALL),            // MTRR_FIX64K
-    stored(0x258, 0x259, Vendor::Any, 0, ALL),            // MTRR_FIX16K
-    stored(0x268, 0x26f, Vendor::Any, 0, ALL),            // MTRR_FIX4K
-    stored(0x2ff, 0x2ff, Vendor::Any, 0, 0xcff),          // MTRR_DEF_TYPE
+    stored(0x1d9, 0x1d9, Vendor::Any, 0, 3),     // DEBUGCTL: LBR, BTF
+    stored(0x1db, 0x1de, Vendor::Any, 0, 0),     // last branch and exception records
+    stored(0x200, 0x20f, Vendor::Any, 0, ALL),   // MTRR_PHYSBASE, MTRR_PHYSMASK
+    stored(0x250, 0x250, Vendor::Any, 0, ALL),   // MTRR_FIX64K
+    stored(0x258, 0x259, Vendor::Any, 0, ALL),   // MTRR_FIX16K
+    stored(0x268, 0x26f, Vendor::Any, 0, ALL),   // MTRR_FIX4K
+    stored(0x2ff, 0x2ff, Vendor::Any, 0, 0xcff), // MTRR_DEF_TYPE
     stored(0xc001_0010, 0xc001_0010, Vendor::Amd, 0, ALL), // SYSCFG
     stored(0xc001_0015, 0xc001_0015, Vendor::Amd, HWCR_VALUE, 0xffff_ffff),
     stored(0xc001_0016, 0xc001_001a, Vendor::Amd, 0, ALL), // IORR, TOP_MEM
@@ -132,7 +132,9 @@ impl Cpu {
         let state = &self.state;
         Some(match index {
             msr::TSC => self.guest_tsc(),
-            msr::APIC_BASE => self.apic.as_ref().map_or(self.apic_base_without_apic(), |apic| apic.apic_base()),
+            msr::APIC_BASE => {
+                self.apic.as_ref().map_or(self.apic_base_without_apic(), |apic| apic.apic_base())
+            }
             msr::TSC_ADJUST => self.plain(msr::TSC_ADJUST),
             msr::SYSENTER_CS => state.sysenter_cs,
             msr::SYSENTER_ESP => state.sysenter_esp,
@@ -259,7 +261,11 @@ impl Cpu {
 
     fn set_tsc_deadline(&mut self, value: u64) -> Option<()> {
         let apic = self.apic.as_ref()?;
-        apic.set_tsc_deadline(if value == 0 { 0 } else { value.wrapping_sub(self.plain(msr::TSC_ADJUST)).max(1) });
+        apic.set_tsc_deadline(if value == 0 {
+            0
+        } else {
+            value.wrapping_sub(self.plain(msr::TSC_ADJUST)).max(1)
+        });
         Some(())
     }
 
@@ -286,9 +292,89 @@ fn canonical(address: u64) -> Option<u64> {
 /// Whether memory types in an MTRR exist (Intel SDM vol. 3A §12.11 "Memory Type Range Registers").
 fn valid_mtrr(index: u32, value: u64) -> bool {
     match index {
-        msr::MTRR_VARIABLE_FIRST..=msr::MTRR_VARIABLE_LAST if index % 2 == 0 => valid_types(value & 0xff, false),
-        msr::MTRR_FIXED_64K | msr::MTRR_FIXED_16K..=0x259 | msr::MTRR_FIXED_4K..=0x26f => valid_types(value, false),
+        msr::MTRR_VARIABLE_FIRST..=msr::MTRR_VARIABLE_LAST if index % 2 == 0 => {
+            valid_types(value & 0xff, false)
+        }
+        msr::MTRR_FIXED_64K | msr::MTRR_FIXED_16K..=0x259 | msr::MTRR_FIXED_4K..=0x26f => {
+            valid_types(value, false)
+        }
         msr::MTRR_DEFAULT => valid_types(value & 0xff, false),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::system::fixture::{cpu64, run, step, to_user};
+
+    const RDMSR: &[u8] = &[0x0f, 0x32];
+    const WRMSR: &[u8] = &[0x0f, 0x30];
+    const GP: Result<(), Stop> = Err(Stop::Exception(Exception::protection(0)));
+
+    fn write(cpu: &mut Cpu, index: u32, value: u64) -> Outcome {
+        cpu.state.gpr[gpr::RCX] = u64::from(index);
+        cpu.set_edx_eax(value);
+        run(cpu, WRMSR)
+    }
+
+    fn read(cpu: &mut Cpu, index: u32) -> u64 {
+        cpu.state.gpr[gpr::RCX] = u64::from(index);
+        step(cpu, RDMSR);
+        cpu.edx_eax()
+    }
+
+    #[test]
+    fn every_stored_msr_reads_its_reset_value() {
+        for amd in [false, true] {
+            let mut cpu = cpu64();
+            cpu.amd = amd;
+            for entry in STORED.iter().filter(|e| e.vendor != if amd { Vendor::Intel } else { Vendor::Amd }) {
+                assert_eq!(read(&mut cpu, entry.range.0), entry.reset, "{:#x}", entry.range.0);
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_msrs_and_users_fault() {
+        let mut cpu = cpu64();
+        assert_eq!(write(&mut cpu, 0x4000_0000, 0), GP);
+        assert_eq!(write(&mut cpu, 0xc001_0000, 0), GP);
+        assert_eq!(write(&mut cpu, msr::X2APIC_FIRST, 0), GP);
+        to_user(&mut cpu);
+        assert_eq!(write(&mut cpu, msr::STAR, 0), GP);
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let mut cpu = cpu64();
+        assert_eq!(write(&mut cpu, msr::LSTAR, 1 << 62), GP);
+        assert_eq!(write(&mut cpu, msr::PAT, 2), GP);
+        assert_eq!(write(&mut cpu, msr::PAT, 0x0007_0406_0007_0401), Ok(()));
+        assert_eq!(write(&mut cpu, msr::MTRR_DEFAULT, 0xc06), Ok(()));
+        assert_eq!(write(&mut cpu, msr::MTRR_DEFAULT, 0xc02), GP);
+        assert_eq!(write(&mut cpu, msr::MTRR_CAP, 0), GP);
+        assert_eq!(write(&mut cpu, msr::TSC_AUX, 1 << 32), GP);
+        assert_eq!(write(&mut cpu, msr::XSS, 1 << 8), GP);
+        assert_eq!(write(&mut cpu, msr::EFER, 1 << 20), GP);
+        // LME may not change while paging is on; LMA is kept whatever is written.
+        assert_eq!(write(&mut cpu, msr::EFER, 0), GP);
+        assert_eq!(write(&mut cpu, msr::EFER, 1 << 8 | 1 << 11), Ok(()));
+        assert_eq!(read(&mut cpu, msr::EFER), 1 << 8 | 1 << 10 | 1 << 11);
+    }
+
+    /// Intel SDM vol. 3B §18.17.3: TSC and TSC_ADJUST move together.
+    #[test]
+    fn tsc_adjust_follows_tsc() {
+        let mut cpu = cpu64();
+        let before = cpu.state.tsc_offset;
+        assert_eq!(write(&mut cpu, msr::TSC_ADJUST, 1000), Ok(()));
+        assert_eq!(cpu.state.tsc_offset, before + 1000);
+        assert_eq!(write(&mut cpu, msr::TSC, 0), Ok(()));
+        let moved = cpu.state.tsc_offset.wrapping_sub(before);
+        assert_eq!(read(&mut cpu, msr::TSC_ADJUST), moved);
+        cpu.msr_write(msr::TSC_ADJUST, 5, true);
+        assert_eq!(cpu.state.tsc_offset.wrapping_sub(before), moved);
     }
 }

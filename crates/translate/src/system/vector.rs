@@ -1,9 +1,363 @@
-//! Vector instructions with partial memory operands.
-use super::execute::Step;
-use crate::cpu::Cpu;
-use iced_x86::Instruction;
+//! Vector instructions that touch memory element by element under a mask: gathers and scatters,
+//! masked moves, compress and expand, and the masked operands of EVEX instructions.
+//!
+//! They work on `state.vector`. An element whose mask bit is clear is not accessed and cannot
+//! fault. Gathers and scatters clear the mask bit of each element that is done, so that they go on
+//! where they stopped (Intel SDM vol. 2D "VPGATHERDD/VPGATHERQD"; vol. 1 §15.6.4 "Memory Fault
+//! Suppression").
+
+use super::execute::{next, Step};
+use super::operand::{segment_index, sign_extend, truncate, MemoryOperand};
+use crate::cpu::{Cpu, Exception, Outcome};
+use crate::state::gpr;
+use crate::system::control::cr0;
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+/// A vector register, zero-extended to 512 bits.
+pub type VectorBytes = [u8; 64];
+
+/// An element of 1, 2, 4 or 8 bytes.
+fn element(vector: &VectorBytes, index: usize, size: u8) -> u64 {
+    let at = index * usize::from(size);
+    let mut bytes = [0; 8];
+    bytes[..usize::from(size)].copy_from_slice(&vector[at..at + usize::from(size)]);
+    u64::from_le_bytes(bytes)
+}
+
+fn set_element(vector: &mut VectorBytes, index: usize, size: u8, value: u64) {
+    let at = index * usize::from(size);
+    vector[at..at + usize::from(size)].copy_from_slice(&value.to_le_bytes()[..usize::from(size)]);
+}
+
+/// A gather or scatter.
+#[derive(Debug, Clone, Copy)]
+struct Indexed {
+    /// The register with the data, and its bytes of an element.
+    data: Register,
+    data_size: u8,
+    index: Register,
+    index_size: u8,
+    elements: usize,
+}
+
+/// Bytes of an element of data and of an index.
+fn indexed_sizes(mnemonic: Mnemonic) -> Option<(u8, u8)> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Vpgatherdd | M::Vgatherdps | M::Vpscatterdd | M::Vscatterdps => (4, 4),
+        M::Vpgatherdq | M::Vgatherdpd | M::Vpscatterdq | M::Vscatterdpd => (8, 4),
+        M::Vpgatherqd | M::Vgatherqps | M::Vpscatterqd | M::Vscatterqps => (4, 8),
+        M::Vpgatherqq | M::Vgatherqpd | M::Vpscatterqq | M::Vscatterqpd => (8, 8),
+        _ => return None,
+    })
+}
+
+impl Indexed {
+    fn new(i: &Instruction, data: Register) -> Option<Self> {
+        let (data_size, index_size) = indexed_sizes(i.mnemonic())?;
+        let index = i.memory_index();
+        let fits = |register: Register, size: u8| register.size() / usize::from(size);
+        let elements = fits(data, data_size).min(fits(index, index_size));
+        Some(Self { data, data_size, index, index_size, elements })
+    }
+}
+
+/// Bytes of an element that the mask of an EVEX memory operand counts, for the moves that this
+/// module carries out.
+fn packed_size(mnemonic: Mnemonic) -> Option<(bool, u8)> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Vpcompressb => (true, 1),
+        M::Vpcompressw => (true, 2),
+        M::Vpcompressd | M::Vcompressps => (true, 4),
+        M::Vpcompressq | M::Vcompresspd => (true, 8),
+        M::Vpexpandb => (false, 1),
+        M::Vpexpandw => (false, 2),
+        M::Vpexpandd | M::Vexpandps => (false, 4),
+        M::Vpexpandq | M::Vexpandpd => (false, 8),
+        _ => return None,
+    })
+}
+
 impl Cpu {
-    pub(crate) fn dispatch_vector(&mut self, _i: &Instruction) -> Option<Step> {
-        None
+    /// Carry the instruction out if it is one of this module's.
+    pub(crate) fn dispatch_vector(&mut self, i: &Instruction) -> Option<Step> {
+        if let Some((compress, size)) = packed_size(i.mnemonic()) {
+            return Some(next(self.pack_or_unpack(i, compress, size)));
+        }
+        Some(match i.mnemonic() {
+            mnemonic if indexed_sizes(mnemonic).is_some() => next(self.gather_or_scatter(i)),
+            Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd => next(self.mask_move(i, 4)),
+            Mnemonic::Vmaskmovpd | Mnemonic::Vpmaskmovq => next(self.mask_move(i, 8)),
+            Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => next(self.mask_store_bytes(i)),
+            Mnemonic::Maskmovq => next(self.mask_store_mmx(i)),
+            _ => return None,
+        })
+    }
+
+    /// #NM with CR0.TS.
+    fn require_vector_unit(&self) -> Result<(), Exception> {
+        match self.state.cr0 & cr0::TS != 0 {
+            true => Err(Exception::DEVICE_NOT_AVAILABLE),
+            false => Ok(()),
+        }
+    }
+
+    /// The low `size` bytes of a value in memory, for an element.
+    fn load_element(&mut self, at: MemoryOperand, index: usize, size: u8) -> Outcome<u64> {
+        self.load(at.after(index as u64 * u64::from(size)), size)
+    }
+
+    fn store_element(&mut self, at: MemoryOperand, index: usize, size: u8, value: u64) -> Outcome {
+        self.store(at.after(index as u64 * u64::from(size)), size, value)
+    }
+
+    /// Address of one element of a VSIB operand; `at` is the operand without its index.
+    fn vsib_address(&self, i: &Instruction, at: MemoryOperand, op: &Indexed, n: usize) -> MemoryOperand {
+        let indices = self.vector_register(op.index.number());
+        let index = sign_extend(element(&indices, n, op.index_size), op.index_size);
+        let scaled = (index as u64).wrapping_mul(u64::from(i.memory_index_scale()));
+        MemoryOperand { offset: truncate(at.offset.wrapping_add(scaled), at.address_size), ..at }
+    }
+
+    fn gather_or_scatter(&mut self, i: &Instruction) -> Outcome {
+        self.require_vector_unit()?;
+        let vex = i.code().encoding() == EncodingKind::VEX;
+        let scatter = i.op0_kind() == OpKind::Memory;
+        let data = if scatter { i.op1_register() } else { i.op0_register() };
+        let Some(op) = Indexed::new(i, data) else { return Err(Exception::UNDEFINED.into()) };
+        self.materialize_vectors();
+        match (vex, scatter) {
+            (true, _) => self.gather_vex(i, &op),
+            (false, true) => self.scatter(i, &op),
+            (false, false) => self.gather_evex(i, &op),
+        }
+    }
+
+    /// The mask is the sign bit of each element of operand 2.
+    fn gather_vex(&mut self, i: &Instruction, op: &Indexed) -> Outcome {
+        let mask = i.op2_register().number();
+        let (data, index) = (op.data.number(), op.index.number());
+        if data == index || data == mask || index == mask {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let at = self.memory_operand(i);
+        let sign = 1 << (8 * u32::from(op.data_size) - 1);
+        for n in 0..op.elements {
+            let mut bits = self.vector_register(mask);
+            if element(&bits, n, op.data_size) & sign == 0 {
+                continue;
+            }
+            let value = self.load(self.vsib_address(i, at, op, n), op.data_size)?;
+            self.set_vector_element(data, n, op.data_size, value);
+            set_element(&mut bits, n, op.data_size, 0);
+            self.set_vector_register(mask, &bits);
+        }
+        self.zero_vector_above(data, op.elements * usize::from(op.data_size));
+        self.set_vector_register(mask, &[0; 64]);
+        Ok(())
+    }
+
+    fn gather_evex(&mut self, i: &Instruction, op: &Indexed) -> Outcome {
+        let mask = self.required_opmask(i)?;
+        let data = op.data.number();
+        if data == op.index.number() {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let at = self.memory_operand(i);
+        for n in self.active_elements(mask, op.elements) {
+            let value = self.load(self.vsib_address(i, at, op, n), op.data_size)?;
+            self.set_vector_element(data, n, op.data_size, value);
+            self.set_opmask(mask, self.opmask(mask) & !(1 << n));
+        }
+        self.zero_vector_above(data, op.elements * usize::from(op.data_size));
+        self.set_opmask(mask, 0);
+        Ok(())
+    }
+
+    /// Elements are stored in order, so that the last of overlapping ones wins. A store that
+    /// leaves by an exit has its mask bit cleared first, and the instruction restarts.
+    fn scatter(&mut self, i: &Instruction, op: &Indexed) -> Outcome {
+        let mask = self.required_opmask(i)?;
+        let at = self.memory_operand(i);
+        let data = self.vector_register(op.data.number());
+        for n in self.active_elements(mask, op.elements) {
+            let target = self.vsib_address(i, at, op, n);
+            let outcome = self.store(target, op.data_size, element(&data, n, op.data_size));
+            if !matches!(outcome, Err(crate::cpu::Stop::Exception(_))) {
+                self.set_opmask(mask, self.opmask(mask) & !(1 << n));
+            }
+            outcome?;
+        }
+        self.set_opmask(mask, 0);
+        Ok(())
+    }
+
+    /// The opmask of an instruction that must have one other than k0.
+    fn required_opmask(&self, i: &Instruction) -> Result<usize, Exception> {
+        match i.has_op_mask() {
+            true => Ok(i.op_mask().number()),
+            false => Err(Exception::UNDEFINED),
+        }
+    }
+
+    /// Numbers of the elements whose mask bit is set.
+    fn active_elements(&self, mask: usize, elements: usize) -> impl Iterator<Item = usize> + use<> {
+        let bits = self.opmask(mask);
+        (0..elements).filter(move |n| bits >> n & 1 != 0)
+    }
+
+    /// VMASKMOV and VPMASKMOV: operand 1 is the mask, by sign bit.
+    fn mask_move(&mut self, i: &Instruction, size: u8) -> Outcome {
+        self.require_vector_unit()?;
+        self.materialize_vectors();
+        let mask = self.vector_register(i.op1_register().number());
+        let elements = i.op1_register().size() / usize::from(size);
+        let active = |n: &usize| element(&mask, *n, size) >> (8 * u32::from(size) - 1) != 0;
+        let at = self.memory_operand(i);
+        if i.op0_kind() == OpKind::Memory {
+            let data = self.vector_register(i.op2_register().number());
+            for n in (0..elements).filter(active) {
+                self.store_element(at, n, size, element(&data, n, size))?;
+            }
+            return Ok(());
+        }
+        let mut data = [0; 64];
+        for n in (0..elements).filter(active) {
+            let value = self.load_element(at, n, size)?;
+            set_element(&mut data, n, size, value);
+        }
+        self.set_vector_register(i.op0_register().number(), &data);
+        Ok(())
+    }
+
+    /// The operand of MASKMOVDQU and MASKMOVQ: DS:rDI, with its segment prefix.
+    fn mask_store_target(&self, i: &Instruction) -> MemoryOperand {
+        let address_size = match i.op0_kind() {
+            OpKind::MemorySegDI => 2,
+            OpKind::MemorySegEDI => 4,
+            _ => 8,
+        };
+        MemoryOperand {
+            segment: segment_index(i.memory_segment()),
+            offset: truncate(self.state.gpr[gpr::RDI], address_size),
+            address_size,
+        }
+    }
+
+    fn mask_store_bytes(&mut self, i: &Instruction) -> Outcome {
+        self.require_vector_unit()?;
+        self.materialize_vectors();
+        let data = self.vector_register(i.op1_register().number());
+        let mask = self.vector_register(i.op2_register().number());
+        self.store_masked_bytes(self.mask_store_target(i), &data[..16], &mask[..16])
+    }
+
+    fn store_masked_bytes(&mut self, at: MemoryOperand, data: &[u8], mask: &[u8]) -> Outcome {
+        for (n, (byte, _)) in data.iter().zip(mask).enumerate().filter(|(_, (_, mask))| **mask & 0x80 != 0) {
+            self.store_element(at, n, 1, u64::from(*byte))?;
+        }
+        Ok(())
+    }
+
+    /// MASKMOVQ, an MMX instruction: the x87 stack top becomes 0 and all registers are in use.
+    fn mask_store_mmx(&mut self, i: &Instruction) -> Outcome {
+        self.require_vector_unit()?;
+        let data = self.mmx_register(i.op1_register().number()).to_le_bytes();
+        let mask = self.mmx_register(i.op2_register().number()).to_le_bytes();
+        self.store_masked_bytes(self.mask_store_target(i), &data, &mask)?;
+        self.enter_mmx();
+        Ok(())
+    }
+
+    /// VCOMPRESS to memory and VEXPAND from memory: active elements lie next to each other there.
+    fn pack_or_unpack(&mut self, i: &Instruction, compress: bool, size: u8) -> Outcome {
+        self.require_vector_unit()?;
+        self.materialize_vectors();
+        let register = if compress { i.op1_register() } else { i.op0_register() };
+        let elements = register.size() / usize::from(size);
+        let active = self.operand_elements(i, elements);
+        let at = self.memory_operand(i);
+        let mut data = self.vector_register(register.number());
+        if compress {
+            for (position, n) in active.enumerate() {
+                self.store_element(at, position, size, element(&data, n, size))?;
+            }
+            return Ok(());
+        }
+        if i.zeroing_masking() {
+            data = [0; 64];
+        }
+        for (position, n) in active.enumerate() {
+            let value = self.load_element(at, position, size)?;
+            set_element(&mut data, n, size, value);
+        }
+        data[register.size()..].fill(0);
+        self.set_vector_register(register.number(), &data);
+        Ok(())
+    }
+
+    /// The memory operand of an EVEX instruction as its mask lets it be read: elements with a clear
+    /// mask bit are zero and not accessed. With embedded broadcast the one element is repeated.
+    /// `size` is that of a mask element in memory.
+    ///
+    /// # Errors
+    /// Those of the accesses to active elements.
+    pub fn masked_operand(&mut self, i: &Instruction, size: u8) -> Outcome<VectorBytes> {
+        let mut data = [0; 64];
+        let at = self.memory_operand(i);
+        if i.is_broadcast() {
+            return self.broadcast_operand(i, at, size);
+        }
+        let elements = i.memory_size().size().min(64) / usize::from(size);
+        for n in self.operand_elements(i, elements) {
+            let value = self.load_element(at, n, size)?;
+            set_element(&mut data, n, size, value);
+        }
+        Ok(data)
+    }
+
+    fn broadcast_operand(&mut self, i: &Instruction, at: MemoryOperand, size: u8) -> Outcome<VectorBytes> {
+        let mut data = [0; 64];
+        let elements = 64 / usize::from(size);
+        if self.operand_elements(i, elements).next().is_some() {
+            let value = self.load(at, size)?;
+            (0..elements).for_each(|n| set_element(&mut data, n, size, value));
+        }
+        Ok(data)
+    }
+
+    /// Store the elements of `data` whose mask bit is set to the memory operand of an EVEX
+    /// instruction.
+    ///
+    /// # Errors
+    /// Those of the accesses to active elements.
+    pub fn masked_store(&mut self, i: &Instruction, data: &VectorBytes, size: u8) -> Outcome {
+        let at = self.memory_operand(i);
+        let elements = i.memory_size().size().min(64) / usize::from(size);
+        for n in self.operand_elements(i, elements) {
+            self.store_element(at, n, size, element(data, n, size))?;
+        }
+        Ok(())
+    }
+
+    /// Numbers of the elements that an instruction's opmask, if it has one, lets through.
+    fn operand_elements(&self, i: &Instruction, elements: usize) -> impl Iterator<Item = usize> + use<> {
+        let mask = if i.has_op_mask() { self.opmask(i.op_mask().number()) } else { u64::MAX };
+        (0..elements).filter(move |n| mask >> n & 1 != 0)
+    }
+
+    /// Write one element of a register, leaving the others.
+    fn set_vector_element(&mut self, number: usize, index: usize, size: u8, value: u64) {
+        let mut data = self.vector_register(number);
+        set_element(&mut data, index, size, value);
+        self.set_vector_register(number, &data);
+    }
+
+    /// Clear the bytes of a register from `bytes` up.
+    fn zero_vector_above(&mut self, number: usize, bytes: usize) {
+        let mut data = self.vector_register(number);
+        data[bytes..].fill(0);
+        self.set_vector_register(number, &data);
     }
 }

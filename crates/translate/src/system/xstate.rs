@@ -20,6 +20,8 @@ const X87: u64 = 1 << 0;
 const SSE: u64 = 1 << 1;
 const AVX: u64 = 1 << 2;
 const COMPACTED: u64 = 1 << 63;
+/// SSE, AVX and AVX-512.
+const VECTORS: u64 = 0xe6;
 
 const LEGACY_BYTES: usize = 512;
 const HEADER: usize = 512;
@@ -81,6 +83,21 @@ fn host_component(number: u32) -> Option<Component> {
     layout.get(number as usize).copied().flatten()
 }
 
+/// Bits of MXCSR that the host has.
+fn host_mxcsr_mask() -> u32 {
+    static MASK: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *MASK.get_or_init(|| {
+        let mut area = XsaveArea([0; XSAVE_AREA_BYTES]);
+        // SAFETY: FXSAVE is part of every x86-64 processor; the area is aligned to 64 bytes and
+        // longer than the 512 that it writes.
+        unsafe { core::arch::x86_64::_fxsave(area.0.as_mut_ptr()) };
+        match get_u32(&area.0, MXCSR_MASK.start) {
+            0 => DEFAULT_MXCSR_MASK,
+            mask => mask,
+        }
+    })
+}
+
 /// Offsets in an image of a given format.
 #[derive(Debug, Clone, Copy)]
 enum Format {
@@ -116,6 +133,21 @@ impl Format {
             .filter(|n| components >> n & 1 != 0)
             .filter_map(end)
             .fold(EXTENDED, usize::max)
+    }
+}
+
+/// Where the bytes of a vector register lie in the area: (bytes of the register, offset).
+fn vector_parts(number: usize) -> [Option<(Range<usize>, usize)>; 3] {
+    let part = |component: u32, bytes: Range<usize>, index: usize| {
+        let size = bytes.len();
+        host_component(component).map(|component| (bytes, component.offset + index * size))
+    };
+    match number {
+        0..=15 => {
+            let xmm = Some((0..16, XMM_REGISTERS + 16 * number));
+            [xmm, part(2, 16..32, number), part(6, 32..64, number)]
+        }
+        _ => [part(7, 0..64, number & 15), None, None],
     }
 }
 
@@ -177,13 +209,6 @@ impl Cpu {
         get_u32(&self.state.vector.0, MXCSR.start)
     }
 
-    fn mxcsr_mask(&self) -> u32 {
-        match get_u32(&self.state.vector.0, MXCSR_MASK.start) {
-            0 => DEFAULT_MXCSR_MASK,
-            mask => mask,
-        }
-    }
-
     /// Give every component of the area its initial value if it is marked as unused, and mark it
     /// used: afterwards the bytes are what the registers hold.
     pub fn materialize_components(&mut self, components: u64) {
@@ -209,6 +234,66 @@ impl Cpu {
                 }
             }
         }
+    }
+
+    /// Make the vector and opmask bytes of the area what the registers hold.
+    pub fn materialize_vectors(&mut self) {
+        self.materialize_components(self.state.xcr0 & VECTORS);
+    }
+
+    /// A vector register (0 to 31), zero-extended; after [`Self::materialize_vectors`].
+    pub fn vector_register(&self, number: usize) -> [u8; 64] {
+        let area = &self.state.vector.0;
+        let mut data = [0; 64];
+        for (bytes, from) in vector_parts(number).into_iter().flatten() {
+            let size = bytes.len();
+            data[bytes].copy_from_slice(&area[from..from + size]);
+        }
+        data
+    }
+
+    /// Replace a vector register; after [`Self::materialize_vectors`].
+    pub fn set_vector_register(&mut self, number: usize, data: &[u8; 64]) {
+        let area = &mut self.state.vector.0;
+        for (bytes, to) in vector_parts(number).into_iter().flatten() {
+            let size = bytes.len();
+            area[to..to + size].copy_from_slice(&data[bytes]);
+        }
+    }
+
+    /// An opmask register, 0 to 7; after [`Self::materialize_vectors`].
+    pub fn opmask(&self, number: usize) -> u64 {
+        host_component(5).map_or(0, |part| get_u64(&self.state.vector.0, part.offset + 8 * (number & 7)))
+    }
+
+    /// Replace an opmask register; after [`Self::materialize_vectors`].
+    pub fn set_opmask(&mut self, number: usize, value: u64) {
+        if let Some(part) = host_component(5) {
+            let at = part.offset + 8 * (number & 7);
+            self.state.vector.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    /// An MMX register, 0 to 7: the mantissa of a physical x87 register.
+    pub fn mmx_register(&mut self, number: usize) -> u64 {
+        self.materialize_components(X87);
+        let slot = (number.wrapping_sub(self.x87_top())) & 7;
+        get_u64(&self.state.vector.0, X87_REGISTERS.start + 16 * slot)
+    }
+
+    fn x87_top(&self) -> usize {
+        usize::from(self.state.vector.0[3] >> 3 & 7)
+    }
+
+    /// What each MMX instruction does to the x87 unit: top of stack 0, all registers in use.
+    pub fn enter_mmx(&mut self) {
+        self.materialize_components(X87);
+        let top = self.x87_top();
+        let area = &mut self.state.vector.0;
+        // The area lists registers from the top of the stack on.
+        area[X87_REGISTERS].rotate_right(16 * top);
+        area[3] &= !0x38;
+        area[4] = 0xff;
     }
 
     /// Bytes of a standard-format image with these components.
@@ -242,7 +327,13 @@ impl Cpu {
     }
 
     /// Linear address of an image of `size` bytes; #GP(0) unless aligned.
-    fn image_address(&self, at: MemoryOperand, size: usize, align: u64, kind: Kind) -> Result<u64, Exception> {
+    fn image_address(
+        &self,
+        at: MemoryOperand,
+        size: usize,
+        align: u64,
+        kind: Kind,
+    ) -> Result<u64, Exception> {
         let la = self.operand_linear(at, size as u64, kind)?;
         match la % align {
             0 => Ok(la),
@@ -252,7 +343,11 @@ impl Cpu {
 
     fn write_image(&mut self, la: u64, image: &Image) -> Outcome {
         for run in &image.runs {
-            self.write_bytes(la.wrapping_add(run.start as u64), &image.bytes.0[run.clone()], AccessMode::Current)?;
+            self.write_bytes(
+                la.wrapping_add(run.start as u64),
+                &image.bytes.0[run.clone()],
+                AccessMode::Current,
+            )?;
         }
         Ok(())
     }
@@ -276,7 +371,7 @@ impl Cpu {
 
     fn put_mxcsr(&self, image: &mut Image) {
         image.put(MXCSR.start, &self.mxcsr().to_le_bytes());
-        image.put(MXCSR_MASK.start, &self.mxcsr_mask().to_le_bytes());
+        image.put(MXCSR_MASK.start, &host_mxcsr_mask().to_le_bytes());
     }
 
     fn put_xmm(&self, image: &mut Image) {
@@ -298,7 +393,7 @@ impl Cpu {
     }
 
     fn check_mxcsr(&self, value: u32) -> Result<(), Exception> {
-        match value & !self.mxcsr_mask() {
+        match value & !host_mxcsr_mask() {
             0 => Ok(()),
             _ => Err(Exception::protection(0)),
         }
@@ -346,7 +441,8 @@ impl Cpu {
         }
         let saved = if standard { wanted } else { in_use };
         self.materialize_components(saved);
-        let old = if compacted { 0 } else { self.read_u64(la.wrapping_add(HEADER as u64), AccessMode::Current)? };
+        let old =
+            if compacted { 0 } else { self.read_u64(la.wrapping_add(HEADER as u64), AccessMode::Current)? };
         let mut image = Image::new();
         let with_mxcsr = if compacted { saved & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
         self.put_legacy(&mut image, saved, with_mxcsr);
@@ -415,7 +511,13 @@ impl Cpu {
 
     /// The standard format loads MXCSR with SSE or AVX, whatever XSTATE_BV says; the compacted
     /// one treats it as part of the SSE component.
-    fn restore_mxcsr(&mut self, image: &[u8], format: Format, wanted: u64, present: u64) -> Result<(), Exception> {
+    fn restore_mxcsr(
+        &mut self,
+        image: &[u8],
+        format: Format,
+        wanted: u64,
+        present: u64,
+    ) -> Result<(), Exception> {
         let value = get_u32(image, MXCSR.start);
         let (load, reset) = match format {
             Format::Standard => (wanted & (SSE | AVX) != 0, false),
@@ -543,9 +645,7 @@ fn check_header(image: &[u8], enabled: u64, supervisor: bool) -> Result<(Format,
     let compacted = components & COMPACTED != 0;
     let listed = components & !COMPACTED;
     let good = match compacted {
-        true => {
-            listed & !enabled == 0 && present & !listed == 0 && zeros(HEADER + 16..HEADER + HEADER_BYTES)
-        }
+        true => listed & !enabled == 0 && present & !listed == 0 && zeros(HEADER + 16..HEADER + HEADER_BYTES),
         false => !supervisor && present & !enabled == 0 && zeros(HEADER + 8..HEADER + 24),
     };
     match (good, compacted) {

@@ -83,6 +83,14 @@ pub struct CpuImage {
     pub mask: [u64; 8],
 }
 
+impl CpuImage {
+    /// What 32-bit code sees: no upper halves, no R8 to R15.
+    pub fn truncate(&mut self) {
+        self.gpr[8..].fill(0);
+        self.gpr.iter_mut().for_each(|value| *value &= 0xffff_ffff);
+    }
+}
+
 impl Default for CpuImage {
     fn default() -> Self {
         Self {

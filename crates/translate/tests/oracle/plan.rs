@@ -27,6 +27,7 @@ pub struct Plan {
     intricate: Vec<Code>,
     compat_codes: Vec<Code>,
     pool: Pool,
+    compat_pool: Pool,
 }
 
 impl Plan {
@@ -42,7 +43,14 @@ impl Plan {
             Code::values().filter(|code| compat && runnable(32)(code) && wanted(code)).collect();
         let codes: Vec<Code> = all.iter().copied().filter(wanted).collect();
         let intricate = codes.iter().copied().filter(|code| single::is_intricate(*code)).collect();
-        Self { codes, intricate, compat_codes, pool: Pool::new(&all), options }
+        Self {
+            codes,
+            intricate,
+            compat_codes,
+            pool: Pool::new(&all),
+            compat_pool: Pool::new(&all_compat),
+            options,
+        }
     }
 
     /// The run's options.
@@ -61,8 +69,11 @@ impl Plan {
         let mut rng = Rng::new(self.options.seed, index);
         let (round, turn) = (index / 10, index % 10);
         match turn {
+            9 if round % 4 == 3 && self.options.filter.is_none() && !self.compat_codes.is_empty() => {
+                sequence::generate(&self.compat_pool, 32, &mut rng)
+            }
             9 => nth(&self.compat_codes, round, 32, &mut rng),
-            7 | 8 if self.options.filter.is_none() => sequence::generate(&self.pool, &mut rng),
+            7 | 8 if self.options.filter.is_none() => sequence::generate(&self.pool, 64, &mut rng),
             6 if !self.intricate.is_empty() => nth(&self.intricate, round, 64, &mut rng),
             _ => nth(&self.codes, round * 6 + turn.min(5), 64, &mut rng),
         }

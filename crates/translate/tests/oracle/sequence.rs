@@ -10,8 +10,10 @@ use iced_x86::{
     InstructionInfoFactory, MemoryOperand, OpAccess, Register,
 };
 
-/// The register that memory operands go through; nothing in a sequence changes it.
+/// The register that memory operands of 64-bit sequences go through; nothing in one changes it.
 const POINTER: Register = Register::R12;
+/// The same in 32-bit sequences.
+const POINTER32: Register = Register::EBX;
 const POINTER_VALUE: u64 = DATA + 2048;
 /// Loop counters, 4 bytes each, where no memory operand reaches.
 const COUNTERS: u64 = DATA + 64;
@@ -80,6 +82,7 @@ fn is_flag_chain(code: Code) -> bool {
 struct Writer<'a> {
     rng: &'a mut Rng,
     pool: &'a Pool,
+    bits: u32,
     items: Vec<Instruction>,
     counters: u64,
     next_label: Option<u64>,
@@ -92,42 +95,62 @@ struct Writer<'a> {
 
 type Written = Result<(), IcedError>;
 
-/// Make a sequence.
-pub fn generate(pool: &Pool, rng: &mut Rng) -> Option<Case> {
-    (0..8).find_map(|_| attempt(pool, rng))
+/// Make a sequence of `bits`-bit code out of `pool`.
+pub fn generate(pool: &Pool, bits: u32, rng: &mut Rng) -> Option<Case> {
+    (0..8).find_map(|_| attempt(pool, bits, rng))
 }
 
-fn attempt(pool: &Pool, rng: &mut Rng) -> Option<Case> {
+fn attempt(pool: &Pool, bits: u32, rng: &mut Rng) -> Option<Case> {
     let mut cpu = inputs::state(rng);
-    cpu.gpr[12] = POINTER_VALUE;
+    if bits == 32 {
+        cpu.truncate();
+    }
+    cpu.gpr[if bits == 32 { 3 } else { 12 }] = POINTER_VALUE;
     cpu.gpr[4] = STACK + PAGE + 8 * rng.below(32);
-    let mut writer = Writer {
-        rng,
-        pool,
-        items: Vec::new(),
-        counters: 0,
-        next_label: None,
-        labels: 0,
-        patches: Vec::new(),
-        memory: Vec::new(),
-        kinds: Vec::new(),
-    };
+    let mut writer = Writer::new(pool, bits, rng);
     for _ in 0..writer.rng.range(1, 4) {
         writer.part().ok()?;
     }
     writer.push(Instruction::with(Code::Int3));
     let at = CODE + writer.rng.pick(&[0, 0x100, PAGE - 16, PAGE - 40, 0x7fd]);
     let code = writer.encode(at)?;
-    let class = if writer.patches.is_empty() { Class::Control } else { Class::SelfModifying };
+    let class = match (bits, writer.patches.is_empty()) {
+        (32, _) => Class::Compat,
+        (_, true) => Class::Control,
+        (_, false) => Class::SelfModifying,
+    };
     let mut memory = writer.memory;
     memory.push((at, code));
     cpu.rip = at;
     let name = format!("sequence {}", writer.kinds.join("+"));
-    Some(Case { class, name, bits: 64, cpu, memory, ignored: Vec::new() })
+    Some(Case { class, name, bits, cpu, memory, ignored: Vec::new() })
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(pool: &'a Pool, bits: u32, rng: &'a mut Rng) -> Self {
+        Self {
+            rng,
+            pool,
+            bits,
+            items: Vec::new(),
+            counters: 0,
+            next_label: None,
+            labels: 0,
+            patches: Vec::new(),
+            memory: Vec::new(),
+            kinds: Vec::new(),
+        }
+    }
+
     fn part(&mut self) -> Written {
+        if self.bits == 32 {
+            return match self.rng.below(4) {
+                0 => self.plain_run(),
+                1 => self.flag_chain(),
+                2 => self.forward_branch(),
+                _ => self.counted_loop(),
+            };
+        }
         match self.rng.below(17) {
             0 | 1 => self.plain_run(),
             2 => self.flag_chain(),
@@ -167,6 +190,7 @@ impl Writer<'_> {
     }
 
     fn branch(&mut self, code: Code, label: u64) -> Written {
+        let code = if self.bits == 32 { in_32_bit_code(code) } else { code };
         self.push(Instruction::with_branch(code, label)?);
         Ok(())
     }
@@ -194,6 +218,29 @@ impl Writer<'_> {
         self.branch(code, label)
     }
 
+    fn random(&mut self, code: Code, faulting: bool) -> Option<Instruction> {
+        single::instruction(code, self.bits, (self.pointer(), POINTER_VALUE), faulting, self.rng)
+    }
+
+    fn pointer(&self) -> Register {
+        if self.bits == 32 {
+            POINTER32
+        } else {
+            POINTER
+        }
+    }
+
+    /// Whether an instruction changes the stack pointer, the pointer, or one of `kept`.
+    fn changes(&self, instruction: &Instruction, kept: &[Register]) -> bool {
+        let guarded = [Register::RSP, self.pointer().full_register()];
+        let mut factory = InstructionInfoFactory::new();
+        factory.info(instruction).used_registers().iter().any(|used| {
+            let full = used.register().full_register();
+            let reads_only = matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+            (guarded.contains(&full) || kept.contains(&full)) && !reads_only
+        })
+    }
+
     /// One random instruction that leaves RSP, the pointer and `kept` alone.
     fn plain(&mut self, kept: &[Register]) {
         for _ in 0..20 {
@@ -202,11 +249,10 @@ impl Writer<'_> {
             } else {
                 self.rng.pick(&self.pool.plain)
             };
-            let Some(instruction) = single::instruction(code, (POINTER, POINTER_VALUE), false, self.rng)
-            else {
+            let Some(instruction) = self.random(code, false) else {
                 continue;
             };
-            if !writes_any(&instruction, kept) {
+            if !self.changes(&instruction, kept) {
                 return self.push(instruction);
             }
         }
@@ -229,8 +275,8 @@ impl Writer<'_> {
         self.kinds.push("flags");
         for _ in 0..self.rng.range(2, 7) {
             let code = self.rng.pick(&self.pool.chain);
-            match single::instruction(code, (POINTER, POINTER_VALUE), false, self.rng) {
-                Some(instruction) if !writes_any(&instruction, &[]) => self.push(instruction),
+            match self.random(code, false) {
+                Some(instruction) if !self.changes(&instruction, &[]) => self.push(instruction),
                 _ => self.plain(&[]),
             }
         }
@@ -253,7 +299,7 @@ impl Writer<'_> {
         self.counters += 1;
         let count = self.rng.range(1, 6) as u32;
         self.memory.push((address, count.to_le_bytes().to_vec()));
-        MemoryOperand::with_displ(address, 8)
+        MemoryOperand::with_displ(address, self.bits / 8)
     }
 
     /// Flags of the counter's decrement decide; other branches may leave the loop early.
@@ -458,8 +504,8 @@ impl Writer<'_> {
         }
         for _ in 0..20 {
             let code = self.rng.pick(&self.pool.plain);
-            let made = single::instruction(code, (POINTER, POINTER_VALUE), true, self.rng);
-            if let Some(instruction) = made.filter(|made| !writes_any(made, &[])) {
+            let made = self.random(code, true);
+            if let Some(instruction) = made.filter(|made| !self.changes(made, &[])) {
                 self.push(instruction);
                 break;
             }
@@ -532,25 +578,40 @@ impl Writer<'_> {
     fn encode(&mut self, at: u64) -> Option<Vec<u8>> {
         let options =
             BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS | BlockEncoderOptions::DONT_FIX_BRANCHES;
-        let first = BlockEncoder::encode(64, InstructionBlock::new(&self.items, at), options).ok()?;
+        let first = BlockEncoder::encode(self.bits, InstructionBlock::new(&self.items, at), options).ok()?;
         for (store, changed, offset) in &self.patches {
             let item = self.items.iter().position(|item| item.ip() == *changed)?;
             let address = at + u64::from(first.new_instruction_offsets[item]) + offset;
             self.items[*store].set_memory_displacement64(address);
         }
-        let code =
-            BlockEncoder::encode(64, InstructionBlock::new(&self.items, at), options).ok()?.code_buffer;
+        let code = BlockEncoder::encode(self.bits, InstructionBlock::new(&self.items, at), options)
+            .ok()?
+            .code_buffer;
         (code.len() < 1024).then_some(code)
     }
 }
 
-/// Whether an instruction changes RSP, the pointer, or one of `kept`.
-fn writes_any(instruction: &Instruction, kept: &[Register]) -> bool {
-    let mut factory = InstructionInfoFactory::new();
-    factory.info(instruction).used_registers().iter().any(|used| {
-        let full = used.register().full_register();
-        let guarded = full == Register::RSP || full == POINTER || kept.contains(&full);
-        let reads_only = matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-        guarded && !reads_only
-    })
+/// The 32-bit form of the branches that 32-bit sequences use.
+fn in_32_bit_code(code: Code) -> Code {
+    match code {
+        Code::Jo_rel32_64 => Code::Jo_rel32_32,
+        Code::Jno_rel32_64 => Code::Jno_rel32_32,
+        Code::Jb_rel32_64 => Code::Jb_rel32_32,
+        Code::Jae_rel32_64 => Code::Jae_rel32_32,
+        Code::Je_rel32_64 => Code::Je_rel32_32,
+        Code::Jne_rel32_64 => Code::Jne_rel32_32,
+        Code::Jbe_rel32_64 => Code::Jbe_rel32_32,
+        Code::Ja_rel32_64 => Code::Ja_rel32_32,
+        Code::Js_rel32_64 => Code::Js_rel32_32,
+        Code::Jns_rel32_64 => Code::Jns_rel32_32,
+        Code::Jp_rel32_64 => Code::Jp_rel32_32,
+        Code::Jnp_rel32_64 => Code::Jnp_rel32_32,
+        Code::Jl_rel32_64 => Code::Jl_rel32_32,
+        Code::Jge_rel32_64 => Code::Jge_rel32_32,
+        Code::Jle_rel32_64 => Code::Jle_rel32_32,
+        Code::Jg_rel32_64 => Code::Jg_rel32_32,
+        Code::Jne_rel8_64 => Code::Jne_rel8_32,
+        Code::Jg_rel8_64 => Code::Jg_rel8_32,
+        other => other,
+    }
 }

@@ -117,8 +117,7 @@ pub fn generate(code: Code, variant: u64, bits: u32, rng: &mut Rng) -> Option<Ca
 fn attempt(code: Code, variant: u64, bits: u32, rng: &mut Rng) -> Option<Case> {
     let mut cpu = inputs::state(rng);
     if bits == 32 {
-        cpu.gpr[8..].fill(0);
-        cpu.gpr.iter_mut().for_each(|value| *value &= 0xffff_ffff);
+        cpu.truncate();
     }
     let memory_form = needs_memory(code) || (has_memory_form(code) && variant % 3 != 0);
     let place = choose_place(memory_form, rng);
@@ -146,10 +145,10 @@ pub fn instruction(
         (false, true) if rng.chance(8) => Place::CrossPages,
         (false, _) => Place::Inside,
     };
-    let mut draft = Draft::new(code, 64, CpuImage::default(), memory_form, place, rng);
+    let mut draft = Draft::new(code, bits, CpuImage::default(), memory_form, place, rng);
     draft.pointer = Some(pointer);
     draft.fill()?;
-    Encoder::new(64).encode(&draft.instruction, CODE).ok()?;
+    Encoder::new(bits).encode(&draft.instruction, CODE).ok()?;
     Some(draft.instruction)
 }
 

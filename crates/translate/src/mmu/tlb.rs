@@ -1,0 +1,276 @@
+//! The software TLBs that translated code looks into, and those for code itself.
+
+use crate::cpu::Flush;
+use crate::mode::Mode;
+use crate::state::{HotState, JumpCache, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES};
+
+const PAGE_BITS: u32 = 12;
+/// A page address that no canonical access has; its index is 0.
+const NOWHERE: u64 = 1 << 63;
+
+fn index(la: u64) -> usize {
+    (la >> PAGE_BITS) as usize & (TLB_ENTRIES - 1)
+}
+
+/// The tag of an empty entry: negated address of a page that no lookup of this index asks for.
+fn empty_tag(entry: usize) -> u64 {
+    let page = if entry == 0 { NOWHERE + (1 << PAGE_BITS) } else { NOWHERE };
+    page.wrapping_neg()
+}
+
+impl Tlb {
+    fn clear(&mut self) {
+        for (entry, tag) in self.tag.iter_mut().enumerate() {
+            *tag = empty_tag(entry);
+        }
+    }
+
+    fn clear_page(&mut self, la: u64) {
+        let entry = index(la);
+        if self.tag[entry] == (la & !0xfff).wrapping_neg() {
+            self.tag[entry] = empty_tag(entry);
+        }
+    }
+
+    fn fill(&mut self, la: u64, host_page: u64) {
+        let page = la & !0xfff;
+        let entry = index(la);
+        self.tag[entry] = page.wrapping_neg();
+        self.addend[entry] = host_page.wrapping_sub(page);
+    }
+
+    /// Drop entries that map this host page.
+    fn clear_host_page(&mut self, host_page: u64) {
+        for entry in 0..TLB_ENTRIES {
+            if self.addend[entry].wrapping_sub(self.tag[entry]) == host_page {
+                self.tag[entry] = empty_tag(entry);
+            }
+        }
+    }
+}
+
+fn jump_index(rip: u64) -> usize {
+    (rip >> 1) as usize & (JUMP_ENTRIES - 1)
+}
+
+impl JumpCache {
+    fn clear(&mut self) {
+        for (entry, tag) in self.tag.iter_mut().enumerate() {
+            let rip = if entry == 0 { NOWHERE + 2 } else { NOWHERE };
+            *tag = rip.wrapping_neg();
+        }
+    }
+
+    fn fill(&mut self, rip: u64, host: u64, rip_page: u64) {
+        let entry = jump_index(rip);
+        self.tag[entry] = rip.wrapping_neg();
+        self.host[entry] = host;
+        self.rip_page[entry] = rip_page;
+    }
+}
+
+/// Entries of the instruction TLB.
+const CODE_ENTRIES: usize = 256;
+
+/// Everything cached of the guest's page tables, outside `HotState`'s arrays.
+#[derive(Debug)]
+pub struct TlbDirectory {
+    /// Which entries of each data TLB are not global: (read, write) by MMU index.
+    local: [[[u64; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
+    /// Linear page (with the privilege in bit 0) and guest-physical page of recent code.
+    code: Box<[(u64, u64); CODE_ENTRIES]>,
+    /// Hashes of pages that code was fetched from since the jump caches were cleared.
+    code_pages: [u64; 16],
+    /// Kernel code was fetched from a page that is not global.
+    local_kernel_code: bool,
+    /// The mode whose blocks each jump cache holds.
+    jump_modes: [Option<Mode>; JUMP_CACHES],
+    /// Flushes of everything, of non-global entries, of single pages.
+    pub flushes: [u64; 3],
+}
+
+const NO_CODE: (u64, u64) = (u64::MAX, 0);
+
+impl Default for TlbDirectory {
+    fn default() -> Self {
+        Self {
+            local: [[[0; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
+            code: Box::new([NO_CODE; CODE_ENTRIES]),
+            code_pages: [0; 16],
+            local_kernel_code: false,
+            jump_modes: [None; JUMP_CACHES],
+            flushes: [0; 3],
+        }
+    }
+}
+
+fn page_hash(la: u64) -> (usize, u64) {
+    let hash = (la >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+    ((hash / 64) as usize, 1 << (hash % 64))
+}
+
+impl TlbDirectory {
+    /// Let translated code reach a page directly.
+    pub fn fill_data(
+        &mut self,
+        hot: &mut HotState,
+        mmu: usize,
+        write: bool,
+        la: u64,
+        host_page: u64,
+        global: bool,
+    ) {
+        let tlb = if write { &mut hot.write_tlb[mmu] } else { &mut hot.read_tlb[mmu] };
+        tlb.fill(la, host_page);
+        let entry = index(la);
+        let word = &mut self.local[mmu][usize::from(write)][entry / 64];
+        if global {
+            *word &= !(1 << (entry % 64));
+        } else {
+            *word |= 1 << (entry % 64);
+        }
+    }
+
+    /// The guest-physical page that code at a linear address was last fetched from.
+    pub fn find_code(&self, la: u64, user: bool) -> Option<u64> {
+        let key = (la & !0xfff) | u64::from(user);
+        let (tag, page) = self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)];
+        (tag == key).then_some(page)
+    }
+
+    /// Remember where code at a linear address is.
+    pub fn fill_code(&mut self, la: u64, user: bool, gpa: u64, global: bool) {
+        let key = (la & !0xfff) | u64::from(user);
+        self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, gpa & !0xfff);
+        let (word, bit) = page_hash(la);
+        self.code_pages[word] |= bit;
+        self.local_kernel_code |= !user && !global;
+    }
+
+    /// Remember the block for an indirect branch to `rip`.
+    pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, host: u64, rip_page: u64) {
+        let Some(cache) = mode.jump_cache() else { return };
+        if self.jump_modes[cache] != Some(mode) {
+            hot.jump[cache].clear();
+            self.jump_modes[cache] = Some(mode);
+        }
+        hot.jump[cache].fill(rip, host, rip_page);
+    }
+
+    /// The jump cache that translated code of `mode` will look into must hold blocks of that mode.
+    pub fn enter_mode(&mut self, hot: &mut HotState, mode: Mode) {
+        if let Some(cache) = mode.jump_cache() {
+            if self.jump_modes[cache] != Some(mode) {
+                hot.jump[cache].clear();
+                self.jump_modes[cache] = Some(mode);
+            }
+        }
+    }
+
+    /// Forget all blocks.
+    pub fn clear_jumps(&mut self, hot: &mut HotState) {
+        for (cache, mode) in hot.jump.iter_mut().zip(&mut self.jump_modes) {
+            cache.clear();
+            *mode = None;
+        }
+        self.code_pages = [0; 16];
+        self.local_kernel_code = false;
+        self.code.fill(NO_CODE);
+    }
+
+    /// Make stores to a host page take the slow path: it now holds code.
+    pub fn protect_host_page(&mut self, hot: &mut HotState, host_page: u64) {
+        for tlb in &mut hot.write_tlb {
+            tlb.clear_host_page(host_page);
+        }
+    }
+
+    /// Carry out a flush.
+    pub fn flush(&mut self, hot: &mut HotState, what: Flush) {
+        match what {
+            Flush::All => self.flush_all(hot),
+            Flush::NonGlobal | Flush::SwitchPcid | Flush::Pcid(_) => self.flush_local(hot),
+            Flush::Page(la) | Flush::PcidPage(_, la) => self.flush_page(hot, la),
+        }
+    }
+
+    fn flush_all(&mut self, hot: &mut HotState) {
+        self.flushes[0] += 1;
+        for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
+            tlb.clear();
+        }
+        self.clear_jumps(hot);
+    }
+
+    fn flush_local(&mut self, hot: &mut HotState) {
+        self.flushes[1] += 1;
+        for mmu in 0..MMU_INDICES {
+            for (write, tlb) in [(0, &mut hot.read_tlb[mmu]), (1, &mut hot.write_tlb[mmu])] {
+                clear_marked(tlb, &mut self.local[mmu][write]);
+            }
+        }
+        if self.local_kernel_code {
+            return self.clear_jumps(hot);
+        }
+        for cache in [0, 3] {
+            hot.jump[cache].clear();
+            self.jump_modes[cache] = None;
+        }
+        for entry in self.code.iter_mut().filter(|entry| entry.0 & 1 == 1) {
+            *entry = NO_CODE;
+        }
+    }
+
+    fn flush_page(&mut self, hot: &mut HotState, la: u64) {
+        self.flushes[2] += 1;
+        for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
+            tlb.clear_page(la);
+        }
+        let (word, bit) = page_hash(la);
+        if self.code_pages[word] & bit != 0 {
+            self.clear_jumps(hot);
+        }
+    }
+}
+
+fn clear_marked(tlb: &mut Tlb, marks: &mut [u64; TLB_ENTRIES / 64]) {
+    for (word, bits) in marks.iter_mut().enumerate() {
+        let mut left = std::mem::take(bits);
+        while left != 0 {
+            let entry = word * 64 + left.trailing_zeros() as usize;
+            tlb.tag[entry] = empty_tag(entry);
+            left &= left - 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{empty_tag, index, TLB_ENTRIES};
+
+    /// What the inline check computes: zero on a hit.
+    fn misses(tag: u64, la: u64, size: u64) -> bool {
+        la.wrapping_add(tag).wrapping_add(size - 1) >> 12 != 0
+    }
+
+    #[test]
+    fn an_empty_entry_never_hits() {
+        for entry in 0..TLB_ENTRIES {
+            let tag = empty_tag(entry);
+            for high in [0u64, 0xffff << 48, 1 << 63] {
+                let la = high | (entry as u64) << 12;
+                assert_eq!(index(la), entry);
+                assert!(misses(tag, la, 1) && misses(tag, la | 0xfff, 8));
+            }
+        }
+    }
+
+    #[test]
+    fn an_access_that_leaves_the_page_misses() {
+        let tag = 0x5000u64.wrapping_neg();
+        assert!(!misses(tag, 0x5ff8, 8));
+        assert!(misses(tag, 0x5ff9, 8));
+        assert!(misses(tag, 0x4fff, 1));
+        assert!(misses(tag, 0x6000, 1));
+    }
+}

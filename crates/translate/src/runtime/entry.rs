@@ -1,0 +1,321 @@
+//! Entering and leaving the code cache.
+//!
+//! While translated code runs, GS points at the vCPU's `CpuState`, the host's stack pointer is the
+//! host's, twelve guest registers are in host registers (see `emit::registers`), the arithmetic
+//! flags are the guest's, and so is all vector and x87 state. The paths here move general
+//! registers, flags and vector registers between that and `CpuState`; x87 state stays in the
+//! processor, because compiled code never touches it, until [`save_x87`] is called.
+
+use crate::state::{CpuState, HotState};
+use std::mem::offset_of;
+
+/// Why translated code left.
+pub mod exit {
+    /// A direct branch that is not linked: `exit_argument` is the link.
+    pub const LINK: u64 = 1;
+    /// An indirect branch, or a poll: `target` is the RIP.
+    pub const INDIRECT: u64 = 2;
+    /// An instruction for compiled code: `exit_argument` is its number.
+    pub const SYSTEM: u64 = 3;
+    /// A memory access that stopped: the run loop holds why.
+    pub const ACCESS: u64 = 4;
+    /// A host signal: `fault_pc`, `fault_vector`.
+    pub const FAULT: u64 = 5;
+}
+
+/// What the slow path tells its stub to do.
+pub mod resume {
+    /// Go on in place; `access_addend` is set.
+    pub const DIRECT: u64 = 0;
+    /// Go on with the operation on the bounce buffer.
+    pub const BOUNCE: u64 = 1;
+    /// Leave the cache.
+    pub const LEAVE: u64 = 2;
+}
+
+macro_rules! at {
+    (hot.$($field:tt)+) => { offset_of!(CpuState, hot) + offset_of!(HotState, $($field)+) };
+    ($field:ident) => { offset_of!(CpuState, $field) };
+}
+
+std::arch::global_asm!(
+    // Store guest general registers, flags and vectors; clobbers RAX and flags.
+    ".macro sublet_save_guest",
+    "mov gs:[{gpr} + 0*8], rax",
+    "mov gs:[{gpr} + 1*8], r11",
+    "mov gs:[{gpr} + 2*8], rdx",
+    "mov gs:[{gpr} + 3*8], rbx",
+    "mov gs:[{gpr} + 4*8], r10",
+    "mov gs:[{gpr} + 5*8], rbp",
+    "mov gs:[{gpr} + 6*8], rsi",
+    "mov gs:[{gpr} + 7*8], rdi",
+    "mov gs:[{gpr} + 8*8], r8",
+    "mov gs:[{gpr} + 9*8], r9",
+    "mov gs:[{gpr} + 12*8], r12",
+    "mov gs:[{gpr} + 13*8], r13",
+    "lahf",
+    "seto al",
+    "mov byte ptr gs:[{rflags}], ah",
+    "shl al, 3",
+    "and byte ptr gs:[{rflags} + 1], 0xf7",
+    "or byte ptr gs:[{rflags} + 1], al",
+    "stmxcsr gs:[{mxcsr}]",
+    "ldmxcsr gs:[{host_mxcsr}]",
+    "lea rax, [rip + 9f]",
+    "jmp sublet_save_vectors",
+    "9:",
+    ".endm",
+    // The reverse; the entry jump or return follows. R14 and R15 are left alone.
+    ".macro sublet_load_guest",
+    "lea rax, [rip + 9f]",
+    "jmp sublet_load_vectors",
+    "9:",
+    "ldmxcsr gs:[{mxcsr}]",
+    "movzx eax, byte ptr gs:[{rflags} + 1]",
+    "and al, 8",
+    "add al, 0x78",
+    "mov ah, byte ptr gs:[{rflags}]",
+    "sahf",
+    "mov rax, gs:[{gpr} + 0*8]",
+    "mov r11, gs:[{gpr} + 1*8]",
+    "mov rdx, gs:[{gpr} + 2*8]",
+    "mov rbx, gs:[{gpr} + 3*8]",
+    "mov r10, gs:[{gpr} + 4*8]",
+    "mov rbp, gs:[{gpr} + 5*8]",
+    "mov rsi, gs:[{gpr} + 6*8]",
+    "mov rdi, gs:[{gpr} + 7*8]",
+    "mov r8, gs:[{gpr} + 8*8]",
+    "mov r9, gs:[{gpr} + 9*8]",
+    "mov r12, gs:[{gpr} + 12*8]",
+    "mov r13, gs:[{gpr} + 13*8]",
+    ".endm",
+    // Vectors, to and from plain arrays; RAX is the return address.
+    "sublet_save_vectors:",
+    "cmp byte ptr gs:[{avx512}], 0",
+    "je 2f",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "vmovups gs:[{zmm} + \\n * 64], zmm\\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "kmovq gs:[{opmask} + \\n * 8], k\\n",
+    ".endr",
+    "vzeroupper",
+    "jmp rax",
+    "2:",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vmovups gs:[{zmm} + \\n * 64], ymm\\n",
+    ".endr",
+    "vzeroupper",
+    "jmp rax",
+    "sublet_load_vectors:",
+    "cmp byte ptr gs:[{avx512}], 0",
+    "je 2f",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+    "vmovups zmm\\n, gs:[{zmm} + \\n * 64]",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "kmovq k\\n, gs:[{opmask} + \\n * 8]",
+    ".endr",
+    "jmp rax",
+    "2:",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vmovups ymm\\n, gs:[{zmm} + \\n * 64]",
+    ".endr",
+    "jmp rax",
+    // extern "sysv64" fn(entry): run translated code until it leaves.
+    ".globl sublet_enter_cache",
+    ".hidden sublet_enter_cache",
+    "sublet_enter_cache:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "sub rsp, 8",
+    "mov gs:[{host_rsp}], rsp",
+    "mov gs:[{entry}], rdi",
+    "sublet_load_guest",
+    "mov r14, gs:[{target}]",
+    "jmp qword ptr gs:[{entry}]",
+    // Ways out.
+    ".globl sublet_exit_link",
+    ".hidden sublet_exit_link",
+    "sublet_exit_link:",
+    "mov qword ptr gs:[{exit_reason}], {LINK}",
+    "jmp sublet_leave",
+    ".globl sublet_exit_indirect",
+    ".hidden sublet_exit_indirect",
+    "sublet_exit_indirect:",
+    "mov qword ptr gs:[{exit_reason}], {INDIRECT}",
+    "jmp sublet_leave",
+    ".globl sublet_exit_system",
+    ".hidden sublet_exit_system",
+    "sublet_exit_system:",
+    "mov qword ptr gs:[{exit_reason}], {SYSTEM}",
+    "jmp sublet_leave",
+    // A signal handler sends the thread here in place of the instruction that faulted.
+    ".globl sublet_exit_fault",
+    ".hidden sublet_exit_fault",
+    "sublet_exit_fault:",
+    "mov qword ptr gs:[{exit_reason}], {FAULT}",
+    "sublet_leave:",
+    "sublet_save_guest",
+    "sublet_return:",
+    "mov rsp, gs:[{host_rsp}]",
+    "add rsp, 8",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+    // Called from translated code: ECX describes an access at R14 that the inline check refused.
+    // Returns R15 = host minus guest address, or 5 bytes further on to use the bounce buffer.
+    ".globl sublet_slow_access",
+    ".hidden sublet_slow_access",
+    "sublet_slow_access:",
+    "mov gs:[{access_address}], r14",
+    "sublet_save_guest",
+    "mov rdi, gs:[{runtime}]",
+    "mov esi, ecx",
+    "mov rdx, r14",
+    "mov rcx, [rsp]",
+    "sub rsp, 8",
+    "call {slow}",
+    "add rsp, 8",
+    "cmp eax, {BOUNCE}",
+    "jb 3f",
+    "ja sublet_return",
+    "add qword ptr [rsp], 5",
+    "3:",
+    "sublet_load_guest",
+    "mov r14, gs:[{access_address}]",
+    "mov r15, gs:[{access_addend}]",
+    "ret",
+    // Called from translated code after it stored into the bounce buffer.
+    ".globl sublet_commit",
+    ".hidden sublet_commit",
+    "sublet_commit:",
+    "sublet_save_guest",
+    "mov rdi, gs:[{runtime}]",
+    "mov rsi, [rsp]",
+    "sub rsp, 8",
+    "call {commit}",
+    "add rsp, 8",
+    "test eax, eax",
+    "jnz sublet_return",
+    "sublet_load_guest",
+    "mov r14, gs:[{access_address}]",
+    "ret",
+    // extern "sysv64" fn(area, mask_low, mask_high): the vector arrays and x87 into an XSAVE area.
+    ".globl sublet_save_x87",
+    ".hidden sublet_save_x87",
+    "sublet_save_x87:",
+    "mov ecx, edx",
+    "mov r8d, esi",
+    "lea rax, [rip + 4f]",
+    "jmp sublet_load_vectors",
+    "4:",
+    "ldmxcsr gs:[{mxcsr}]",
+    "mov eax, r8d",
+    "mov edx, ecx",
+    "xsave64 [rdi]",
+    "ldmxcsr gs:[{host_mxcsr}]",
+    "vzeroupper",
+    "fninit",
+    "ret",
+    // The reverse.
+    ".globl sublet_load_x87",
+    ".hidden sublet_load_x87",
+    "sublet_load_x87:",
+    "mov eax, esi",
+    "xrstor64 [rdi]",
+    "stmxcsr gs:[{mxcsr}]",
+    "ldmxcsr gs:[{host_mxcsr}]",
+    "lea rax, [rip + 5f]",
+    "jmp sublet_save_vectors",
+    "5:",
+    "ret",
+    gpr = const at!(gpr),
+    rflags = const at!(rflags),
+    mxcsr = const at!(hot.mxcsr),
+    host_mxcsr = const at!(hot.host_mxcsr),
+    avx512 = const at!(hot.avx512),
+    zmm = const at!(hot.zmm),
+    opmask = const at!(hot.opmask),
+    host_rsp = const at!(hot.host_rsp),
+    entry = const at!(hot.entry),
+    target = const at!(hot.target),
+    exit_reason = const at!(hot.exit_reason),
+    access_address = const at!(hot.access_address),
+    access_addend = const at!(hot.access_addend),
+    runtime = const at!(hot.runtime),
+    LINK = const exit::LINK,
+    INDIRECT = const exit::INDIRECT,
+    SYSTEM = const exit::SYSTEM,
+    FAULT = const exit::FAULT,
+    BOUNCE = const resume::BOUNCE,
+    slow = sym crate::runtime::access::slow_access,
+    commit = sym crate::runtime::access::commit,
+);
+
+extern "sysv64" {
+    /// Run translated code at `entry` until it leaves.
+    ///
+    /// # Safety
+    /// GS points at the vCPU's `CpuState`; `entry` is a live block's host address; the state's
+    /// pointers are valid; nothing else runs this vCPU.
+    pub fn sublet_enter_cache(entry: u64);
+    fn sublet_save_x87(area: *mut u8, mask_low: u32, mask_high: u32);
+    fn sublet_load_x87(area: *const u8, mask_low: u32, mask_high: u32);
+    fn sublet_exit_link();
+    fn sublet_exit_indirect();
+    fn sublet_exit_system();
+    fn sublet_exit_fault();
+    fn sublet_slow_access();
+    fn sublet_commit();
+}
+
+/// Fill in the addresses and constants that translated code finds in its state.
+pub fn prepare(hot: &mut HotState) {
+    hot.exit_link = sublet_exit_link as *const () as u64;
+    hot.exit_indirect = sublet_exit_indirect as *const () as u64;
+    hot.exit_system = sublet_exit_system as *const () as u64;
+    hot.slow_access = sublet_slow_access as *const () as u64;
+    hot.commit = sublet_commit as *const () as u64;
+    hot.tlb_mask = (crate::state::TLB_ENTRIES as u64 - 1) << 12;
+    hot.page_mask = !0xfff;
+    // Branch targets are mostly even in bits 0 and 1 of interest: functions start at multiples of 16.
+    hot.jump_mask = (crate::state::JUMP_ENTRIES as u64 - 1) << 1;
+    hot.bit_masks = [63, 31, 15];
+    hot.avx512 =
+        u64::from(std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw"));
+    hot.host_mxcsr = 0x1f80;
+    hot.mxcsr = 0x1f80;
+}
+
+/// Where a signal handler sends a thread that faulted in the cache.
+pub fn fault_exit() -> u64 {
+    sublet_exit_fault as *const () as u64
+}
+
+/// Gather x87 and vector state into a standard-format XSAVE area of all components in `mask`.
+///
+/// # Safety
+/// GS points at the vCPU's `CpuState`, whose vector arrays are up to date; `area` is 64-byte
+/// aligned and large enough for `mask`, a subset of the host's XCR0.
+pub unsafe fn save_x87(area: *mut u8, mask: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { sublet_save_x87(area, mask as u32, (mask >> 32) as u32) };
+}
+
+/// Load x87 state into the processor and vector state into the vCPU's arrays.
+///
+/// # Safety
+/// As for [`save_x87`]; the area's header is valid.
+pub unsafe fn load_x87(area: *const u8, mask: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { sublet_load_x87(area, mask as u32, (mask >> 32) as u32) };
+}

@@ -1,0 +1,120 @@
+//! Host signals raised by translated code: guest exceptions that the hardware found.
+//!
+//! Only instructions that the host executes on the guest's behalf can raise them here: a division
+//! (SIGFPE, #DE), unmasked x87 and SIMD exceptions (SIGFPE, #MF and #XM), a misaligned SSE operand
+//! (SIGSEGV from #GP), and an instruction that this host lacks (SIGILL, #UD). Anything outside the
+//! code cache goes to whoever handled the signal before.
+
+use super::entry;
+use crate::state::{CpuState, HotState};
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Once;
+
+const SIGNALS: [i32; 4] = [libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGBUS];
+const MAX_CACHES: usize = 64;
+
+/// First and last address of every live code cache; 0 is a free slot.
+static RANGES: [(AtomicU64, AtomicU64); MAX_CACHES] =
+    [const { (AtomicU64::new(0), AtomicU64::new(0)) }; MAX_CACHES];
+static INSTALL: Once = Once::new();
+/// Handlers that were there before, by position in `SIGNALS`.
+static PREVIOUS: [std::sync::OnceLock<libc::sigaction>; 4] = [const { std::sync::OnceLock::new() }; 4];
+
+/// A code cache that the signal handlers know of; unknown again when dropped.
+#[derive(Debug)]
+pub struct Registration(usize);
+
+/// Announce the code cache at `start .. end`; installs the handlers at the first call.
+/// `None` when there are too many.
+pub fn register(start: u64, end: u64) -> Option<Registration> {
+    INSTALL.call_once(install);
+    for (index, range) in RANGES.iter().enumerate() {
+        if range.0.compare_exchange(0, start, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            range.1.store(end, Ordering::SeqCst);
+            return Some(Registration(index));
+        }
+    }
+    None
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        RANGES[self.0].1.store(0, Ordering::SeqCst);
+        RANGES[self.0].0.store(0, Ordering::SeqCst);
+    }
+}
+
+fn in_cache(pc: u64) -> bool {
+    RANGES.iter().any(|(start, end)| {
+        let start = start.load(Ordering::Relaxed);
+        start != 0 && pc >= start && pc < end.load(Ordering::Relaxed)
+    })
+}
+
+fn install() {
+    for (index, &signal) in SIGNALS.iter().enumerate() {
+        // SAFETY: zero bytes are a value of `sigaction`; the handler has the signature that
+        // SA_SIGINFO asks for; results are checked.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let mut previous: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+            if libc::sigaction(signal, &action, &mut previous) == 0 {
+                let _ = PREVIOUS[index].set(previous);
+            }
+        }
+    }
+}
+
+extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid context for the duration of the handler.
+    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let pc = registers[libc::REG_RIP as usize] as u64;
+    if !in_cache(pc) {
+        return chain(signal, info, context);
+    }
+    // SAFETY: `pc` is in a code cache, so that GS is the running vCPU's state.
+    unsafe {
+        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_pc), pc);
+        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_vector), vector(signal, info));
+    }
+    registers[libc::REG_RIP as usize] = entry::fault_exit() as i64;
+}
+
+/// # Safety
+/// GS is a vCPU's state and `offset` that of a `u64` in it.
+unsafe fn store_gs(offset: usize, value: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { std::arch::asm!("mov gs:[{0}], {1}", in(reg) offset, in(reg) value, options(nostack)) };
+}
+
+fn vector(signal: i32, info: *mut libc::siginfo_t) -> u64 {
+    // SAFETY: the kernel passes a valid siginfo for the duration of the handler.
+    let code = unsafe { (*info).si_code };
+    const FPE_INTDIV: i32 = 1;
+    match (signal, code) {
+        (libc::SIGFPE, FPE_INTDIV) => 0,
+        (libc::SIGFPE, _) => super::vcpu::FLOATING_POINT,
+        (libc::SIGILL, _) => 6,
+        _ => 13,
+    }
+}
+
+fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let previous = SIGNALS.iter().position(|&other| other == signal).and_then(|index| PREVIOUS[index].get());
+    let handler = previous.map_or(libc::SIG_DFL, |previous| previous.sa_sigaction);
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        // SAFETY: restores the default, under which the instruction faults again and ends the process.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        return;
+    }
+    // SAFETY: the address was registered by `sigaction` for this signal; SA_SIGINFO handlers take
+    // three arguments and others ignore the two that follow the first.
+    unsafe {
+        let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+            std::mem::transmute(handler);
+        handler(signal, info, context);
+    }
+}

@@ -1,0 +1,463 @@
+//! The engine contract on top of the translator.
+
+use super::shared::{lock, Shared};
+use super::vcpu::VcpuCore;
+use crate::cpu::{Cpu, Flush};
+use crate::state::{flag, seg, SegmentRegister, TableRegister, XSAVE_AREA_BYTES};
+use crate::system::cpuid;
+use crate::system::io::InCorePorts;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use sublet_engine::{
+    CpuidEntry, DescriptorTable, Engine, EngineError, Exit, Kick, MsrEntry, Regs, Result, Segment, Sregs,
+    Statistics, Vcpu, VcpuEvents, Vm,
+};
+use sublet_irq::{Clock, HostClock, Irqchip, PlatformTimers, TimerSource, TimerThread};
+use sublet_memory::GuestMemory;
+
+/// The binary-translation engine.
+#[derive(Debug)]
+pub struct TranslateEngine(());
+
+fn read_tsc() -> u64 {
+    // SAFETY: RDTSC is always available to user programs on x86-64 Linux.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+impl TranslateEngine {
+    /// The engine, if this host can run it.
+    ///
+    /// # Errors
+    /// `Unsupported` names the processor features that are missing.
+    pub fn new() -> Result<Self> {
+        let missing: Vec<&str> = [
+            ("bmi2", std::is_x86_feature_detected!("bmi2")),
+            ("avx2", std::is_x86_feature_detected!("avx2")),
+            ("xsave", std::is_x86_feature_detected!("xsave")),
+        ]
+        .into_iter()
+        .filter_map(|(name, present)| (!present).then_some(name))
+        .collect();
+        if !missing.is_empty() {
+            return Err(EngineError::Unsupported(format!(
+                "the translator needs x86-64-v3; this processor lacks {}",
+                missing.join(", ")
+            )));
+        }
+        HostClock::prepare(read_tsc);
+        Ok(Self(()))
+    }
+}
+
+impl Engine for TranslateEngine {
+    fn name(&self) -> &'static str {
+        "translate"
+    }
+
+    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+        let memory = Arc::new(GuestMemory::new());
+        let shared = Shared::new(memory.clone())?;
+        Ok(Arc::new(TranslateVm {
+            clock: Arc::new(HostClock::new(read_tsc, None)),
+            memory,
+            shared,
+            irqchip: OnceLock::new(),
+            timers: OnceLock::new(),
+            timer_thread: Mutex::new(None),
+        }))
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        Ok(cpuid::supported_cpuid())
+    }
+}
+
+struct TranslateVm {
+    memory: Arc<GuestMemory>,
+    shared: Arc<Shared>,
+    clock: Arc<HostClock>,
+    irqchip: OnceLock<Arc<Irqchip>>,
+    timers: OnceLock<Arc<PlatformTimers>>,
+    timer_thread: Mutex<Option<TimerThread>>,
+}
+
+impl TranslateVm {
+    fn irqchip(&self) -> Result<&Arc<Irqchip>> {
+        self.irqchip
+            .get()
+            .ok_or_else(|| EngineError::Invalid("the VM has no in-core interrupt controller".into()))
+    }
+
+    /// (Re)start the timer thread for all that has deadlines.
+    fn start_timers(&self) -> Result<()> {
+        let mut sources: Vec<Arc<dyn TimerSource>> = Vec::new();
+        if let Some(irqchip) = self.irqchip.get() {
+            sources.push(irqchip.clone());
+        }
+        if let Some(timers) = self.timers.get() {
+            sources.push(timers.clone());
+        }
+        let mut thread = lock(&self.timer_thread);
+        *thread = None;
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        *thread = Some(TimerThread::start(clock, sources).map_err(|error| EngineError::Host {
+            what: "starting the timer thread".into(),
+            errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+        })?);
+        Ok(())
+    }
+
+    /// RAM below and above 4 GiB, for the CMOS.
+    fn ram_bytes(&self) -> (u64, u64) {
+        const FOUR_GIB: u64 = 1 << 32;
+        let slots = self.memory.slots();
+        let sum = |high: bool| {
+            slots
+                .iter()
+                .filter(|slot| !slot.readonly && (slot.gpa >= FOUR_GIB) == high)
+                .map(|slot| slot.size)
+                .sum()
+        };
+        (sum(false), sum(true))
+    }
+}
+
+impl Vm for TranslateVm {
+    fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    fn create_irqchip(&self) -> Result<()> {
+        let irqchip = Irqchip::new(self.clock.clone());
+        self.irqchip
+            .set(irqchip)
+            .map_err(|_| EngineError::Invalid("the VM has an interrupt controller already".into()))?;
+        self.start_timers()
+    }
+
+    fn add_platform_timers(&self) -> Result<()> {
+        let irqchip = self.irqchip()?.clone();
+        let sink = Box::new(move |gsi, level| irqchip.set_line(gsi, level));
+        let timers = PlatformTimers::new(self.clock.clone(), self.ram_bytes(), sink);
+        self.timers
+            .set(timers)
+            .map_err(|_| EngineError::Invalid("the VM has platform timers already".into()))?;
+        self.start_timers()
+    }
+
+    fn set_irq_line(&self, gsi: u32, level: bool) -> Result<()> {
+        self.irqchip()?.set_line(gsi, level);
+        Ok(())
+    }
+
+    fn signal_msi(&self, address: u64, data: u32) -> Result<()> {
+        self.irqchip()?.signal_msi(address, data);
+        Ok(())
+    }
+
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
+        let mut vcpus = self.shared.vcpus.write().unwrap_or_else(PoisonError::into_inner);
+        if index != 0 || !vcpus.is_empty() {
+            return Err(EngineError::Unsupported("the translator runs one vCPU for now".into()));
+        }
+        let mut cpu = Cpu::new(self.memory.clone());
+        cpu.state.tsc_offset = self.clock.tsc_offset();
+        if let Some(irqchip) = self.irqchip.get() {
+            cpu.apic = Some(irqchip.add_lapic(index));
+            cpu.irqchip = Some(irqchip.clone());
+        }
+        if let Some(timers) = self.timers.get() {
+            let ports: Arc<dyn InCorePorts> = timers.clone();
+            cpu.in_core_ports.push(ports);
+        }
+        cpu.set_cpuid(cpuid::supported_cpuid());
+        let core = VcpuCore::new(cpu, self.shared.clone());
+        if let Some(apic) = &core.cpu.apic {
+            apic.set_waker(core.requests.clone());
+        }
+        vcpus.push(core.requests.clone());
+        Ok(Box::new(TranslateVcpu { core }))
+    }
+
+    fn memslots_changed(&self) -> Result<()> {
+        self.shared.flush_all_vcpus();
+        Ok(())
+    }
+
+    fn take_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
+        let log =
+            self.memory.take_dirty(slot).ok_or_else(|| EngineError::Invalid(format!("no memslot {slot}")))?;
+        // Pages whose bits were cleared must be seen at their next store.
+        self.shared.flush_all_vcpus();
+        Ok(log)
+    }
+
+    fn statistics(&self) -> Statistics {
+        let cache = lock(&self.shared.cache);
+        let counted = cache.statistics;
+        let mut all: Statistics = [
+            ("translate.blocks", counted.blocks),
+            ("translate.instructions", counted.instructions),
+            ("translate.guest_bytes", counted.guest_bytes),
+            ("translate.host_bytes", counted.host_bytes),
+            ("translate.links", counted.links),
+            ("translate.smc_invalidations", counted.invalidated),
+            ("translate.cache_flushes", counted.flushes),
+            ("translate.cache_used_bytes", cache.used() as u64),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+        drop(cache);
+        if let Some(irqchip) = self.irqchip.get() {
+            all.extend(irqchip.statistics());
+        }
+        all
+    }
+}
+
+struct TranslateVcpu {
+    core: Box<VcpuCore>,
+}
+
+impl TranslateVcpu {
+    fn changed(&mut self) {
+        self.core.cpu.mmu.flush(Flush::All);
+    }
+}
+
+fn to_segment(register: &SegmentRegister) -> Segment {
+    let attributes = register.attributes;
+    Segment {
+        base: register.base,
+        limit: register.limit,
+        selector: register.selector,
+        kind: register.kind(),
+        present: register.present(),
+        dpl: register.dpl(),
+        db: register.big(),
+        s: register.is_code_or_data(),
+        l: register.long(),
+        g: attributes & 0x8000 != 0,
+        avl: attributes & 0x1000 != 0,
+        unusable: !register.present(),
+    }
+}
+
+fn from_segment(segment: &Segment) -> SegmentRegister {
+    let bit = |on: bool, mask: u16| if on { mask } else { 0 };
+    let present = segment.present && !segment.unusable;
+    let attributes = u16::from(segment.kind & 0xf)
+        | bit(segment.s, 0x10)
+        | (u16::from(segment.dpl & 3) << 5)
+        | bit(present, 0x80)
+        | bit(segment.avl, 0x1000)
+        | bit(segment.l, 0x2000)
+        | bit(segment.db, 0x4000)
+        | bit(segment.g, 0x8000);
+    SegmentRegister { base: segment.base, limit: segment.limit, selector: segment.selector, attributes }
+}
+
+impl Vcpu for TranslateVcpu {
+    fn run(&mut self) -> Result<Exit> {
+        Ok(self.core.run())
+    }
+
+    fn complete_read(&mut self, data: u64) {
+        self.core.complete_read(data);
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.core.requests.clone()
+    }
+
+    fn regs(&mut self) -> Result<Regs> {
+        let state = &self.core.cpu.state;
+        Ok(Regs { gpr: state.gpr, rip: state.rip, rflags: state.rflags | flag::FIXED })
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<()> {
+        let state = &mut self.core.cpu.state;
+        state.gpr = regs.gpr;
+        state.rip = regs.rip;
+        state.rflags = (regs.rflags & 0x003f_7fd5) | flag::FIXED;
+        Ok(())
+    }
+
+    fn sregs(&mut self) -> Result<Sregs> {
+        let cpu = &self.core.cpu;
+        let state = &cpu.state;
+        Ok(Sregs {
+            segments: std::array::from_fn(|index| to_segment(&state.segments[index])),
+            ldtr: to_segment(&state.ldtr),
+            tr: to_segment(&state.tr),
+            gdt: DescriptorTable { base: state.gdtr.base, limit: state.gdtr.limit },
+            idt: DescriptorTable { base: state.idtr.base, limit: state.idtr.limit },
+            cr0: state.cr0,
+            cr2: state.cr2,
+            cr3: state.cr3,
+            cr4: state.cr4,
+            cr8: cpu.task_priority(),
+            efer: state.efer,
+            apic_base: cpu.apic.as_ref().map_or(0xfee0_0900, |apic| apic.apic_base()),
+        })
+    }
+
+    fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
+        let cpu = &mut self.core.cpu;
+        for (register, segment) in cpu.state.segments.iter_mut().zip(&sregs.segments) {
+            *register = from_segment(segment);
+        }
+        // The privilege level is that of SS.
+        let cs_dpl = cpu.state.segments[seg::CS].attributes & 0x60;
+        if sregs.segments[seg::SS].unusable {
+            cpu.state.segments[seg::SS].attributes |= cs_dpl;
+        }
+        cpu.state.ldtr = from_segment(&sregs.ldtr);
+        cpu.state.tr = from_segment(&sregs.tr);
+        cpu.state.gdtr = TableRegister { base: sregs.gdt.base, limit: sregs.gdt.limit };
+        cpu.state.idtr = TableRegister { base: sregs.idt.base, limit: sregs.idt.limit };
+        (cpu.state.cr0, cpu.state.cr2, cpu.state.cr3) = (sregs.cr0, sregs.cr2, sregs.cr3);
+        (cpu.state.cr4, cpu.state.efer) = (sregs.cr4, sregs.efer);
+        if cpu.set_task_priority(sregs.cr8).is_err() {
+            return Err(EngineError::Invalid(format!("CR8 = {:#x}: above 15", sregs.cr8)));
+        }
+        if let Some(apic) = &cpu.apic {
+            if sregs.apic_base != 0
+                && apic.apic_base() != sregs.apic_base
+                && apic.set_apic_base(sregs.apic_base).is_err()
+            {
+                return Err(EngineError::Invalid(format!("APIC base {:#x} cannot be set", sregs.apic_base)));
+            }
+        }
+        self.changed();
+        Ok(())
+    }
+
+    fn xsave(&mut self) -> Result<Vec<u8>> {
+        let mut area = self.core.cpu.state.vector.0.to_vec();
+        area[464..472].copy_from_slice(&self.core.cpu.state.xcr0.to_le_bytes());
+        Ok(area)
+    }
+
+    fn set_xsave(&mut self, area: &[u8]) -> Result<()> {
+        if area.len() < 576 || area.len() > XSAVE_AREA_BYTES {
+            return Err(EngineError::Invalid(format!("an XSAVE area of {} bytes", area.len())));
+        }
+        let target = &mut self.core.cpu.state.vector.0;
+        target.fill(0);
+        target[..area.len()].copy_from_slice(area);
+        self.core.tidy_vectors();
+        Ok(())
+    }
+
+    fn msrs(&mut self, indices: &[u32]) -> Result<Vec<MsrEntry>> {
+        indices
+            .iter()
+            .map(|&index| match self.core.cpu.msr_read(index) {
+                Some(value) => Ok(MsrEntry { index, value }),
+                None => Err(EngineError::Invalid(format!("MSR {index:#x} is unknown"))),
+            })
+            .collect()
+    }
+
+    fn set_msrs(&mut self, entries: &[MsrEntry]) -> Result<()> {
+        for entry in entries {
+            let set = self.core.cpu.msr_write(entry.index, entry.value, true);
+            set.ok_or_else(|| {
+                EngineError::Invalid(format!("MSR {:#x} does not take {:#x}", entry.index, entry.value))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn debug_regs(&mut self) -> Result<[u64; 6]> {
+        let dr = &self.core.cpu.state.dr;
+        Ok([dr[0], dr[1], dr[2], dr[3], dr[6], dr[7]])
+    }
+
+    fn set_debug_regs(&mut self, regs: &[u64; 6]) -> Result<()> {
+        for (number, value) in [0, 1, 2, 3, 6, 7].into_iter().zip(regs) {
+            self.core.cpu.set_debug_register(number, *value);
+        }
+        self.changed();
+        Ok(())
+    }
+
+    fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
+        self.core.cpu.set_cpuid(entries.to_vec());
+        Ok(())
+    }
+
+    fn events(&mut self) -> Result<VcpuEvents> {
+        let events = &self.core.cpu.events;
+        Ok(VcpuEvents {
+            interrupt_shadow: events.interrupt_shadow,
+            nmi_pending: events.nmi_pending,
+            nmi_masked: events.nmi_masked,
+            halted: events.halted,
+        })
+    }
+
+    fn set_events(&mut self, events: &VcpuEvents) -> Result<()> {
+        let own = &mut self.core.cpu.events;
+        own.interrupt_shadow = events.interrupt_shadow;
+        own.nmi_pending = events.nmi_pending;
+        own.nmi_masked = events.nmi_masked;
+        own.halted = events.halted;
+        Ok(())
+    }
+
+    fn inject_interrupt(&mut self, vector: u8) -> Result<()> {
+        if self.core.cpu.apic.is_some() {
+            return Err(EngineError::Invalid(
+                "interrupts go through the in-core interrupt controller".into(),
+            ));
+        }
+        if !self.ready_for_interrupt()? {
+            return Err(EngineError::Invalid("the guest takes no interrupt now".into()));
+        }
+        self.core.cpu.events.injected = Some(vector);
+        self.core.cpu.events.halted = false;
+        Ok(())
+    }
+
+    fn ready_for_interrupt(&mut self) -> Result<bool> {
+        let cpu = &self.core.cpu;
+        Ok(cpu.state.rflags & flag::IF != 0 && !cpu.events.interrupt_shadow && cpu.events.injected.is_none())
+    }
+
+    fn request_interrupt_window(&mut self, on: bool) -> Result<()> {
+        self.core.window_wanted = on;
+        Ok(())
+    }
+
+    fn inject_nmi(&mut self) -> Result<()> {
+        self.core.cpu.events.nmi_pending = true;
+        Ok(())
+    }
+
+    fn statistics(&self) -> Statistics {
+        let counted = self.core.counters();
+        let flushes = self.core.flushes();
+        [
+            ("vcpu.cache_entries", counted.entries),
+            ("vcpu.block_lookups", counted.lookups),
+            ("vcpu.links_followed", counted.links),
+            ("vcpu.indirect_misses", counted.indirect),
+            ("vcpu.slow_accesses", counted.slow_accesses),
+            ("vcpu.tlb_misses", counted.walks),
+            ("vcpu.page_crossings", counted.crossings),
+            ("vcpu.system_instructions", counted.system),
+            ("vcpu.interrupts", counted.interrupts),
+            ("vcpu.exceptions", counted.exceptions),
+            ("vcpu.page_faults", counted.page_faults),
+            ("vcpu.halts", counted.halts),
+            ("vcpu.tlb_flushes_all", flushes[0]),
+            ("vcpu.tlb_flushes_local", flushes[1]),
+            ("vcpu.tlb_flushes_page", flushes[2]),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+    }
+}
