@@ -5,6 +5,8 @@ use crate::vm::PyVm;
 use pyo3::prelude::*;
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Engine, EngineError};
+use sublet_translate::TranslateEngine;
+use sublet_translate::TranslateEngine;
 
 /// One CPUID result: leaf, sub-leaf, whether the sub-leaf matters, EAX, EBX, ECX, EDX.
 pub type CpuidTuple = (u32, u32, bool, u32, u32, u32, u32);
@@ -17,7 +19,8 @@ pub struct PyEngine {
 
 fn open_engine(name: &str) -> sublet_engine::Result<Arc<dyn Engine>> {
     match name {
-        "kvm" | "translate" => Err(EngineError::Unsupported(format!("the {name} engine is not built yet"))),
+        "translate" => Ok(Arc::new(TranslateEngine::new()?)),
+        "kvm" => Err(EngineError::Unsupported(format!("the {name} engine is not built yet"))),
         _ => Err(EngineError::Invalid(format!("no engine is called {name:?}: kvm or translate"))),
     }
 }
