@@ -39,8 +39,8 @@ impl Plan {
         };
         let runnable = |bits| move |code: &Code| skip::reason(*code, bits, features).is_none();
         let all: Vec<Code> = Code::values().filter(runnable(64)).collect();
-        let compat_codes =
-            Code::values().filter(|code| compat && runnable(32)(code) && wanted(code)).collect();
+        let all_compat: Vec<Code> = Code::values().filter(|code| compat && runnable(32)(code)).collect();
+        let compat_codes = all_compat.iter().copied().filter(wanted).collect();
         let codes: Vec<Code> = all.iter().copied().filter(wanted).collect();
         let intricate = codes.iter().copied().filter(|code| single::is_intricate(*code)).collect();
         Self {

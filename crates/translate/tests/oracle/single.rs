@@ -126,10 +126,12 @@ fn attempt(code: Code, variant: u64, bits: u32, rng: &mut Rng) -> Option<Case> {
     draft.finish()
 }
 
-/// One instruction for a sequence: random registers, memory through `pointer`, whose value is
-/// `pointer.1`; at a place that faults when `faulting`. `None` when this `code` does not fit in.
+/// One instruction for a sequence in `bits`-bit code: random registers, memory through `pointer`,
+/// whose value is `pointer.1`, at a place that faults when `faulting`. `None` when this `code`
+/// does not fit in.
 pub fn instruction(
     code: Code,
+    bits: u32,
     pointer: (Register, u64),
     faulting: bool,
     rng: &mut Rng,
