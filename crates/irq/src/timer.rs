@@ -1,11 +1,11 @@
 //! One thread per VM that fires timers: it sleeps until the earliest deadline and wakes for nothing else.
 
-use crate::sync::lock;
+use crate::sync::{lock, read, write};
 use crate::Clock;
 use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ pub(crate) const NEVER: u64 = u64::MAX;
 
 /// Something with deadlines that a [`TimerThread`] serves.
 pub trait TimerSource: Send + Sync {
-    /// Remember whom to tell about deadlines. Called once, before any other use by the thread.
+    /// Remember whom to tell about deadlines, in place of a former one. Called before the thread looks
+    /// at the deadlines for the first time.
     fn attach(&self, alarm: Arc<Alarm>);
     /// The earliest moment, in `Clock::now_ns` time, at which `run_timers` has something to do.
     fn next_deadline_ns(&self) -> Option<u64>;
@@ -74,7 +75,7 @@ impl Alarm {
     }
 }
 
-/// The thread. Stops and joins on drop.
+/// The thread. Stops and joins on drop. To serve other sources, drop it and start another.
 pub struct TimerThread {
     alarm: Arc<Alarm>,
     thread: Option<JoinHandle<()>>,
@@ -149,18 +150,18 @@ fn ask_for_exact_timers() -> io::Result<()> {
     }
 }
 
-/// Where a source keeps the alarm it was attached to; without one, deadlines wait for `run_timers`.
+/// Where a source keeps the alarm of the thread that serves it; without one, deadlines wait for
+/// somebody to call `run_timers`.
 #[derive(Debug, Default)]
-pub(crate) struct AlarmSlot(OnceLock<Arc<Alarm>>);
+pub(crate) struct AlarmSlot(RwLock<Option<Arc<Alarm>>>);
 
 impl AlarmSlot {
     pub(crate) fn attach(&self, alarm: Arc<Alarm>) {
-        // A second thread for the same source would be a bug of the caller; the first one stays.
-        let _ = self.0.set(alarm);
+        *write(&self.0) = Some(alarm);
     }
 
     pub(crate) fn request(&self, deadline_ns: u64) {
-        if let Some(alarm) = self.0.get() {
+        if let Some(alarm) = read(&self.0).as_ref() {
             alarm.request(deadline_ns);
         }
     }

@@ -2,10 +2,10 @@
 
 use crate::fixture::offset;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{channel, Sender};
+use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
-use sublet_irq::{Alarm, Clock, HostClock, Irqchip, TimerSource, TimerThread, Waker};
+use sublet_irq::{Alarm, Clock, HostClock, Irqchip, LocalApic, TimerSource, TimerThread, Waker};
 
 /// A stand-in for the TSC, of 1 GHz: the crate cannot execute RDTSC itself.
 fn nanosecond_counter() -> u64 {
@@ -21,15 +21,36 @@ impl Waker for Signal {
     }
 }
 
-#[test]
-fn fires_deadlines_set_while_it_sleeps() {
-    let clock = Arc::new(HostClock::new(nanosecond_counter, Some(1_000_000_000)));
-    let chip = Irqchip::new(clock.clone());
+/// A chipset with one local APIC in TSC-deadline mode, and where its wake-ups arrive.
+fn deadline_machine(clock: Arc<HostClock>) -> (Arc<Irqchip>, Arc<LocalApic>, Receiver<()>) {
+    let chip = Irqchip::new(clock);
     let apic = chip.add_lapic(0);
     let (sender, woken) = channel();
     apic.set_waker(Arc::new(Signal(Mutex::new(sender))));
     apic.mmio_write(offset::SVR, 0x1ff);
     apic.mmio_write(offset::LVT_TIMER, 2 << 17 | 0xec);
+    (chip, apic, woken)
+}
+
+/// One that takes over from another is told of deadlines as well.
+#[test]
+fn a_second_thread_takes_over() {
+    let clock = Arc::new(HostClock::new(nanosecond_counter, Some(1_000_000_000)));
+    let (chip, apic, woken) = deadline_machine(clock.clone());
+    drop(TimerThread::start(clock.clone(), vec![chip.clone()]).unwrap());
+    let _thread = TimerThread::start(clock.clone(), vec![chip]).unwrap();
+    for _ in 0..5 {
+        apic.set_tsc_deadline(clock.guest_tsc() + 1_000_000);
+        woken.recv().unwrap();
+        assert_eq!(apic.acknowledge(), Some(0xec));
+        apic.mmio_write(offset::EOI, 0);
+    }
+}
+
+#[test]
+fn fires_deadlines_set_while_it_sleeps() {
+    let clock = Arc::new(HostClock::new(nanosecond_counter, Some(1_000_000_000)));
+    let (chip, apic, woken) = deadline_machine(clock.clone());
     let _thread = TimerThread::start(clock.clone(), vec![chip]).unwrap();
     for _ in 0..20 {
         let deadline = clock.guest_tsc() + 1_000_000;
