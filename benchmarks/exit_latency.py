@@ -1,7 +1,8 @@
 """What one pass through ``Vcpu.run`` costs: into the guest, an exit for a device, back into Python.
 
 Three guests of two instructions each, on every engine that this host has: a port written in a loop, a port
-read, a word of a device in memory written. The promise is under 3 µs a pass on ``translate``; KVM stands beside it.
+read, a word of a device in memory written. The promise is under 3 µs a pass on ``translate``; KVM stands
+beside it.
 
     python benchmarks/exit_latency.py --passes 200000 --json result.json
 """

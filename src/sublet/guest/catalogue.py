@@ -12,6 +12,7 @@ from typing import Any, Final
 from sublet.errors import CorruptImage, UsageError
 from sublet.guest.apt import AptArchive, apt_is_usable
 from sublet.guest.archive import Archive, Package, PackageIndex
+from sublet.guest.configure import configure_in_machine
 from sublet.guest.initramfs import (
     KernelPackage,
     read_busybox,
@@ -37,7 +38,7 @@ from sublet.guest.tree import RootTree
 _BUILDER_VERSION: Final = "1"
 """Raised when the same packages are made into something else; a change of the scripts counts by itself."""
 
-Configure = Callable[[Path, Path, Path], bool]
+Configure = Callable[[Path, Path, Path, Progress], bool]
 """Boots (kernel, initrd, disk) with ``sublet.configure`` to its end; whether that configured the packages."""
 
 
@@ -131,7 +132,7 @@ def prepare_guest(
     mirror: str | None = None,
     refresh: bool = False,
     cache: Path | None = None,
-    configure: Configure | None = None,
+    configure: Configure | None = configure_in_machine,
 ) -> PreparedGuest:
     """Make a guest ready to boot: from the cache where it is there, else from Debian's packages.
 
@@ -142,8 +143,8 @@ def prepare_guest(
         mirror: Address of a Debian mirror; else ``SUBLET_MIRROR``, else the host's apt, else Debian's own.
         refresh: Make it anew from what the archive has now.
         cache: Directory to use in place of ``cache_directory()``.
-        configure: Boots a half-configured disk where this host cannot configure it; without it the guest
-            does so itself the first time it boots.
+        configure: Boots a disk that this host cannot configure itself; with None, or where that fails, the
+            guest does so the first time it boots.
 
     Raises:
         UsageError: No such guest or package, or packages for a guest without a disk.
@@ -242,7 +243,7 @@ def _write_disk(
     make_image(tree, out / "disk.raw", progress)
     if not configured and configure is not None:
         progress("configuring packages in a machine")
-        configure(out / "vmlinuz", out / "initrd.cpio", out / "disk.raw")
+        configure(out / "vmlinuz", out / "initrd.cpio", out / "disk.raw", progress)
 
 
 def _manifest(recipe: Recipe, packages: Sequence[Package], out: Path) -> dict[str, Any]:

@@ -126,9 +126,18 @@ def configure_here(tree: RootTree, progress: Progress) -> bool:
         return False
     progress("configuring packages")
     log = tree.path.with_name("second-stage.log")
+    isolation = _isolation()
+    script_line = _WITH_PROC if isolation else _SECOND_STAGE
     with log.open("wb") as output:
         result = subprocess.run(
-            [*_isolation(), "chroot", str(tree.path), "/bin/sh", "-c", _IN_CHROOT],
+            [
+                *isolation,
+                "chroot",
+                str(tree.path),
+                "/bin/sh",
+                "-c",
+                _WITH_PROC if isolation else _SECOND_STAGE,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -144,7 +153,9 @@ def configure_here(tree: RootTree, progress: Progress) -> bool:
     return True
 
 
-_IN_CHROOT: Final = "mount -t proc proc /proc 2>/dev/null; exec /var/lib/sublet/second-stage"
+_SECOND_STAGE: Final = "exec /var/lib/sublet/second-stage"
+# Only in a mount namespace: elsewhere the mount outlives the chroot, and removing the tree meets it.
+_WITH_PROC: Final = f"mount -t proc proc /proc 2>/dev/null; {_SECOND_STAGE}"
 
 
 def _isolation() -> list[str]:
