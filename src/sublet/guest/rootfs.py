@@ -130,14 +130,7 @@ def configure_here(tree: RootTree, progress: Progress) -> bool:
     script_line = _WITH_PROC if isolation else _SECOND_STAGE
     with log.open("wb") as output:
         result = subprocess.run(
-            [
-                *isolation,
-                "chroot",
-                str(tree.path),
-                "/bin/sh",
-                "-c",
-                _WITH_PROC if isolation else _SECOND_STAGE,
-            ],
+            [*isolation, "chroot", str(tree.path), "/bin/sh", "-c", script_line],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
