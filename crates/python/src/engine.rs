@@ -6,7 +6,6 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Engine, EngineError};
 use sublet_translate::TranslateEngine;
-use sublet_translate::TranslateEngine;
 
 /// One CPUID result: leaf, sub-leaf, whether the sub-leaf matters, EAX, EBX, ECX, EDX.
 pub type CpuidTuple = (u32, u32, bool, u32, u32, u32, u32);
