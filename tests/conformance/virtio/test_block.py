@@ -102,7 +102,7 @@ def test_get_id_is_padded(disk: Disk) -> None:
 
 
 def test_unknown_request(disk: Disk) -> None:
-    """§5.2.6.2: the device MUST set the status to VIRTIO_BLK_S_UNSUPP for request types it does not know."""
+    """§5.2.6.2: VIRTIO_BLK_S_UNSUPP answers a request that the device does not support."""
     assert disk.request(99)[0] == UNSUPP
 
 
@@ -127,8 +127,8 @@ def test_discard_and_write_zeroes(disk: Disk) -> None:
     ],
 )
 def test_bad_ranges(disk: Disk, kind: int, data: bytes, expected: int) -> None:
-    """§5.2.6.2: "the device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard and write zeroes
-    commands if any unknown flag is set." """
+    """§5.2.6.2: "The device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard, secure erase and write
+    zeroes commands if any unknown flag is set." For discard, unmap is one. """
     assert disk.request(kind, data=data)[0] == expected
     assert disk.image.discarded == []
 
@@ -144,10 +144,11 @@ def test_read_only_disk(disk: Disk) -> None:
         assert readonly.request(kind, data=data)[0] == IOERR
 
 
-def test_host_errors_become_ioerr(disk: Disk) -> None:
+def test_host_errors_become_ioerr_and_are_reported_once(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
     disk.image.failure = OSError(5, "I/O error")
     assert disk.request(IN, 0, room=512)[0] == IOERR
     assert disk.request(FLUSH)[0] == IOERR
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_request_without_status_needs_reset(disk: Disk) -> None:
@@ -198,3 +199,23 @@ def test_worker_thread_serves_and_close_closes() -> None:
     assert driver.memory.read(target, 512) == b"w" * 512
     driver.device.close()
     assert image.closed
+
+
+def test_resets_beside_requests_in_flight_neither_hang_nor_fail() -> None:
+    """§2.4.1: "A device MUST NOT send notifications or interact with the queues after indicating completion of the
+    reset by reinitializing device status to 0, until the driver re-initializes the device.""""
+    image = RamDisk(1 << 16)
+    pool = ThreadPoolExecutor(2)
+    driver = VirtioDriver(VirtioBlock(image, pool, queues=2))
+    for _ in range(100):
+        driver.start(msix=True)
+        for index, queue in enumerate(driver.queues):
+            for _ in range(5):
+                header = driver.put(queue, struct.pack("<IIQ", IN, 0, 0))
+                queue.add_indirect([header], [(queue.alloc(512), 512), (queue.alloc(1), 1)])
+                driver.notify(index)
+        driver.status = 0
+        done = driver.memory.read_u16(driver.queues[0].used_ring + 2)
+        assert done <= 5
+    pool.shutdown()
+    assert driver.memory.read_u16(driver.queues[0].used_ring + 2) == done

@@ -87,8 +87,7 @@ def test_receive_writes_header_with_one_buffer(nic: Nic) -> None:
 
 
 def test_mergeable_buffers_count_themselves(nic: Nic) -> None:
-    """§5.1.6.3.2: "If VIRTIO_NET_F_MRG_RXBUF was negotiated, the device MUST set num_buffers to indicate
-    the number of buffers the packet is spread over." """
+    """§5.1.6.4: num_buffers tells how many buffers the packet, header included, is spread over."""
     buffers = [nic.supply(32) for _ in range(3)]
     nic.sink.receive(FRAME)
     assert nic.driver.queues[RECEIVE].used() == [(0, 32), (1, 32), (2, 8)]

@@ -51,7 +51,7 @@ def test_feature_words_past_the_second_read_zero(driver: VirtioDriver) -> None:
 
 
 def test_features_ok_refused_without_version_1(driver: VirtioDriver) -> None:
-    """§6.1: "A device MAY fail to operate further if VIRTIO_F_VERSION_1 is not accepted." """
+    """§6.2: "A device MAY fail to operate further if VIRTIO_F_VERSION_1 is not accepted." """
     driver.status = 3
     driver.accept_features(0)
     driver.status = 11
@@ -59,7 +59,7 @@ def test_features_ok_refused_without_version_1(driver: VirtioDriver) -> None:
 
 
 def test_features_ok_refused_for_features_not_offered(driver: VirtioDriver) -> None:
-    """§2.2.1: "The driver MUST NOT accept a feature which the device did not offer." """
+    """§2.2.1: "The driver MUST NOT accept a feature which the device did not offer [...]" """
     driver.status = 3
     driver.accept_features(VERSION_1 | RING_PACKED)
     driver.status = 15
@@ -147,7 +147,7 @@ def test_intx_until_isr_is_read(driver: VirtioDriver) -> None:
 
 
 def test_broken_queue_sets_needs_reset_and_tells_the_driver(driver: VirtioDriver) -> None:
-    """§2.1.2: "The device SHOULD set DEVICE_NEEDS_RESET when it enters an error state [...]. If
+    """§2.1.2: "The device SHOULD set DEVICE_NEEDS_RESET when it enters an error state that a reset is needed. If
     DRIVER_OK is set, after it sets DEVICE_NEEDS_RESET, the device MUST send a device configuration
     change notification to the driver." """
     driver.start(msix=True)

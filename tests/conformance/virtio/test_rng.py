@@ -29,7 +29,8 @@ class Source:
 
 
 def test_fills_the_buffer() -> None:
-    """§5.4.6.2: "The device MUST place one or more random bytes into the buffer." """
+    """§5.4.6.2: "The device MUST place one or more random bytes into the buffer, but it MAY use less than
+    the entire buffer length." """
     source = Source()
     queue = source.driver.queues[0]
     gpa = queue.alloc(100)

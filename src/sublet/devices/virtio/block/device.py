@@ -5,6 +5,8 @@ Reference: virtio 1.2 §5.2.6 "Device Operation".
 
 from __future__ import annotations
 
+import logging
+
 from sublet.block import BlockDevice
 from sublet.devices.virtio.block import config as c
 from sublet.devices.virtio.device import VirtioDevice
@@ -18,6 +20,8 @@ from sublet.devices.virtio.queue import (
 )
 from sublet.errors import GuestError, SubletError
 from sublet.hw import Executor
+
+_LOG = logging.getLogger(__name__)
 
 QUEUE_SIZE = 256
 SEG_MAX = QUEUE_SIZE - 2
@@ -43,6 +47,7 @@ class VirtioBlock(VirtioDevice):
         self._image = image
         self._serial = serial.encode("ascii", "replace")[: c.ID_SIZE].ljust(c.ID_SIZE, b"\0")
         self._sectors = image.size // c.SECTOR
+        self._reported = False
 
     @property
     def offered_features(self) -> int:
@@ -77,10 +82,17 @@ class VirtioBlock(VirtioDevice):
             result, written = self._carry_out(queue, kind, sector, data_out, data_in)
         except GuestError:
             raise
-        except (OSError, SubletError):
+        except (OSError, SubletError) as error:
+            self._report(error)
             result = c.S_IOERR
         queue.memory.write(status[0][0], bytes((result,)))
         return written + 1
+
+    def _report(self, error: Exception) -> None:
+        """Say why the guest sees I/O errors: once, since a guest may repeat the request for ever."""
+        if not self._reported:
+            self._reported = True
+            _LOG.warning("a disk request failed, the guest sees an I/O error: %s", error)
 
     def _carry_out(
         self, queue: Virtqueue, kind: int, sector: int, data_out: list[Segment], data_in: list[Segment]
