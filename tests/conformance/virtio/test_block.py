@@ -127,8 +127,8 @@ def test_discard_and_write_zeroes(disk: Disk) -> None:
     ],
 )
 def test_bad_ranges(disk: Disk, kind: int, data: bytes, expected: int) -> None:
-    """§5.2.6.2: "The device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard, secure erase and write
-    zeroes commands if any unknown flag is set." For discard, unmap is one. """
+    """§5.2.6.2: "The device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard, secure erase and
+    write zeroes commands if any unknown flag is set." For discard, unmap is one."""
     assert disk.request(kind, data=data)[0] == expected
     assert disk.image.discarded == []
 
@@ -202,8 +202,8 @@ def test_worker_thread_serves_and_close_closes() -> None:
 
 
 def test_resets_beside_requests_in_flight_neither_hang_nor_fail() -> None:
-    """§2.4.1: "A device MUST NOT send notifications or interact with the queues after indicating completion of the
-    reset by reinitializing device status to 0, until the driver re-initializes the device.""""
+    """§2.4.1: "A device MUST NOT send notifications or interact with the queues after indicating completion
+    of the reset by reinitializing device status to 0, until the driver re-initializes the device." """
     image = RamDisk(1 << 16)
     pool = ThreadPoolExecutor(2)
     driver = VirtioDriver(VirtioBlock(image, pool, queues=2))

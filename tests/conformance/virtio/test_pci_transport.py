@@ -147,8 +147,8 @@ def test_intx_until_isr_is_read(driver: VirtioDriver) -> None:
 
 
 def test_broken_queue_sets_needs_reset_and_tells_the_driver(driver: VirtioDriver) -> None:
-    """§2.1.2: "The device SHOULD set DEVICE_NEEDS_RESET when it enters an error state that a reset is needed. If
-    DRIVER_OK is set, after it sets DEVICE_NEEDS_RESET, the device MUST send a device configuration
+    """§2.1.2: "The device SHOULD set DEVICE_NEEDS_RESET when it enters an error state that a reset is needed.
+    If DRIVER_OK is set, after it sets DEVICE_NEEDS_RESET, the device MUST send a device configuration
     change notification to the driver." """
     driver.start(msix=True)
     driver.queues[0].make_available(0xFFFF)
