@@ -188,6 +188,8 @@ pub struct Case {
     pub memory: Vec<(u64, Vec<u8>)>,
     /// Bytes of `memory` not compared: `(address, size)`.
     pub ignored: Vec<(u64, u64)>,
+    /// Flags not compared.
+    pub ignored_flags: u64,
 }
 
 /// How a case ended.

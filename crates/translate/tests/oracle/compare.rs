@@ -21,7 +21,7 @@ const GPR_NAMES: [&str; 16] = [
 /// Differences, one a line; empty when the outcomes agree.
 ///
 /// Flags that the architecture leaves undefined are compared too: both sides run on the same
-/// processor. Not compared: the x87 last-instruction pointers (not in [`Outcome`]), the bytes in
+/// processor. Not compared: `case.ignored_flags`, the x87 last-instruction pointers (not in [`Outcome`]), the bytes in
 /// `case.ignored`, and in a page fault's error code the user bit for a guest at `privilege` 0 and
 /// the present bit where Linux does not tell it.
 pub fn differences(case: &Case, native: &Outcome, other: &Outcome, privilege: u8) -> String {
@@ -32,7 +32,8 @@ pub fn differences(case: &Case, native: &Outcome, other: &Outcome, privilege: u8
         line(&mut text, name, *x, *y);
     }
     line(&mut text, "rip", a.rip, b.rip);
-    line(&mut text, "rflags", a.rflags & COMPARED_FLAGS, b.rflags & COMPARED_FLAGS);
+    let flags = COMPARED_FLAGS & !case.ignored_flags;
+    line(&mut text, "rflags", a.rflags & flags, b.rflags & flags);
     line(&mut text, "fs base", a.fs_base, b.fs_base);
     line(&mut text, "gs base", a.gs_base, b.gs_base);
     line(&mut text, "mxcsr", u64::from(a.mxcsr), u64::from(b.mxcsr));

@@ -100,6 +100,7 @@ fn random_bytes(rng: &mut Rng) -> Case {
         memory: vec![(cpu.rip, code)],
         cpu,
         ignored: Vec::new(),
+        ignored_flags: 0,
     }
 }
 

@@ -22,6 +22,11 @@ const IDT: u64 = 0x9000;
 const TSS: u64 = 0xa000;
 const HANDLERS: u64 = 0xb000;
 const HANDLER_STACK_TOP: u64 = 0xf000;
+const START: u64 = 0xc000;
+
+/// Where the machine starts, at privilege 0: `xsetbv; hlt`.
+pub const START_ADDRESS: u64 = SYSTEM + START;
+const START_CODE: [u8; 4] = [0x0f, 0x01, 0xd1, 0xf4];
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -72,6 +77,7 @@ pub fn image(original: &Pristine, privilege: u8) -> Vec<u8> {
     for vector in 0..32 {
         gate(&mut image, vector);
     }
+    image[START as usize..START as usize + START_CODE.len()].copy_from_slice(&START_CODE);
     for (region, contents) in original.regions() {
         let at = region_gpa(region.base) as usize;
         image[at..at + contents.len()].copy_from_slice(contents);
@@ -163,8 +169,9 @@ pub fn system_registers(bits: u32, privilege: u8, fs_base: u64, gs_base: u64) ->
     let data = data_segment(0x2b);
     let stack = data_segment(if privilege == 0 { 0x18 } else { 0x2b });
     let unusable = Segment { unusable: true, ..Segment::default() };
-    let fs = Segment { base: fs_base, ..data_segment(0x2b) };
-    let gs = Segment { base: gs_base, ..data_segment(0x2b) };
+    // As Linux leaves them: null selectors, with bases of their own.
+    let fs = Segment { base: fs_base, selector: 0, ..data_segment(0x2b) };
+    let gs = Segment { base: gs_base, selector: 0, ..data_segment(0x2b) };
     Sregs {
         segments: [data, code, stack, data, fs, gs],
         ldtr: unusable,

@@ -362,6 +362,7 @@ pub fn compat_works(target: &mut NativeTarget) -> bool {
         cpu,
         memory: vec![(CODE, vec![0x40, 0xcc])],
         ignored: Vec::new(),
+        ignored_flags: 0,
     };
     matches!(target.run(&case), Ok(outcome) if outcome.fault.vector == 3 && outcome.cpu.gpr[0] == 42)
 }

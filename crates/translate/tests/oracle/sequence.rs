@@ -42,7 +42,8 @@ fn fits(code: Code) -> bool {
         && op.op1_kind() != iced_x86::OpCodeOperandKind::imm8;
     let odd =
         matches!(code.mnemonic(), M::Clzero | M::Wrfsbase | M::Wrgsbase | M::Leave | M::Enter | M::Movdir64b);
-    !op.is_stack_instruction() && !bit_test && !odd && single::class_of(code) != Class::String
+    let undefined = single::undefined_flags(code.mnemonic()) != 0;
+    !undefined && !op.is_stack_instruction() && !bit_test && !odd && single::class_of(code) != Class::String
 }
 
 fn is_flag_chain(code: Code) -> bool {
@@ -123,7 +124,7 @@ fn attempt(pool: &Pool, bits: u32, rng: &mut Rng) -> Option<Case> {
     memory.push((at, code));
     cpu.rip = at;
     let name = format!("sequence {}", writer.kinds.join("+"));
-    Some(Case { class, name, bits, cpu, memory, ignored: Vec::new() })
+    Some(Case { class, name, bits, cpu, memory, ignored: Vec::new(), ignored_flags: 0 })
 }
 
 impl<'a> Writer<'a> {

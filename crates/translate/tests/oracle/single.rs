@@ -673,7 +673,8 @@ impl<'a> Draft<'a> {
         let place = if self.memory_form { format!("{:?}", self.place) } else { "registers".to_owned() };
         let class = if self.bits == 32 { Class::Compat } else { class_of(self.op.code()) };
         let name = format!("{:?} {place}{}", self.op.code(), self.notes);
-        Some(Case { class, name, bits: self.bits, cpu: self.cpu, memory, ignored })
+        let ignored_flags = undefined_flags(self.op.mnemonic());
+        Some(Case { class, name, bits: self.bits, cpu: self.cpu, memory, ignored, ignored_flags })
     }
 
     fn place_code(&mut self) -> u64 {
@@ -721,6 +722,23 @@ impl<'a> Draft<'a> {
             bytes[..4].copy_from_slice(&(self.rng.next() as u32 & 0xffff).to_le_bytes());
         }
         Some((self.target, bytes))
+    }
+}
+
+/// Undefined flags of instructions that 64-bit code does not have: the host cannot execute them
+/// for the guest, so that nothing makes these flags come out as the processor's.
+pub fn undefined_flags(mnemonic: Mnemonic) -> u64 {
+    const CF: u64 = 1;
+    const PF: u64 = 1 << 2;
+    const AF: u64 = 1 << 4;
+    const ZF: u64 = 1 << 6;
+    const SF: u64 = 1 << 7;
+    const OF: u64 = 1 << 11;
+    match mnemonic {
+        Mnemonic::Aaa | Mnemonic::Aas => OF | SF | ZF | PF,
+        Mnemonic::Aad | Mnemonic::Aam => OF | AF | CF,
+        Mnemonic::Daa | Mnemonic::Das => OF,
+        _ => 0,
     }
 }
 

@@ -68,7 +68,25 @@ impl TranslatedTarget {
         vcpu.set_cpuid(&cpuid).map_err(refused("set_cpuid"))?;
         let runs = Arc::new(AtomicU64::new(0));
         watch(Arc::downgrade(&runs), vcpu.kicker(), limit);
-        Ok(Self { vm, vcpu, layout, privilege, original, expected: Pristine::new(), image, runs })
+        let expected = Pristine::new();
+        let mut target = Self { vm, vcpu, layout, privilege, original, expected, image, runs };
+        target.enable_vectors()?;
+        Ok(target)
+    }
+
+    /// Let the guest set XCR0, as its kernel would.
+    fn enable_vectors(&mut self) -> Result<(), String> {
+        let sregs = machine::system_registers(64, 0, 0, 0);
+        self.vcpu.set_sregs(&sregs).map_err(refused("set_sregs"))?;
+        let mut regs = Regs { rip: machine::START_ADDRESS, rflags: 2, ..Regs::default() };
+        regs.gpr[0] = self.layout.components();
+        self.vcpu.set_regs(&regs).map_err(refused("set_regs"))?;
+        self.go().map_err(|why| format!("setting XCR0: {why}"))?;
+        let regs = self.vcpu.regs().map_err(refused("regs"))?;
+        match machine::halted_vector(regs.rip) {
+            Some(vector) => Err(format!("setting XCR0 to {:#x} raised vector {vector}", regs.gpr[0])),
+            None => Ok(()),
+        }
     }
 
     /// Run an input of the fuzzer and put memory back.
