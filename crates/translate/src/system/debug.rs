@@ -165,8 +165,8 @@ mod tests {
         cpu.state.dr[0] = 0x1002;
         cpu.state.dr[1] = 0x2000;
         cpu.state.dr[2] = 0x3000;
-        // 0: 4 bytes, write; 1: execute; 2: 8 bytes, read or write, not enabled.
-        cpu.state.dr[7] = 0b1101 << 16 | 0b0000 << 20 | 0b1011 << 24 | 0b01 | 0b10 << 2;
+        // 0: 4 bytes, write; 1: execute (its field is 0); 2: 8 bytes, read or write, not enabled.
+        cpu.state.dr[7] = 0b1101 << 16 | 0b1011 << 24 | 0b01 | 0b10 << 2;
         assert_eq!(cpu.data_breakpoints_hit(0x1000, 1, true), 1);
         assert_eq!(cpu.data_breakpoints_hit(0xfff, 2, true), 1);
         assert_eq!(cpu.data_breakpoints_hit(0x1004, 4, true), 0);

@@ -337,3 +337,96 @@ fn pop_size(code: Code) -> Option<u8> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::system::fixture::{cpu32, cpu64, get, put, run, step, CODE, DATA};
+
+    fn ax_after(code: &[u8], ax: u64, flags: u64) -> (u64, u64) {
+        let mut cpu = cpu32();
+        cpu.state.gpr[gpr::RAX] = ax;
+        cpu.state.rflags |= flags;
+        step(&mut cpu, code);
+        (cpu.state.gpr[gpr::RAX], cpu.state.rflags & flag::ARITHMETIC)
+    }
+
+    /// Intel SDM vol. 2A, the examples of DAA, DAS, AAA, AAM and AAD.
+    #[test]
+    fn decimal_arithmetic() {
+        assert_eq!(ax_after(&[0x27], 0xae, 0).0, 0x14);
+        assert_eq!(ax_after(&[0x2f], 0x0e, flag::CF).0 & 0xff, 0xa8);
+        assert_eq!(ax_after(&[0x37], 0x0b, 0).0, 0x101);
+        assert_eq!(ax_after(&[0x3f], 0x20f, 0).0, 0x109);
+        assert_eq!(ax_after(&[0xd4, 10], 57, 0).0, 0x507);
+        assert_eq!(ax_after(&[0xd5, 10], 0x507, 0).0, 57);
+        let mut cpu = cpu32();
+        assert_eq!(run(&mut cpu, &[0xd4, 0]), Err(Exception::DIVIDE.into()));
+    }
+
+    #[test]
+    fn pusha_and_popa_mirror_each_other() {
+        let mut cpu = cpu32();
+        cpu.state.gpr = std::array::from_fn(|n| 0x10 + n as u64);
+        cpu.state.gpr[gpr::RSP] = DATA + 32;
+        step(&mut cpu, &[0x60]);
+        assert_eq!((cpu.state.gpr[gpr::RSP], get(&cpu, DATA + 24)), (DATA, 0x10 << 32 | 0x11));
+        cpu.state.gpr[gpr::RAX] = 0;
+        step(&mut cpu, &[0x61]);
+        assert_eq!((cpu.state.gpr[gpr::RAX], cpu.state.gpr[gpr::RSP]), (0x10, DATA + 32));
+    }
+
+    /// Intel SDM vol. 2A "ENTER": level 2 copies one frame pointer and adds its own.
+    #[test]
+    fn enter_builds_a_nested_frame() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RSP] = DATA + 0x100;
+        cpu.state.gpr[gpr::RBP] = DATA + 0x200;
+        put(&cpu, DATA + 0x1f8, 0xabc);
+        step(&mut cpu, &[0xc8, 0x20, 0x00, 0x02]);
+        let frame = DATA + 0xf8;
+        assert_eq!((cpu.state.gpr[gpr::RBP], cpu.state.gpr[gpr::RSP]), (frame, frame - 16 - 0x20));
+        assert_eq!([frame, frame - 8, frame - 16].map(|at| get(&cpu, at)), [DATA + 0x200, 0xabc, frame]);
+    }
+
+    #[test]
+    fn bound_raises_br_outside() {
+        let mut cpu = cpu32();
+        cpu.state.gpr[gpr::RBX] = DATA;
+        put(&cpu, DATA, 10 << 32 | 0xffff_fffe);
+        for (index, outcome) in [(0, Ok(())), (10, Ok(())), (11, Err(Stop::Exception(Exception::new(5))))] {
+            cpu.state.rip = CODE;
+            cpu.state.gpr[gpr::RAX] = index;
+            assert_eq!(run(&mut cpu, &[0x62, 0x03]), outcome);
+        }
+    }
+
+    #[test]
+    fn cmpxchg16b_swaps_or_loads() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RSI] = DATA;
+        put(&cpu, DATA, 1);
+        put(&cpu, DATA + 8, 2);
+        let code = [0x48, 0x0f, 0xc7, 0x0e];
+        step(&mut cpu, &code);
+        assert_eq!((cpu.state.gpr[gpr::RAX], cpu.state.gpr[gpr::RDX]), (1, 2));
+        cpu.state.gpr[gpr::RBX] = 3;
+        cpu.state.gpr[gpr::RCX] = 4;
+        step(&mut cpu, &code);
+        assert_eq!((get(&cpu, DATA), get(&cpu, DATA + 8)), (3, 4));
+        assert_ne!(cpu.state.rflags & flag::ZF, 0);
+    }
+
+    #[test]
+    fn pushing_segments_and_popping_ss() {
+        let mut cpu = cpu64();
+        cpu.state.gpr[gpr::RSP] = DATA + 8;
+        cpu.state.segments[seg::FS].selector = 0x2b;
+        step(&mut cpu, &[0x0f, 0xa0]);
+        assert_eq!((cpu.state.gpr[gpr::RSP], get(&cpu, DATA)), (DATA, 0x2b));
+        put(&cpu, DATA, 0);
+        step(&mut cpu, &[0x0f, 0xa1]);
+        assert_eq!((cpu.state.segments[seg::FS].selector, cpu.state.gpr[gpr::RSP]), (0, DATA + 8));
+    }
+}

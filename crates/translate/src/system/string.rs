@@ -476,7 +476,10 @@ mod tests {
         finish(&mut cpu, code);
         // The page tables below have gained accessed and dirty flags.
         let data = DATA as usize..;
-        assert!(bytes(&cpu, 0, RAM as usize)[data.clone()] == expected[data], "memory differs: {from:#x} to {to:#x}");
+        assert!(
+            bytes(&cpu, 0, RAM as usize)[data.clone()] == expected[data],
+            "memory differs: {from:#x} to {to:#x}"
+        );
         assert_eq!(cpu.state.gpr[gpr::RSI], from.wrapping_add(moved));
         assert_eq!(cpu.state.gpr[gpr::RDI], to.wrapping_add(moved));
         assert_eq!((cpu.state.gpr[gpr::RCX], cpu.state.rip), (0, CODE + code.len() as u64));

@@ -361,3 +361,176 @@ impl Cpu {
         self.set_vector_register(number, &data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::fixture::{cpu64, get, put, run, step, unmap, CODE, DATA};
+    use iced_x86::{Decoder, DecoderOptions};
+
+    /// `vpgatherdd ymm1, [rax + ymm2 * 4], ymm3`
+    const GATHER_VEX: &[u8] = &[0xc4, 0xe2, 0x65, 0x90, 0x0c, 0x90];
+    /// `vpgatherqd xmm1, [rax + xmm2 * 4], xmm3`
+    const GATHER_QD: &[u8] = &[0xc4, 0xe2, 0x61, 0x91, 0x0c, 0x90];
+    /// `vpgatherdd zmm1 {k1}, [rax + zmm2 * 4]`
+    const GATHER_EVEX: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0x90, 0x0c, 0x90];
+    /// `vpscatterdd [rax + zmm2 * 4] {k1}, zmm1`
+    const SCATTER: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x0c, 0x90];
+    /// `vpmaskmovd ymm1, ymm3, [rax]`
+    const MASK_LOAD: &[u8] = &[0xc4, 0xe2, 0x65, 0x8c, 0x08];
+    /// `maskmovdqu xmm1, xmm3`
+    const MASKMOVDQU: &[u8] = &[0x66, 0x0f, 0xf7, 0xcb];
+    /// `vpcompressd [rax] {k1}, zmm1`
+    const COMPRESS: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0x8b, 0x08];
+    /// `vpexpandd zmm1 {k1} {z}, [rax]`
+    const EXPAND: &[u8] = &[0x62, 0xf2, 0x7d, 0xc9, 0x89, 0x08];
+    /// `vaddps zmm1 {k1}, zmm2, [rax]`
+    const MASKED_ADD: &[u8] = &[0x62, 0xf1, 0x6c, 0x49, 0x58, 0x08];
+
+    fn words(list: impl Fn(usize) -> u32) -> VectorBytes {
+        let mut data = [0; 64];
+        (0..16).for_each(|n| set_element(&mut data, n, 4, u64::from(list(n))));
+        data
+    }
+
+    /// Indices 0, 2, 4... in register 2, memory word n holding n + 100, address in RAX.
+    fn ready() -> Cpu {
+        let mut cpu = cpu64();
+        cpu.materialize_vectors();
+        for n in 0..64u64 {
+            put(&cpu, DATA + 8 * n, (2 * n + 101) << 32 | (2 * n + 100));
+        }
+        cpu.state.gpr[gpr::RAX] = DATA;
+        cpu.set_vector_register(2, &words(|n| 2 * n as u32));
+        cpu.set_vector_register(1, &words(|_| 7));
+        cpu
+    }
+
+    fn word(cpu: &Cpu, register: usize, index: usize) -> u64 {
+        element(&cpu.vector_register(register), index, 4)
+    }
+
+    #[test]
+    fn gather_takes_elements_with_the_sign_bit_and_clears_the_mask() {
+        let mut cpu = ready();
+        cpu.set_vector_register(3, &words(|n| if n % 2 == 0 { 1 << 31 } else { 1 }));
+        step(&mut cpu, GATHER_VEX);
+        assert_eq!([0, 1, 2, 7, 8].map(|n| word(&cpu, 1, n)), [100, 7, 104, 7, 0]);
+        assert_eq!(cpu.vector_register(3), [0; 64]);
+    }
+
+    #[test]
+    fn narrow_gather_clears_the_upper_half() {
+        let mut cpu = ready();
+        let mut index = [0; 64];
+        set_element(&mut index, 1, 8, 3u64);
+        cpu.set_vector_register(2, &index);
+        cpu.set_vector_register(3, &[0xff; 64]);
+        step(&mut cpu, GATHER_QD);
+        assert_eq!([0, 1, 2, 3].map(|n| word(&cpu, 1, n)), [100, 103, 0, 0]);
+    }
+
+    #[test]
+    fn a_faulting_gather_keeps_what_is_done() {
+        let mut cpu = ready();
+        cpu.state.gpr[gpr::RAX] = DATA + 0xff0;
+        put(&cpu, DATA + 0xff0, 55);
+        unmap(&cpu, DATA + 0x1000);
+        cpu.set_vector_register(3, &[0xff; 64]);
+        let stop = run(&mut cpu, GATHER_VEX);
+        assert_eq!(stop, Err(Exception::page_fault(0, DATA + 0x1000).into()));
+        assert_eq!((word(&cpu, 1, 0), word(&cpu, 1, 2)), (55, 7));
+        assert_eq!((word(&cpu, 3, 1), word(&cpu, 3, 2)), (0, 0xffff_ffff));
+        assert_eq!(cpu.state.rip, CODE);
+    }
+
+    #[test]
+    fn gathers_refuse_equal_registers() {
+        let mut cpu = ready();
+        // vpgatherdd ymm2, [rax + ymm2 * 4], ymm3
+        let same = [0xc4, 0xe2, 0x65, 0x90, 0x14, 0x90];
+        let mut decoder = Decoder::with_ip(64, &same, CODE, DecoderOptions::NO_INVALID_CHECK);
+        let stop = cpu.execute(&decoder.decode());
+        assert_eq!(stop, Err(Exception::UNDEFINED.into()));
+    }
+
+    fn has_avx512(cpu: &Cpu) -> bool {
+        cpu.state.xcr0 & 0xe0 == 0xe0
+    }
+
+    /// On hosts without AVX-512 the guest has no opmasks to test.
+    #[test]
+    fn evex_forms_use_the_opmask() {
+        let mut cpu = ready();
+        if !has_avx512(&cpu) {
+            return;
+        }
+        cpu.set_opmask(1, 0b1000_0000_0000_0101);
+        step(&mut cpu, GATHER_EVEX);
+        assert_eq!([0, 1, 2, 15].map(|n| word(&cpu, 1, n)), [100, 7, 104, 130]);
+        assert_eq!(cpu.opmask(1), 0);
+        cpu.set_opmask(1, 0b10);
+        step(&mut cpu, SCATTER);
+        assert_eq!(get(&cpu, DATA + 8) as u32, 7);
+        assert_eq!(get(&cpu, DATA) as u32, 100);
+        cpu.set_opmask(1, 0b110);
+        step(&mut cpu, COMPRESS);
+        assert_eq!(get(&cpu, DATA), 104 << 32 | 7);
+        step(&mut cpu, EXPAND);
+        assert_eq!([0, 1, 2, 3].map(|n| word(&cpu, 1, n)), [0, 7, 104, 0]);
+    }
+
+    #[test]
+    fn masked_operands_do_not_touch_what_is_masked_off() {
+        let mut cpu = ready();
+        if !has_avx512(&cpu) {
+            return;
+        }
+        cpu.state.gpr[gpr::RAX] = DATA + 0x1000 - 8;
+        put(&cpu, DATA + 0x1000 - 8, 2 << 32 | 1);
+        unmap(&cpu, DATA + 0x1000);
+        cpu.set_opmask(1, 0b10);
+        let i = Decoder::with_ip(64, MASKED_ADD, CODE, DecoderOptions::NONE).decode();
+        let data = cpu.masked_operand(&i, 4).expect("only the mapped element is read");
+        assert_eq!((element(&data, 0, 4), element(&data, 1, 4)), (0, 2));
+        assert_eq!(cpu.masked_store(&i, &words(|_| 9), 4), Ok(()));
+        assert_eq!(get(&cpu, DATA + 0x1000 - 8), 9 << 32 | 1);
+        cpu.set_opmask(1, 0b100);
+        assert!(cpu.masked_operand(&i, 4).is_err());
+    }
+
+    #[test]
+    fn masked_moves_touch_only_their_elements() {
+        let mut cpu = ready();
+        cpu.state.gpr[gpr::RAX] = DATA + 0x1000 - 4;
+        put(&cpu, DATA + 0x1000 - 8, 77 << 32);
+        unmap(&cpu, DATA + 0x1000);
+        cpu.set_vector_register(3, &words(|n| if n == 0 { 1 << 31 } else { 0 }));
+        step(&mut cpu, MASK_LOAD);
+        assert_eq!([0, 1, 8].map(|n| word(&cpu, 1, n)), [77, 0, 0]);
+        cpu.set_vector_register(3, &words(|n| if n == 1 { 0x0080_0080 } else { 0 }));
+        cpu.set_vector_register(1, &std::array::from_fn(|n| n as u8));
+        cpu.state.gpr[gpr::RDI] = DATA;
+        put(&cpu, DATA, 0);
+        step(&mut cpu, MASKMOVDQU);
+        assert_eq!(get(&cpu, DATA), 4 << 32 | 6 << 48);
+    }
+
+    /// MASKMOVQ sees physical registers whatever the top of the stack, and then resets it.
+    #[test]
+    fn maskmovq_uses_physical_registers() {
+        let mut cpu = cpu64();
+        cpu.materialize_components(1);
+        let area = &mut cpu.state.vector.0;
+        area[3] = 6 << 3;
+        (0..8).for_each(|slot| area[32 + 16 * slot] = ((slot + 6) % 8) as u8);
+        assert_eq!((cpu.mmx_register(0), cpu.mmx_register(5)), (0, 5));
+        cpu.state.vector.0[32 + 16 * 2..][..8].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0]);
+        cpu.state.gpr[gpr::RDI] = DATA;
+        // maskmovq mm3, mm0: mm0 is slot 2.
+        step(&mut cpu, &[0x0f, 0xf7, 0xd8]);
+        assert_eq!(get(&cpu, DATA), 3);
+        assert_eq!((cpu.mmx_register(3), cpu.state.vector.0[4], cpu.state.vector.0[3]), (3, 0xff, 0));
+        assert_eq!(cpu.state.vector.0[32 + 16 * 3], 3);
+    }
+}

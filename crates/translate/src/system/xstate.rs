@@ -654,3 +654,184 @@ fn check_header(image: &[u8], enabled: u64, supervisor: bool) -> Result<(Format,
         (true, false) => Ok((Format::Standard, present)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Stop;
+    use crate::state::gpr;
+    use crate::system::control::cr4;
+    use crate::system::fixture::{cpu64, get, put, run, step, DATA};
+
+    const FXSAVE: &[u8] = &[0x0f, 0xae, 0x00];
+    const FXRSTOR: &[u8] = &[0x0f, 0xae, 0x08];
+    const XSAVE: &[u8] = &[0x0f, 0xae, 0x20];
+    const XRSTOR: &[u8] = &[0x0f, 0xae, 0x28];
+    const XSAVEC: &[u8] = &[0x0f, 0xc7, 0x20];
+    const XSAVES: &[u8] = &[0x0f, 0xc7, 0x28];
+    const XRSTORS: &[u8] = &[0x0f, 0xc7, 0x18];
+    const FNSTENV: &[u8] = &[0xd9, 0x30];
+    const FNSAVE: &[u8] = &[0xdd, 0x30];
+    const FRSTOR: &[u8] = &[0xdd, 0x20];
+    const GP: Result<(), Stop> = Err(Stop::Exception(Exception::protection(0)));
+
+    /// A vCPU with a value in every register and the image's address in RAX.
+    fn filled() -> Cpu {
+        let mut cpu = cpu64();
+        let all = cpu.state.xcr0;
+        cpu.materialize_components(all);
+        for number in 0..32 {
+            cpu.set_vector_register(number, &std::array::from_fn(|n| (n + 3 * number) as u8 | 1));
+        }
+        for number in 0..8 {
+            cpu.set_opmask(number, 0x1111 * number as u64);
+        }
+        let area = &mut cpu.state.vector.0;
+        area[0..5].copy_from_slice(&[0x7f, 3, 0, 0x28, 0x0f]);
+        // What the host may have left in the pointers.
+        area[X87_POINTERS].fill(0xee);
+        (0..8).for_each(|n| area[32 + 16 * n..42 + 16 * n].fill(n as u8 + 1));
+        cpu.take_mxcsr(0x1fa0);
+        cpu.state.gpr[gpr::RAX] = DATA;
+        cpu
+    }
+
+    /// Run an instruction with a feature mask in EDX:EAX; its operand moves from [RAX] to [RBX].
+    fn with_mask(cpu: &mut Cpu, mask: u64, code: &[u8]) -> Outcome {
+        let mut patched = code.to_vec();
+        if let Some(last) = patched.last_mut() {
+            *last |= 3;
+        }
+        cpu.state.gpr[gpr::RBX] = DATA;
+        cpu.set_edx_eax(mask);
+        run(cpu, &patched)
+    }
+
+    fn registers(cpu: &Cpu) -> Vec<Vec<u8>> {
+        let mut all: Vec<Vec<u8>> = (0..32).map(|n| cpu.vector_register(n).to_vec()).collect();
+        all.extend((0..8).map(|n| cpu.opmask(n).to_le_bytes().to_vec()));
+        all.push(cpu.state.vector.0[0..5].to_vec());
+        all.push(cpu.state.vector.0[X87_REGISTERS].to_vec());
+        all.push(cpu.mxcsr().to_le_bytes().to_vec());
+        all
+    }
+
+    fn clear(cpu: &mut Cpu) {
+        (0..8).for_each(|n| cpu.reset_component(n));
+        cpu.take_mxcsr(MXCSR_RESET);
+        cpu.set_in_use(0);
+    }
+
+    #[test]
+    fn every_format_round_trips() {
+        for (save, restore) in [(XSAVE, XRSTOR), (XSAVEC, XRSTOR), (XSAVES, XRSTORS)] {
+            let mut cpu = filled();
+            let before = registers(&cpu);
+            assert_eq!(with_mask(&mut cpu, u64::MAX, save), Ok(()));
+            clear(&mut cpu);
+            assert_eq!(with_mask(&mut cpu, u64::MAX, restore), Ok(()));
+            assert_eq!(registers(&cpu), before);
+            assert_eq!(get(&cpu, DATA + 8), 0, "no host address in FIP");
+        }
+    }
+
+    #[test]
+    fn fxsave_round_trips_and_wants_alignment() {
+        let mut cpu = filled();
+        step(&mut cpu, FXSAVE);
+        assert_eq!((get(&cpu, DATA + 8), get(&cpu, DATA + 16)), (0, 0));
+        let xmm5 = cpu.vector_register(5);
+        clear(&mut cpu);
+        step(&mut cpu, FXRSTOR);
+        assert_eq!(cpu.vector_register(5)[..16], xmm5[..16]);
+        assert_eq!(cpu.mxcsr(), 0x1fa0);
+        cpu.state.gpr[gpr::RAX] = DATA + 8;
+        assert_eq!(run(&mut cpu, FXSAVE), GP);
+    }
+
+    /// Intel SDM vol. 1 §13.7: components not asked for keep their bit and bytes.
+    #[test]
+    fn xsave_honours_the_mask() {
+        let mut cpu = filled();
+        put(&cpu, DATA + 512, 0xf0);
+        put(&cpu, DATA + 160, 0xabcd);
+        assert_eq!(with_mask(&mut cpu, X87 | AVX, XSAVE), Ok(()));
+        assert_eq!(get(&cpu, DATA + 512), 0xf0 | X87 | AVX);
+        assert_eq!(get(&cpu, DATA + 160), 0xabcd);
+        assert_eq!(get(&cpu, DATA + 24) as u32, 0x1fa0);
+    }
+
+    /// Intel SDM vol. 1 §13.10: XSAVEC writes only what is in use, and says what has room.
+    #[test]
+    fn xsavec_skips_initial_components() {
+        let mut cpu = filled();
+        cpu.set_in_use(X87);
+        cpu.take_mxcsr(MXCSR_RESET);
+        assert_eq!(with_mask(&mut cpu, 7, XSAVEC), Ok(()));
+        assert_eq!(get(&cpu, DATA + 512), X87);
+        assert_eq!(get(&cpu, DATA + 520), 7 | COMPACTED);
+    }
+
+    /// Intel SDM vol. 1 §13.8.1: what XRSTOR refuses.
+    #[test]
+    fn xrstor_checks_the_header_before_loading() {
+        let mut cpu = filled();
+        assert_eq!(with_mask(&mut cpu, u64::MAX, XSAVE), Ok(()));
+        let before = registers(&cpu);
+        let checks = [(512, 1 << 62), (520, 1), (528, 1), (520, 1 << 9 | COMPACTED), (24, 0xffff_ffff)];
+        for (offset, bad) in checks {
+            let good = get(&cpu, DATA + offset);
+            put(&cpu, DATA + offset, bad);
+            assert_eq!(with_mask(&mut cpu, u64::MAX, XRSTOR), GP, "offset {offset}");
+            put(&cpu, DATA + offset, good);
+        }
+        assert_eq!(with_mask(&mut cpu, u64::MAX, XRSTORS), GP);
+        assert_eq!(registers(&cpu), before);
+    }
+
+    #[test]
+    fn xrstor_resets_what_the_image_lacks() {
+        let mut cpu = filled();
+        put(&cpu, DATA + 24, u64::from(MXCSR_RESET));
+        assert_eq!(with_mask(&mut cpu, AVX | SSE, XRSTOR), Ok(()));
+        assert_eq!(cpu.components_in_use() & (AVX | SSE), 0);
+        assert_ne!(cpu.components_in_use() & X87, 0);
+        cpu.materialize_vectors();
+        assert_eq!(cpu.vector_register(3)[..32], [0; 32]);
+    }
+
+    #[test]
+    fn ts_traps_and_osxsave_is_needed() {
+        let mut cpu = filled();
+        cpu.state.cr0 |= cr0::TS;
+        assert_eq!(run(&mut cpu, FXSAVE), Err(Exception::DEVICE_NOT_AVAILABLE.into()));
+        cpu.state.cr4 &= !cr4::OSXSAVE;
+        assert_eq!(run(&mut cpu, XSAVE), Err(Exception::UNDEFINED.into()));
+    }
+
+    /// Intel SDM vol. 1 §8.1.10, figure 8-9: 32-bit protected-mode environment.
+    #[test]
+    fn fnstenv_expands_tags_and_masks_exceptions() {
+        let mut cpu = filled();
+        // Top of stack 5, physical registers 0 to 3 in use: zero, then special (unnormal).
+        let area = &mut cpu.state.vector.0;
+        area[0] = 0x40;
+        area[32 + 16 * 3..32 + 16 * 3 + 10].fill(0);
+        step(&mut cpu, FNSTENV);
+        assert_eq!(get(&cpu, DATA), 0xffff_2800_ffff_0340);
+        assert_eq!(get(&cpu, DATA + 8), 0xffff_ffa9, "tags, then a FIP of zero");
+        assert_eq!(cpu.state.vector.0[0], 0x7f);
+    }
+
+    #[test]
+    fn fnsave_and_frstor_round_trip() {
+        let mut cpu = filled();
+        let before = registers(&cpu);
+        step(&mut cpu, FNSAVE);
+        assert_eq!(cpu.state.vector.0[4], 0);
+        step(&mut cpu, FRSTOR);
+        let x87 = |all: &[Vec<u8>]| all[40].clone();
+        assert_eq!(x87(&registers(&cpu)), x87(&before));
+        assert_eq!(cpu.state.vector.0[32..42], [1; 10]);
+    }
+}
