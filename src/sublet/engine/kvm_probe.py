@@ -14,11 +14,19 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from sublet.engine.probe_guest import STAGES
 from sublet.engine.verdict import EngineVerdict
 
 TIME_LIMIT_S: Final = 2.0
 """The probe guest takes about 20 ms where KVM is real."""
+
+STAGES: Final = (
+    ("open", "start"),
+    ("long-mode", "enter long mode with paging"),
+    ("mmio", "reach a device in memory"),
+    ("hlt", "wake from HLT by an interrupt"),
+    ("speed", "finish a loop of 50 million instructions"),
+)
+"""Name of each stage, and how to finish the sentence "the probe guest did not ..."."""
 
 _DEVICE: Final = Path("/dev/kvm")
 _CPUINFO: Final = Path("/proc/cpuinfo")

@@ -1,7 +1,7 @@
 """A guest of a few dozen instructions that uses what a kernel needs; run as a program, it reports stages.
 
-``python -m sublet.engine.probe_guest ENGINE`` prints the name of each stage that the guest has
-passed and exits 0 after the last, 1 with a sentence on standard error otherwise.
+``python -m sublet.engine.probe_guest ENGINE`` prints the name of each stage (``kvm_probe.STAGES``)
+that the guest has passed and exits 0 after the last, 1 with a sentence on standard error otherwise.
 """
 
 from __future__ import annotations
@@ -23,15 +23,6 @@ from sublet.core import (
     Vm,
 )
 from sublet.errors import InternalError, SubletError
-
-STAGES: Final = (
-    ("open", "start"),
-    ("long-mode", "enter long mode with paging"),
-    ("mmio", "reach a device in memory"),
-    ("hlt", "wake from HLT by an interrupt"),
-    ("speed", "finish a loop of 50 million instructions"),
-)
-"""Name of each stage, and how to finish the sentence "the probe guest did not ..."."""
 
 _RAM_SIZE: Final = 2 << 20
 _PML4, _PDPT, _PD_LOW, _PD_HIGH = 0x1000, 0x2000, 0x3000, 0x4000

@@ -10,8 +10,7 @@ import pytest
 
 from sublet.core import Engine
 from sublet.engine import kvm_probe, probe_engines
-from sublet.engine.kvm_probe import probe_kvm, probe_kvm_guest
-from sublet.engine.probe_guest import STAGES
+from sublet.engine.kvm_probe import STAGES, probe_kvm, probe_kvm_guest
 from sublet.errors import HostRefused
 
 
