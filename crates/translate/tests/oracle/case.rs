@@ -190,6 +190,12 @@ pub struct Case {
     pub ignored: Vec<(u64, u64)>,
     /// Flags not compared.
     pub ignored_flags: u64,
+    /// Of a page fault's address, only the page is compared: which of an instruction's accesses, or
+    /// of its elements, faults first is the processor's own affair.
+    pub any_address_in_page: bool,
+    /// Vector registers (0 to 31) and mask registers (32 to 39) not compared after a fault: what a
+    /// gather has done by then is the processor's own affair.
+    pub partial_registers: Vec<usize>,
 }
 
 /// How a case ended.

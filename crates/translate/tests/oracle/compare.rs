@@ -1,10 +1,12 @@
 //! What must agree between two runs of a case, and the few things that need not.
 
-use crate::case::{Case, Fault, Outcome};
+use crate::case::{Case, Fault, Outcome, PAGE};
 use std::fmt::Write;
 
 /// CF PF AF ZF SF TF DF OF NT RF AC ID. IF and IOPL belong to the privilege level, not the case.
 const COMPARED_FLAGS: u64 = 0x8d5 | 1 << 8 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18 | 1 << 21;
+/// The vector of `int3`, which ends a case that ran through.
+const BREAKPOINT: u8 = 3;
 /// Page-fault error code: the access came from privilege 3.
 const ERROR_USER: u32 = 4;
 /// Page-fault error code: the page was there, but not with these rights.
@@ -26,7 +28,7 @@ const GPR_NAMES: [&str; 16] = [
 /// the present bit where Linux does not tell it.
 pub fn differences(case: &Case, native: &Outcome, other: &Outcome, privilege: u8) -> String {
     let mut text = String::new();
-    faults(&mut text, native, other, privilege);
+    faults(&mut text, case, native, other, privilege);
     let (a, b) = (&native.cpu, &other.cpu);
     for (name, (x, y)) in GPR_NAMES.iter().zip(a.gpr.iter().zip(&b.gpr)) {
         line(&mut text, name, *x, *y);
@@ -38,10 +40,11 @@ pub fn differences(case: &Case, native: &Outcome, other: &Outcome, privilege: u8
     line(&mut text, "gs base", a.gs_base, b.gs_base);
     line(&mut text, "mxcsr", u64::from(a.mxcsr), u64::from(b.mxcsr));
     x87(&mut text, native, other);
-    for index in 0..8 {
+    let partial = |register| native.fault.vector != BREAKPOINT && case.partial_registers.contains(&register);
+    for index in (0..8).filter(|index| !partial(32 + index)) {
         line(&mut text, &format!("k{index}"), a.mask[index], b.mask[index]);
     }
-    for index in 0..32 {
+    for index in (0..32).filter(|index| !partial(*index)) {
         bytes(&mut text, &format!("zmm{index}"), &a.vector[index], &b.vector[index]);
     }
     memory(&mut text, case, native, other);
@@ -71,7 +74,7 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-fn faults(text: &mut String, native: &Outcome, other: &Outcome, privilege: u8) {
+fn faults(text: &mut String, case: &Case, native: &Outcome, other: &Outcome, privilege: u8) {
     let mut ignored = 0;
     if native.fault.vector == 14 && privilege == 0 {
         ignored |= ERROR_USER;
@@ -79,7 +82,12 @@ fn faults(text: &mut String, native: &Outcome, other: &Outcome, privilege: u8) {
     if native.fault.vector == 14 && native.fault.address >= KERNEL_ADDRESSES {
         ignored |= ERROR_PRESENT;
     }
-    let told = |fault: Fault| Fault { error_code: fault.error_code & !ignored, ..fault };
+    let address = if case.any_address_in_page { !(PAGE - 1) } else { u64::MAX };
+    let told = |fault: Fault| Fault {
+        error_code: fault.error_code & !ignored,
+        address: fault.address & address,
+        ..fault
+    };
     let (expected, other) = (told(native.fault), told(other.fault));
     if expected != other {
         let _ = writeln!(text, "    fault    native {expected:x?}");

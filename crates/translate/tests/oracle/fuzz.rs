@@ -101,6 +101,8 @@ fn random_bytes(rng: &mut Rng) -> Case {
         cpu,
         ignored: Vec::new(),
         ignored_flags: 0,
+        any_address_in_page: false,
+        partial_registers: Vec::new(),
     }
 }
 

@@ -363,6 +363,8 @@ pub fn compat_works(target: &mut NativeTarget) -> bool {
         memory: vec![(CODE, vec![0x40, 0xcc])],
         ignored: Vec::new(),
         ignored_flags: 0,
+        any_address_in_page: false,
+        partial_registers: Vec::new(),
     };
     matches!(target.run(&case), Ok(outcome) if outcome.fault.vector == 3 && outcome.cpu.gpr[0] == 42)
 }

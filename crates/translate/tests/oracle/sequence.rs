@@ -120,11 +120,22 @@ fn attempt(pool: &Pool, bits: u32, rng: &mut Rng) -> Option<Case> {
         (_, true) => Class::Control,
         (_, false) => Class::SelfModifying,
     };
+    let any_address_in_page = writer.items.iter().any(single::has_several_accesses);
     let mut memory = writer.memory;
     memory.push((at, code));
     cpu.rip = at;
     let name = format!("sequence {}", writer.kinds.join("+"));
-    Some(Case { class, name, bits, cpu, memory, ignored: Vec::new(), ignored_flags: 0 })
+    Some(Case {
+        class,
+        name,
+        bits,
+        cpu,
+        memory,
+        ignored: Vec::new(),
+        ignored_flags: 0,
+        any_address_in_page,
+        partial_registers: Vec::new(),
+    })
 }
 
 impl<'a> Writer<'a> {

@@ -674,7 +674,18 @@ impl<'a> Draft<'a> {
         let class = if self.bits == 32 { Class::Compat } else { class_of(self.op.code()) };
         let name = format!("{:?} {place}{}", self.op.code(), self.notes);
         let ignored_flags = undefined_flags(self.op.mnemonic());
-        Some(Case { class, name, bits: self.bits, cpu: self.cpu, memory, ignored, ignored_flags })
+        let any_address_in_page = has_several_accesses(&self.instruction);
+        Some(Case {
+            class,
+            name,
+            bits: self.bits,
+            cpu: self.cpu,
+            memory,
+            ignored,
+            ignored_flags,
+            any_address_in_page,
+            partial_registers: gathered_registers(&self.instruction),
+        })
     }
 
     fn place_code(&mut self) -> u64 {
@@ -698,7 +709,7 @@ impl<'a> Draft<'a> {
 
     /// Now and then a prefix that the instruction does not ask for: without effect, or #UD.
     fn odd_prefix(&mut self, code: &mut Vec<u8>) {
-        if !self.rng.chance(6) {
+        if !self.rng.chance(6) || self.notes.contains("code-at-end") {
             return;
         }
         let prefix = self.rng.pick(&[0xf0, 0xf0, 0x66, 0xf2, 0xf3, 0x2e, 0x3e, 0x36, 0x26, 0x4a]);
@@ -722,6 +733,44 @@ impl<'a> Draft<'a> {
             bytes[..4].copy_from_slice(&(self.rng.next() as u32 & 0xffff).to_le_bytes());
         }
         Some((self.target, bytes))
+    }
+}
+
+/// Whether `instruction` makes several accesses, or only some of those its operand's size suggests.
+pub fn has_several_accesses(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let listed = matches!(
+        instruction.mnemonic(),
+        M::Maskmovq
+            | M::Maskmovdqu
+            | M::Vmaskmovdqu
+            | M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+            | M::Fldenv
+            | M::Frstor
+            | M::Fld
+            | M::Fbld
+            | M::Fbstp
+            | M::Fstp
+    );
+    listed || instruction.op_mask() != Register::None
+}
+
+/// The destination and mask of a gather.
+fn gathered_registers(instruction: &Instruction) -> Vec<usize> {
+    let gather = format!("{:?}", instruction.mnemonic()).contains("gather");
+    let number = |register: Register| match register {
+        register if register.is_k() => 32 + register.number(),
+        register => register.number(),
+    };
+    match (gather, instruction.op_mask()) {
+        (false, _) => Vec::new(),
+        (true, Register::None) => {
+            vec![number(instruction.op0_register()), number(instruction.op2_register())]
+        }
+        (true, mask) => vec![number(instruction.op0_register()), number(mask)],
     }
 }
 
