@@ -73,6 +73,9 @@ const EMULATED: &[(u32, u32, usize, u32)] = &[
 /// State components offered: x87, SSE, AVX, the three of AVX-512.
 const COMPONENTS: u64 = 0xe7;
 const HYPERVISOR: u32 = 1 << 31;
+const RDSEED: u32 = 1 << 18;
+/// Short forms of RDSEED may return 0 as success (AMD-SB-7055); kernels warn and switch it off.
+const FAMILY_WITH_BROKEN_RDSEED: u32 = 0x1a;
 const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 const TIMING_LEAF: u32 = 0x4000_0010;
 const SIGNATURE: &[u8; 12] = b"SubletSublet";
@@ -96,6 +99,14 @@ pub fn is_amd(leaf0: [u32; 4]) -> bool {
     let name: Vec<u8> =
         [leaf0[EBX], leaf0[EDX], leaf0[ECX]].iter().flat_map(|word| word.to_le_bytes()).collect();
     name == b"AuthenticAMD" || name == b"HygonGenuine"
+}
+
+/// Family from EAX of leaf 1, extended family added.
+fn family(signature: u32) -> u32 {
+    match signature >> 8 & 0xf {
+        0xf => 0xf + (signature >> 20 & 0xff),
+        base => base,
+    }
 }
 
 /// The CPUID results that this engine can honour on this host, sorted by leaf and sub-leaf.
@@ -157,7 +168,10 @@ impl Table {
         }
         // ARAT: the APIC timer never stops.
         self.put(6, [1 << 2, 0, 0, 0]);
-        let [_, ebx, ecx, edx] = host(7, 0);
+        let [_, mut ebx, ecx, edx] = host(7, 0);
+        if amd && family(host(1, 0)[EAX]) >= FAMILY_WITH_BROKEN_RDSEED {
+            ebx &= !RDSEED;
+        }
         self.put_sub(7, 0, [1, ebx & LEAF7_EBX, ecx & LEAF7_ECX, edx & LEAF7_EDX]);
         let [eax, _, _, edx] = if host(7, 0)[EAX] >= 1 { host(7, 1) } else { [0; 4] };
         self.put_sub(7, 1, [eax & LEAF7_1_EAX, 0, 0, edx & LEAF7_1_EDX]);

@@ -260,8 +260,10 @@ impl Cpu {
         Ok(())
     }
 
-    /// CMPXCHG8B and CMPXCHG16B on memory that translated code cannot reach in place. Not atomic:
-    /// such memory is not RAM.
+    /// CMPXCHG8B and CMPXCHG16B, where translated code cannot do them in place.
+    ///
+    /// Deviation: not one atomic access. The forms that reach RAM here are those whose registers the
+    /// emitter could not place; translated code does all others with the host's own instruction.
     fn cmpxchg_pair(&mut self, i: &Instruction, half: u8) -> Outcome {
         let at = self.memory_operand(i);
         let upper = at.after(u64::from(half));
