@@ -70,8 +70,10 @@ const EMULATED: &[(u32, u32, usize, u32)] = &[
     (0x8000_0021, 0, EAX, bits(&[6, 29])),
 ];
 
-/// State components offered: x87, SSE, AVX, the three of AVX-512.
-const COMPONENTS: u64 = 0xe7;
+/// x87, SSE and AVX.
+const AVX_COMPONENTS: u64 = 0x7;
+/// All that this engine knows: with the three of AVX-512.
+const AVX512_COMPONENTS: u64 = 0xe7;
 const HYPERVISOR: u32 = 1 << 31;
 const RDSEED: u32 = 1 << 18;
 /// Short forms of RDSEED may return 0 as success (AMD-SB-7055); kernels warn and switch it off.
@@ -101,6 +103,45 @@ pub fn is_amd(leaf0: [u32; 4]) -> bool {
     name == b"AuthenticAMD" || name == b"HygonGenuine"
 }
 
+/// Features that need AVX and AVX-512 state: (leaf, sub-leaf, register, bits).
+const NEEDS_AVX: &[(u32, u32, usize, u32)] = &[
+    // FMA, AVX, F16C.
+    (1, 0, ECX, bits(&[12, 28, 29])),
+    // AVX2.
+    (7, 0, EBX, bits(&[5])),
+    // VAES, VPCLMULQDQ.
+    (7, 0, ECX, bits(&[9, 10])),
+    // SHA512, SM3, SM4, AVX_VNNI, AVX_IFMA.
+    (7, 1, EAX, bits(&[0, 1, 2, 4, 23])),
+    (7, 1, EDX, LEAF7_1_EDX),
+];
+const NEEDS_AVX512: &[(u32, u32, usize, u32)] = &[
+    (7, 0, EBX, bits(&[16, 17, 21, 28, 30, 31])),
+    (7, 0, ECX, bits(&[1, 6, 11, 12, 14])),
+    (7, 0, EDX, bits(&[8, 23])),
+    (7, 1, EAX, bits(&[5])),
+];
+
+/// State components that the host's operating system has enabled.
+fn enabled_components() -> u64 {
+    const OSXSAVE: u32 = 1 << 27;
+    if host(1, 0)[ECX] & OSXSAVE == 0 {
+        return 3;
+    }
+    // SAFETY: OSXSAVE says that XGETBV is there and enabled.
+    unsafe { core::arch::x86_64::_xgetbv(0) }
+}
+
+/// State components offered: what the host has enabled, AVX-512 only as a whole.
+fn offered_components() -> u64 {
+    let [low, _, _, high] = host(0xd, 0);
+    let host = (u64::from(high) << 32 | u64::from(low)) & enabled_components();
+    match host & AVX512_COMPONENTS == AVX512_COMPONENTS {
+        true => AVX512_COMPONENTS,
+        false => host & AVX_COMPONENTS,
+    }
+}
+
 /// Family from EAX of leaf 1, extended family added.
 fn family(signature: u32) -> u32 {
     match signature >> 8 & 0xf {
@@ -122,6 +163,7 @@ pub fn supported_cpuid() -> Vec<CpuidEntry> {
     for (leaf, subleaf, register, mask) in EMULATED {
         table.set_bits(*leaf, *subleaf, *register, *mask);
     }
+    table.match_components(offered_components());
     table.entries.sort_by_key(|entry| (entry.leaf, entry.subleaf));
     table.entries
 }
@@ -150,6 +192,19 @@ impl Table {
     fn set_bits(&mut self, leaf: u32, subleaf: u32, register: usize, mask: u32) {
         if let Some(entry) = self.entries.iter_mut().find(|e| (e.leaf, e.subleaf) == (leaf, subleaf)) {
             entry.regs[register] |= mask;
+        }
+    }
+
+    /// Drop the features whose registers the host does not save.
+    fn match_components(&mut self, components: u64) {
+        for (needed, list) in [(AVX_COMPONENTS, NEEDS_AVX), (AVX512_COMPONENTS, NEEDS_AVX512)] {
+            if components & needed == needed {
+                continue;
+            }
+            for (leaf, subleaf, register, mask) in list {
+                let entry = self.entries.iter_mut().find(|e| (e.leaf, e.subleaf) == (*leaf, *subleaf));
+                entry.into_iter().for_each(|entry| entry.regs[*register] &= !mask);
+            }
         }
     }
 
@@ -190,8 +245,7 @@ impl Table {
 
     /// Leaf 0xD: the host's layout of the components offered. Current sizes are filled in later.
     fn extended_state(&mut self) {
-        let main = host(0xd, 0);
-        let offered = (u64::from(main[EDX]) << 32 | u64::from(main[EAX])) & COMPONENTS;
+        let offered = offered_components();
         let parts: Vec<_> = (2..63).filter(|n| offered >> n & 1 != 0).map(|n| (n, host(0xd, n))).collect();
         let max = parts.iter().map(|(_, r)| r[EAX] + r[EBX]).max().unwrap_or(0).max(576);
         self.put_sub(0xd, 0, [offered as u32, 576, max, 0]);
