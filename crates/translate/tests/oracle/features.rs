@@ -72,7 +72,6 @@ fn flag_name(feature: CpuidFeature) -> Option<&'static str> {
         F::CLFSH => "clflush",
         F::CLFLUSHOPT => "clflushopt",
         F::CLWB => "clwb",
-        F::CLZERO => "clzero",
         F::CMPXCHG16B => "cx16",
         F::F16C => "f16c",
         F::FMA => "fma",

@@ -40,8 +40,7 @@ fn fits(code: Code) -> bool {
     let op = code.op_code();
     let bit_test = matches!(code.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
         && op.op1_kind() != iced_x86::OpCodeOperandKind::imm8;
-    let odd =
-        matches!(code.mnemonic(), M::Clzero | M::Wrfsbase | M::Wrgsbase | M::Leave | M::Enter | M::Movdir64b);
+    let odd = matches!(code.mnemonic(), M::Wrfsbase | M::Wrgsbase | M::Leave | M::Enter | M::Movdir64b);
     let undefined = single::undefined_flags(code.mnemonic()) != 0;
     !undefined && !op.is_stack_instruction() && !bit_test && !odd && single::class_of(code) != Class::String
 }

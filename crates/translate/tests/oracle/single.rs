@@ -632,7 +632,6 @@ impl<'a> Draft<'a> {
                     self.cpu.gpr[2] = self.address_mask();
                 }
             }
-            Mnemonic::Clzero => self.cpu.gpr[0] = self.target,
             Mnemonic::Enter => self.cpu.gpr[5] = STACK + PAGE + 512,
             _ => {}
         }
