@@ -5,6 +5,7 @@ use crate::vm::PyVm;
 use pyo3::prelude::*;
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Engine, EngineError};
+use sublet_kvm::KvmEngine;
 use sublet_translate::TranslateEngine;
 
 /// One CPUID result: leaf, sub-leaf, whether the sub-leaf matters, EAX, EBX, ECX, EDX.
@@ -19,7 +20,7 @@ pub struct PyEngine {
 fn open_engine(name: &str) -> sublet_engine::Result<Arc<dyn Engine>> {
     match name {
         "translate" => Ok(Arc::new(TranslateEngine::new()?)),
-        "kvm" => Err(EngineError::Unsupported(format!("the {name} engine is not built yet"))),
+        "kvm" => Ok(Arc::new(KvmEngine::open()?)),
         _ => Err(EngineError::Invalid(format!("no engine is called {name:?}: kvm or translate"))),
     }
 }
