@@ -215,6 +215,8 @@ pub struct JumpCache {
 pub struct HotState {
     /// Non-zero while translated code may go on; zeroed (from any thread) to make it leave.
     pub permit: std::sync::atomic::AtomicU64,
+    /// Zero while an event waits for the guest to enable it: STI must leave the cache.
+    pub nothing_waits: u64,
     /// RIP of byte 0 of the page that the running block lies in.
     pub rip_page: u64,
     /// Why translated code left: an `exit::*` number.
@@ -223,6 +225,8 @@ pub struct HotState {
     pub exit_argument: u64,
     /// Target of an indirect branch.
     pub target: u64,
+    /// Set when a jump cache led to a block that had been dropped.
+    pub dead_entry: u64,
     /// Host stack pointer to return to.
     pub host_rsp: u64,
     /// Where to enter.

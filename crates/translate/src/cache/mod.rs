@@ -183,6 +183,13 @@ impl CodeCache {
         &self.blocks[id as usize]
     }
 
+    /// The live block whose code starts at a host address.
+    pub fn find_by_host(&self, host: u64) -> Option<BlockId> {
+        let offset = host.checked_sub(self.memory.base())? as usize;
+        let id = self.blocks.binary_search_by_key(&offset, |block| block.host_offset).ok()?;
+        self.blocks[id].alive.then_some(id as BlockId)
+    }
+
     /// Host address of a block's entry.
     pub fn host_address(&self, id: BlockId) -> u64 {
         self.memory.base() + self.block(id).host_offset as u64

@@ -55,10 +55,14 @@ fn jump_index(rip: u64) -> usize {
 
 impl JumpCache {
     fn clear(&mut self) {
-        for (entry, tag) in self.tag.iter_mut().enumerate() {
-            let rip = if entry == 0 { NOWHERE + 2 } else { NOWHERE };
-            *tag = rip.wrapping_neg();
+        for entry in 0..JUMP_ENTRIES {
+            self.clear_entry(entry);
         }
+    }
+
+    fn clear_entry(&mut self, entry: usize) {
+        let rip = if entry == 0 { NOWHERE + 2 } else { NOWHERE };
+        self.tag[entry] = rip.wrapping_neg();
     }
 
     fn fill(&mut self, rip: u64, host: u64, rip_page: u64) {
@@ -155,6 +159,20 @@ impl TlbDirectory {
             self.jump_modes[cache] = Some(mode);
         }
         hot.jump[cache].fill(rip, host, rip_page);
+    }
+
+    /// The block remembered for an indirect branch to `rip`: its host address and RIP page.
+    pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u64, u64)> {
+        let cache = mode.jump_cache().filter(|&cache| self.jump_modes[cache] == Some(mode))?;
+        let (cache, entry) = (&hot.jump[cache], jump_index(rip));
+        (cache.tag[entry] == rip.wrapping_neg()).then(|| (cache.host[entry], cache.rip_page[entry]))
+    }
+
+    /// Forget the block remembered for `rip`.
+    pub fn forget_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64) {
+        if let Some(cache) = mode.jump_cache() {
+            hot.jump[cache].clear_entry(jump_index(rip));
+        }
     }
 
     /// The jump cache that translated code of `mode` will look into must hold blocks of that mode.

@@ -160,6 +160,7 @@ fn dead_stub() -> Vec<u8> {
     let hot = |field: usize| (offset_of!(CpuState, hot) + field) as i32;
     let mut asm = Assembler::default();
     asm.store(hot(offset_of!(HotState, target)), Host::R14);
+    asm.store_immediate(hot(offset_of!(HotState, dead_entry)), 1);
     asm.jump_gs(hot(offset_of!(HotState, exit_indirect)));
     asm.code
 }

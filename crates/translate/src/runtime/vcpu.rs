@@ -54,12 +54,19 @@ pub struct Counters {
     pub links: u64,
 }
 
+/// A block to enter.
+struct Found {
+    host: u64,
+    /// Its number, unless it was found in a jump cache.
+    block: Option<BlockId>,
+}
+
 /// What the run loop does next.
 enum Next {
     /// Look for events, then for the block at RIP.
     Continue,
-    /// Enter this block straight away: nothing that blocks depend on has changed.
-    Enter(BlockId),
+    /// Enter the block at this host address straight away: nothing it depends on has changed.
+    Enter(u64),
     /// Leave `run`.
     Leave(Exit),
 }
@@ -90,6 +97,10 @@ pub struct VcpuCore {
     /// The last exit from the cache delivered an exception: no debug trap follows.
     event_was_exception: bool,
     panicked: bool,
+    /// An event is pending that the guest does not take yet.
+    event_waits: bool,
+    /// Control registers, segments, flags or TLBs may have changed since `mode` was computed.
+    mode_stale: bool,
     /// `state.vector` holds the vectors and x87 state; otherwise `hot` and the processor do.
     vectors_in_area: bool,
     xcr0_host: u64,
@@ -117,6 +128,8 @@ impl VcpuCore {
             awaiting: None,
             event_was_exception: false,
             panicked: false,
+            event_waits: true,
+            mode_stale: true,
             vectors_in_area: true,
             xcr0_host: host_xcr0(),
             watch_key: 0,
@@ -202,11 +215,13 @@ impl VcpuCore {
 
     fn run_loop(&mut self) -> Exit {
         self.load_vectors();
+        self.mode_stale = true;
+        self.event_waits = true;
         let mut next = Next::Continue;
         loop {
             next = match next {
                 Next::Leave(exit) => return exit,
-                Next::Enter(block) => self.enter(block),
+                Next::Enter(host) => self.enter(host),
                 Next::Continue => match self.events() {
                     Some(exit) => Next::Leave(exit),
                     None => self.enter_current(),
@@ -217,6 +232,15 @@ impl VcpuCore {
 
     /// Take requests and events; `Some` to leave.
     fn events(&mut self) -> Option<Exit> {
+        // Whoever wants something zeroes the permit; what had to wait is noted here.
+        let quiet = self.cpu.state.hot.permit.load(Ordering::Relaxed) != 0;
+        if quiet && !self.event_waits && !self.cpu.events.halted {
+            return None;
+        }
+        self.take_requests().or_else(|| self.take_events())
+    }
+
+    fn take_requests(&mut self) -> Option<Exit> {
         self.cpu.state.hot.permit.store(1, Ordering::SeqCst);
         if let Some(exit) = self.mmio_writes.pop_front() {
             return Some(exit);
@@ -229,21 +253,36 @@ impl VcpuCore {
         }
         if self.requests.flush.swap(false, Ordering::SeqCst) {
             self.cpu.mmu.flush(crate::cpu::Flush::All);
+            self.mode_stale = true;
         }
         if self.requests.jumps.swap(false, Ordering::SeqCst) {
             self.tlb.clear_jumps(&mut self.cpu.state.hot);
         }
+        None
+    }
+
+    fn take_events(&mut self) -> Option<Exit> {
         loop {
             if let Some(exit) = self.take_event() {
+                self.event_waits = true;
                 return Some(exit);
             }
             if !self.cpu.events.halted {
+                self.note_waiting();
                 return None;
             }
             if let Some(exit) = self.wait_in_halt() {
                 return Some(exit);
             }
         }
+    }
+
+    /// Remember whether an event is held off, so that what enables it looks again.
+    fn note_waiting(&mut self) {
+        let chip = self.cpu.apic.as_ref().is_some_and(|apic| apic.has_event());
+        let events = &self.cpu.events;
+        self.event_waits = chip || events.nmi_pending || events.injected.is_some() || self.window_wanted;
+        self.cpu.state.hot.nothing_waits = u64::from(!self.event_waits);
     }
 
     fn take_event(&mut self) -> Option<Exit> {
@@ -307,6 +346,7 @@ impl VcpuCore {
     }
 
     fn deliver(&mut self, event: Event) -> Option<Exit> {
+        self.mode_stale = true;
         match self.cpu.deliver(event) {
             Ok(()) => None,
             Err(_) => Some(Exit::Shutdown),
@@ -335,14 +375,13 @@ impl VcpuCore {
             }
         }
         match self.block_at_rip() {
-            Ok(block) => {
+            Ok(found) => {
                 let shadow = std::mem::take(&mut self.cpu.events.interrupt_shadow);
-                if shadow {
+                if shadow && self.event_waits {
                     // Interrupts wait for one instruction; a block is as good, if it is soon over.
                     self.cpu.state.hot.permit.store(0, Ordering::SeqCst);
                 }
-                self.remember_jump(block);
-                Next::Enter(block)
+                Next::Enter(found.host)
             }
             Err(Stop::Exception(exception)) => self.deliver_exception(exception),
             Err(Stop::Exit(exit)) => Next::Leave(exit),
@@ -351,6 +390,10 @@ impl VcpuCore {
 
     /// Bring mode and TLBs up to date with the architectural state.
     fn prepare_mode(&mut self) {
+        if !self.mode_stale {
+            return;
+        }
+        self.mode_stale = false;
         self.mode = Mode::of(&self.cpu.state);
         let watch_key = self.cpu.state.dr[7] & 0xff;
         if watch_key != self.watch_key {
@@ -381,26 +424,27 @@ impl VcpuCore {
         }
     }
 
-    fn remember_jump(&mut self, block: BlockId) {
-        let host = lock(&self.shared.cache).host_address(block);
-        let (rip, page) = (self.cpu.state.rip, self.cpu.state.hot.rip_page);
-        self.tlb.fill_jump(&mut self.cpu.state.hot, self.mode, rip, host, page);
-    }
-
     /// The block for RIP; sets `rip_page`.
-    fn block_at_rip(&mut self) -> Result<BlockId, Stop> {
+    fn block_at_rip(&mut self) -> Result<Found, Stop> {
+        let rip = self.cpu.state.rip;
+        if let Some((host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode, rip) {
+            self.cpu.state.hot.rip_page = rip_page;
+            return Ok(Found { host, block: None });
+        }
         self.counters.lookups += 1;
         let la = self.linear_rip();
         self.check_rip()?;
         let gpa = self.fetch_address(la)?;
-        self.cpu.state.hot.rip_page = self.cpu.state.rip.wrapping_sub(la & 0xfff);
+        let rip_page = rip.wrapping_sub(la & 0xfff);
+        self.cpu.state.hot.rip_page = rip_page;
         let found = lock(&self.shared.cache).find(gpa, self.mode);
-        if let Some(block) = found {
-            if self.second_page_holds(block, la)? {
-                return Ok(block);
-            }
-        }
-        self.translate(la, gpa)
+        let block = match found {
+            Some(block) if self.second_page_holds(block, la)? => block,
+            _ => self.translate(la, gpa)?,
+        };
+        let host = lock(&self.shared.cache).host_address(block);
+        self.tlb.fill_jump(&mut self.cpu.state.hot, self.mode, rip, host, rip_page);
+        Ok(Found { host, block: Some(block) })
     }
 
     fn check_rip(&self) -> Result<(), Exception> {
@@ -495,11 +539,12 @@ impl VcpuCore {
     }
 
     /// Enter a block, and deal with what made translated code leave.
-    fn enter(&mut self, block: BlockId) -> Next {
+    fn enter(&mut self, host: u64) -> Next {
         self.counters.entries += 1;
-        let host = lock(&self.shared.cache).host_address(block);
         let stepping = self.cpu.state.rflags & flag::TF != 0;
         self.cpu.state.rflags &= !RESUME_FLAG;
+        // Should the block be dead by now, its stub takes the target from there.
+        self.cpu.state.hot.target = self.cpu.state.rip;
         self.load_vectors();
         // SAFETY: GS points at this vCPU's state (see `run`), `host` is the entry of a live block,
         // and no reference into `self` is used by the calls that translated code makes but the
@@ -530,6 +575,10 @@ impl VcpuCore {
             exit::INDIRECT => {
                 self.counters.indirect += 1;
                 self.cpu.state.rip = hot.target;
+                if std::mem::take(&mut hot.dead_entry) != 0 {
+                    let rip = hot.target;
+                    self.tlb.forget_jump(hot, self.mode, rip);
+                }
                 Next::Continue
             }
             exit::SYSTEM => {
@@ -568,21 +617,23 @@ impl VcpuCore {
             return Next::Continue;
         }
         let epoch = lock(&self.shared.cache).epoch;
-        let block = match self.block_at_rip() {
-            Ok(block) => block,
+        let found = match self.block_at_rip() {
+            Ok(found) => found,
             Err(Stop::Exception(exception)) => return self.raise(exception),
             Err(Stop::Exit(exit)) => return Next::Leave(exit),
         };
         let mut cache = lock(&self.shared.cache);
-        if cache.epoch == epoch && cache.block(block).second_page.is_none() {
+        let block = found.block.or_else(|| cache.find_by_host(found.host));
+        if let Some(block) = block.filter(|&block| cache.epoch == epoch && cache.block(block).second_page.is_none()) {
             cache.connect(number, block);
         }
-        Next::Enter(block)
+        Next::Enter(found.host)
     }
 
     /// Have compiled code carry out the instruction that ended the block.
     fn carry_out(&mut self, number: u64) -> Next {
         self.counters.system += 1;
+        self.mode_stale = true;
         let instruction = lock(&self.shared.cache).system_instruction(number);
         self.set_rip_in_page(instruction.ip() as i64);
         match frontend::classify(&instruction, self.mode) {
