@@ -83,13 +83,14 @@ class Guest:
         self.process.stdin.flush()
 
     def run(self, command: str, timeout_s: float = 120.0) -> str:
-        """Run a shell command in the guest and return what it printed, without its echo."""
-        self.type(f"{command}; echo en''d-$?\n")
-        before = self._seen
-        match = self.expect(r"^end-(\d+)", timeout_s)
-        printed = self.output[before : match.start()].decode(errors="replace").replace("\r", "")
-        assert match.group(1) == b"0", self.report(f"{command!r} failed")
-        return printed.partition("\n")[2]
+        """Run a shell command in the guest and return what it printed, between two marks.
+
+        The marks are quoted where they are typed, so that the terminal's echo is not taken for them.
+        """
+        self.type(f"echo be''gin; {command}; echo en''d-$?\n")
+        match = self.expect(r"(?s)begin\r?\n(.*?)^end-(\d+)", timeout_s)
+        assert match.group(2) == b"0", self.report(f"{command!r} failed")
+        return match.group(1).decode(errors="replace").replace("\r", "")
 
     def signal(self, number: int) -> None:
         """Send a signal to the process."""
