@@ -2,237 +2,170 @@
 
 A file is opened as raw only because someone said that it is raw; its content is never guessed at, because a
 guest writes that content (a raw disk on which a guest wrote a QCOW2 header must stay a raw disk).
-
-Locking: an open file description lock on the whole file, exclusive for a writable image and shared for a
-read-only one. It keeps two machines off one disk and vanishes with the process.
-
-Reference: fcntl(2) "Open file description locks", fallocate(2), lseek(2) "SEEK_HOLE".
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
-import os
-import stat
-import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
-from sublet.block.contract import BlockStatus, Extent
-from sublet.errors import HostRefused, ImageError, SubletError, UsageError, WrongMoment
+from sublet.block.chain import Chain
+from sublet.block.contract import Extent
+from sublet.block.format import (
+    SECTOR,
+    BackingReference,
+    CheckReport,
+    CreateOption,
+    Image,
+    ImageFormat,
+    ImageInfo,
+    MapExtent,
+    read_options,
+)
+from sublet.block.hostfile import Bytes, HostFile, HostFiles
+from sublet.errors import ImageError, UsageError
 
-SECTOR = 512
-F_OFD_SETLK = 37
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 0x10
-_BLKSSZGET = 0x1268
-_ZEROES = bytes(1 << 20)
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-class RawImage:
-    """A raw image, open until ``close`` (``BlockDevice``).
-
-    Positioned system calls only, so threads need no lock.
+class RawImage(Image):
+    """A raw image, open until ``close``. Threads need no lock: every access is one positioned call.
 
     Args:
         path: A regular file or a block device.
         readonly: Open for reading only.
+        chain: How to open it; by default as the host's file.
+        allow_empty: Take a file without a sector for a disk of no bytes.
 
     Raises:
         HostRefused: It cannot be opened, or another process has it locked.
         ImageError: It is neither file nor block device, or is empty.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
-        self.path = path
-        self._readonly = readonly
-        self._closed = False
-        self._fd = _open(path, readonly)
+    format = "raw"
+
+    def __init__(
+        self, path: Path, *, readonly: bool = False, chain: Chain | None = None, allow_empty: bool = False
+    ) -> None:
+        self._file = (chain or Chain.start(path)).open_file(path, readonly=readonly)
         try:
-            self._is_device = _check_kind(path, self._fd)
-            _lock(path, self._fd, exclusive=not readonly)
-            self._size = _measure(path, self._fd)
-            self._block_size = _logical_block_size(self._fd) if self._is_device else SECTOR
+            size = _measure(self._file, allow_empty=allow_empty)
         except BaseException:
-            os.close(self._fd)
+            self._file.close()
             raise
-        self._can_fallocate = not readonly
+        super().__init__(path, size, readonly=readonly, block_size=self._file.block_size)
 
     @property
-    def size(self) -> int:
-        """Bytes; an odd tail of a file that fills no sector is not part of the disk."""
-        return self._size
-
-    @property
-    def block_size(self) -> int:
-        """512, or what the block device says."""
-        return self._block_size
-
-    @property
-    def readonly(self) -> bool:
-        """Whether the image was opened for reading only."""
-        return self._readonly
+    def file(self) -> HostFile:
+        """The host's file."""
+        return self._file
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes; a file that shrank underneath reads as zeroes."""
         self._check(offset, size)
-        data = os.pread(self._fd, size, offset)
-        while len(data) < size:
-            more = os.pread(self._fd, size - len(data), offset + len(data))
-            if not more:
-                return data.ljust(size, b"\0")
-            data += more
-        return data
+        return self._file.read(offset, size)
 
-    def readinto(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill ``buffer``."""
-        view = memoryview(buffer).cast("B")
-        self._check(offset, len(view))
-        while view:
-            count = os.preadv(self._fd, [view], offset)
-            if not count:
-                view[:] = bytes(len(view))
-                return
-            view = view[count:]
-            offset += count
-
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, offset: int, data: Bytes) -> None:
         """Write all of ``data``."""
-        size = len(data)
-        self._check_writable(offset, size)
-        done = os.pwrite(self._fd, data, offset)
-        while done < size:
-            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
-
-    def flush(self) -> None:
-        """fdatasync: data, and the metadata needed to find it."""
-        if not self._readonly:
-            os.fdatasync(self._fd)
-
-    def discard(self, offset: int, size: int) -> None:
-        """Punch a hole where the file system can; else nothing happens."""
-        self._check_writable(offset, size)
-        self._fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)
-
-    def write_zeroes(self, offset: int, size: int, *, unmap: bool = True) -> None:
-        """Punch a hole or zero the range in place; where the host cannot, write zeroes."""
-        self._check_writable(offset, size)
-        mode = FALLOC_FL_PUNCH_HOLE if unmap else FALLOC_FL_ZERO_RANGE
-        if self._fallocate(mode | FALLOC_FL_KEEP_SIZE, offset, size):
-            return
-        while size:
-            piece = _ZEROES[:size]
-            self.write(offset, piece)
-            offset += len(piece)
-            size -= len(piece)
-
-    def _fallocate(self, mode: int, offset: int, size: int) -> bool:
-        """Whether the host did it; False when it does not know how."""
-        if not size or not self._can_fallocate:
-            return not size
-        if _LIBC.fallocate(self._fd, mode, offset, size) == 0:
-            return True
-        number = ctypes.get_errno()
-        if number == errno.EINTR:
-            return self._fallocate(mode, offset, size)
-        if number not in _UNSUPPORTED:
-            raise OSError(number, os.strerror(number), str(self.path))
-        # Another mode may still work: only ENOSYS rules the call out for good.
-        self._can_fallocate = number != errno.ENOSYS
-        return False
+        self._check_writable(offset, len(data))
+        self._file.write(offset, data)
 
     def block_status(self, offset: int, size: int) -> Extent:
-        """Holes are zero; all else is data. Block devices have no holes to see."""
+        """Holes are zero; all else is data."""
         self._check(offset, size)
-        end = offset + size
-        if self._is_device:
-            return Extent(offset, size, BlockStatus.DATA)
-        data = _seek(self._fd, offset, os.SEEK_DATA, end)
-        if data > offset:
-            return Extent(offset, min(data, end) - offset, BlockStatus.ZERO)
-        hole = _seek(self._fd, offset, os.SEEK_HOLE, end)
-        return Extent(offset, min(hole, end) - offset, BlockStatus.DATA)
+        return self._file.extent(offset, size)
 
-    def close(self) -> None:
-        """Flush and close; the lock goes with the descriptor."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self.flush()
-        finally:
-            os.close(self._fd)
+    def info(self) -> ImageInfo:
+        """Sizes."""
+        return ImageInfo(
+            self.format,
+            self.path,
+            self.size,
+            self._file.size(),
+            self._file.allocated(),
+            block_size=self.block_size,
+        )
 
-    def _check(self, offset: int, size: int) -> None:
-        if offset < 0 or size < 0 or offset + size > self._size:
-            raise UsageError(f"{size} bytes at {offset} lie outside a disk of {self._size} bytes")
-        if self._closed:
-            raise WrongMoment(f"{self.path} is closed")
+    def _readinto(self, offset: int, view: memoryview) -> None:
+        self._file.readinto(offset, view)
 
-    def _check_writable(self, offset: int, size: int) -> None:
-        self._check(offset, size)
-        if self._readonly:
-            raise WrongMoment(f"{self.path} is open for reading only")
+    def _write(self, offset: int, view: memoryview) -> None:
+        self._file.write(offset, view)
 
+    def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        self._file.write_zeroes(offset, size, unmap=unmap)
 
-def _open(path: Path, readonly: bool) -> int:
-    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(path, flags)
-    except OSError as error:
-        raise HostRefused(
-            f"cannot open the disk {path}: {error.strerror}",
-            remedy="" if readonly else "Open it read-only, or check its permissions.",
-        ) from error
+    def _discard(self, offset: int, size: int) -> None:
+        self._file.discard(offset, size)
 
+    def _map(self, offset: int, size: int) -> MapExtent:
+        extent = self._file.extent(offset, size)
+        return MapExtent(offset, extent.size, extent.status, host_offset=offset, file=self.path)
 
-def _check_kind(path: Path, fd: int) -> bool:
-    """Whether it is a block device; O_NONBLOCK kept a FIFO from blocking us until here."""
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise ImageError(f"{path} is neither a regular file nor a block device")
-    return stat.S_ISBLK(mode)
+    def _flush(self) -> None:
+        self._file.flush()
+
+    def _resize(self, size: int) -> None:
+        self._file.truncate(size)
+        self._file.flush()
+        self._size = size
+
+    def _check_image(self, *, repair: bool) -> CheckReport:
+        return CheckReport()
+
+    def _close(self) -> None:
+        self._file.close()
 
 
-def _lock(path: Path, fd: int, *, exclusive: bool) -> None:
-    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
-    request = struct.pack("hhqqixxxx", kind, os.SEEK_SET, 0, 0, 0)
-    try:
-        fcntl.fcntl(fd, F_OFD_SETLK, request)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise HostRefused(
-                f"the disk {path} is in use by another machine",
-                remedy="Stop that machine, or give this one a copy.",
-            ) from error
-        raise _lock_unavailable(path, error) from error
-
-
-def _lock_unavailable(path: Path, error: OSError) -> SubletError:
-    return HostRefused(f"cannot lock the disk {path}: {error.strerror}")
-
-
-def _measure(path: Path, fd: int) -> int:
-    size = os.lseek(fd, 0, os.SEEK_END) // SECTOR * SECTOR
-    if not size:
-        raise ImageError(f"the disk {path} is smaller than a sector of {SECTOR} bytes")
+def _measure(file: HostFile, *, allow_empty: bool) -> int:
+    """Bytes of the disk: an odd tail is filled up with zeroes, since dropping it would lose data."""
+    size = -(-file.size() // SECTOR) * SECTOR
+    if not size and not allow_empty:
+        raise ImageError(f"the disk {file.path} is smaller than a sector of {SECTOR} bytes")
     return size
 
 
-def _logical_block_size(fd: int) -> int:
-    answer = fcntl.ioctl(fd, _BLKSSZGET, struct.pack("i", 0))
-    return int(struct.unpack("i", answer)[0])
+class RawFormat:
+    """Files without structure (``ImageFormat``)."""
+
+    name = "raw"
+    extensions = (".raw", ".img", ".iso", ".bin", ".dd")
+    options: tuple[CreateOption, ...] = (
+        CreateOption("preallocation", "off", "off: sparse; full: write zeroes, so that space is there"),
+    )
+
+    def probe(self, head: bytes, tail: bytes, size: int) -> bool:
+        """Anything is raw, so nothing says that it is."""
+        return False
+
+    def open(self, path: Path, *, readonly: bool, chain: Chain, check: bool = False) -> Image:
+        """Open; a disk may be of no bytes."""
+        return RawImage(path, readonly=readonly, chain=chain, allow_empty=True)
+
+    def create(
+        self,
+        path: Path,
+        size: int,
+        *,
+        options: Mapping[str, str],
+        backing: BackingReference | None,
+        files: HostFiles,
+    ) -> None:
+        """Create a sparse file."""
+        values = read_options(self.name, self.options, options)
+        if backing is not None:
+            raise UsageError("raw images have no parent")
+        if values["preallocation"] not in ("off", "full"):
+            raise UsageError(f"preallocation={values['preallocation']}: write off or full")
+        file = files.create(path)
+        try:
+            file.truncate(size)
+            if values["preallocation"] == "full":
+                file.write_zeroes(0, size, unmap=False)
+            file.close()
+        except BaseException:
+            file.close()
+            files.remove(path)
+            raise
 
 
-def _seek(fd: int, offset: int, whence: int, end: int) -> int:
-    """Next data or hole from ``offset``; ``end`` when there is none."""
-    try:
-        return os.lseek(fd, offset, whence)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return end
-        raise
+FORMAT: Final[ImageFormat] = RawFormat()
