@@ -14,6 +14,7 @@ import json
 import statistics
 import struct
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from sublet.errors import SubletError
 
 PROMISE_NS: Final = 3000
 BATCHES: Final = 20
+TIME_LIMIT_S: Final = 60
 ENGINES: Final = ("translate", "kvm")
 
 # Each is entered in 64-bit mode and never ends.
@@ -39,6 +41,10 @@ _PML4, _PDPT, _PD_LOW, _PD_HIGH, _CODE = 0x1000, 0x2000, 0x3000, 0x4000, 0x10000
 _PRESENT: Final = 0x3
 _HUGE: Final = 0x83
 _EFER_LONG_MODE: Final = 0x500
+
+
+class UnexpectedExit(Exception):
+    """The guest left for another reason than its only one."""
 
 
 def make_vcpu(engine: Engine, program: bytes) -> tuple[Vm, Vcpu]:
@@ -73,21 +79,33 @@ def time_passes(vcpu: Vcpu, reason: int, passes: int) -> float:
     for _ in range(passes):
         left = run()
         if left.reason != reason:
-            raise SystemExit(f"the guest left with {left!r}")
+            raise UnexpectedExit(f"the guest left with {left!r}")
         if reason == EXIT_PIO_IN:
             complete_read(0)
     return (time.perf_counter_ns() - start) / passes
 
 
+def measure_guest(vcpu: Vcpu, reason: int, batch: int) -> list[float]:
+    """Nanoseconds a pass in each batch; empty when the guest left otherwise, or not within the time limit."""
+    timer = threading.Timer(TIME_LIMIT_S, vcpu.kick)
+    timer.start()
+    try:
+        time_passes(vcpu, reason, batch)
+        return [time_passes(vcpu, reason, batch) for _ in range(BATCHES)]
+    except UnexpectedExit as error:
+        print(f"problem: {error}")
+        return []
+    finally:
+        timer.cancel()
+
+
 def measure_engine(name: str, passes: int) -> dict[str, list[float]]:
-    """Nanoseconds a pass in each batch, by guest."""
+    """Nanoseconds a pass in each batch, by guest; empty for a guest that does not leave as it should."""
     engine = Engine(name)
     times: dict[str, list[float]] = {}
     for guest, (reason, program) in GUESTS.items():
         vm, vcpu = make_vcpu(engine, program)
-        batch = max(1, passes // BATCHES)
-        time_passes(vcpu, reason, batch)
-        times[guest] = [time_passes(vcpu, reason, batch) for _ in range(BATCHES)]
+        times[guest] = measure_guest(vcpu, reason, max(1, passes // BATCHES))
         del vcpu, vm
     return times
 
@@ -95,6 +113,8 @@ def measure_engine(name: str, passes: int) -> dict[str, list[float]]:
 def print_engine(name: str, times: dict[str, list[float]]) -> None:
     """One line a guest: median, best and worst batch."""
     for guest, values in times.items():
+        if not values:
+            continue
         figures = (statistics.median(values), min(values), max(values))
         print(f"{name:<12}{guest:<16}" + "".join(f"{value:>12.0f} ns" for value in figures))
 
@@ -109,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(f"{'engine':<12}{'guest':<16}{'median':>15}{'best':>15}{'worst':>15}")
     result: dict[str, object] = {"promise_ns": PROMISE_NS}
+    failed = False
     for name in ENGINES:
         try:
             times = measure_engine(name, options.passes)
@@ -117,9 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print_engine(name, times)
         result[name] = times
+        failed |= not all(times.values())
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

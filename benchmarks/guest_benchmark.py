@@ -30,7 +30,7 @@ from sublet.guest.cpio import CpioWriter
 
 SOURCE: Final = Path(__file__).parent / "guest" / "bench.c"
 CFLAGS: Final = ("-O2", "-static", "-ffp-contract=off")
-TIME_LIMIT_S: Final = 900
+TIME_LIMIT_S: Final = 300
 BOOT_GUEST: Final = "boot (guest clock)"
 BOOT_WALL: Final = "boot (wall clock)"
 
