@@ -1,8 +1,9 @@
 //! Memslots, and every access to guest memory by guest-physical address.
 
 use crate::{RamBlock, PAGE_SIZE};
+use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// An access that no memslot covers, or a slot that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +90,8 @@ pub struct HostPage {
 /// All RAM of one virtual machine, by guest-physical address.
 #[derive(Default)]
 pub struct GuestMemory {
-    slots: RwLock<Arc<Vec<Arc<Memslot>>>>,
+    slots: ArcSwap<Vec<Arc<Memslot>>>,
+    changing: Mutex<()>,
     generation: AtomicU64,
     watcher: OnceLock<Arc<dyn CodeWatcher>>,
 }
@@ -118,21 +120,15 @@ impl GuestMemory {
 
     /// The slots, in order of address.
     pub fn slots(&self) -> Arc<Vec<Arc<Memslot>>> {
-        match self.slots.read() {
-            Ok(slots) => slots.clone(),
-            Err(poisoned) => poisoned.into_inner().clone(),
-        }
+        self.slots.load_full()
     }
 
     fn replace(&self, change: impl FnOnce(&mut Vec<Arc<Memslot>>)) {
-        let mut guard = match self.slots.write() {
-            Ok(guard) => guard,
-            Err(poisoned) => poisoned.into_inner(),
-        };
-        let mut slots = guard.as_ref().clone();
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.load().as_ref().clone();
         change(&mut slots);
         slots.sort_by_key(|slot| slot.gpa);
-        *guard = Arc::new(slots);
+        self.slots.store(Arc::new(slots));
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -193,16 +189,11 @@ impl GuestMemory {
         self.replace(|slots| slots.retain(|other| other.slot != slot));
     }
 
-    /// The slot that covers `gpa`.
-    pub fn find(&self, gpa: u64) -> Option<Arc<Memslot>> {
-        let slots = self.slots();
-        let after = slots.partition_point(|slot| slot.gpa <= gpa);
-        slots[..after].last().filter(|slot| slot.contains(gpa)).cloned()
-    }
-
     /// The host page that holds `gpa`, for an MMU that will keep the address.
+    #[inline]
     pub fn host_page(&self, gpa: u64) -> Option<HostPage> {
-        let slot = self.find(gpa)?;
+        let view = self.view();
+        let slot = view.find(gpa)?;
         let (word, bit) = slot.bit(gpa);
         let offset = (gpa - slot.gpa) & !(PAGE_SIZE - 1);
         Some(HostPage {
@@ -216,7 +207,7 @@ impl GuestMemory {
 
     /// Mark the page of `gpa` dirty in the log.
     pub fn mark_dirty(&self, gpa: u64) {
-        if let Some(slot) = self.find(gpa) {
+        if let Some(slot) = self.view().find(gpa) {
             let (word, bit) = slot.bit(gpa);
             slot.dirty[word].fetch_or(bit, Ordering::Relaxed);
         }
@@ -231,7 +222,7 @@ impl GuestMemory {
 
     /// Say whether the page of `gpa` holds translated code.
     pub fn mark_code_page(&self, gpa: u64, code: bool) {
-        if let Some(slot) = self.find(gpa) {
+        if let Some(slot) = self.view().find(gpa) {
             let (word, bit) = slot.bit(gpa);
             if code {
                 slot.code[word].fetch_or(bit, Ordering::SeqCst);
@@ -256,11 +247,11 @@ impl GuestMemory {
     #[inline]
     pub fn store(&self, gpa: u64, data: &[u8]) -> bool {
         let size = data.len() as u64;
-        let Some(slot) = self.find(gpa).filter(|slot| !slot.readonly && size <= slot.size - (gpa - slot.gpa))
+        let view = self.view();
+        let Some(slot) = view.find(gpa).filter(|slot| !slot.readonly && size <= slot.size - (gpa - slot.gpa))
         else {
             return false;
         };
-        self.note_write(&slot, gpa - slot.gpa, size);
         // SAFETY: the filter keeps the store inside the slot, whose memory lives as long as it;
         // the atomic stores are aligned, because slots are.
         unsafe {
@@ -277,6 +268,7 @@ impl GuestMemory {
                 },
             }
         }
+        self.note_write(slot, gpa - slot.gpa, size);
         true
     }
 
@@ -287,15 +279,17 @@ impl GuestMemory {
     /// [`MemoryError::OutOfRange`]; nothing is then written past the last covered byte.
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
         self.pieces(gpa, data.len() as u64, |slot, offset, done, size| {
-            self.note_write(slot, offset, size as u64);
             // SAFETY: `pieces` keeps `offset + size` inside the slot and `done + size` inside `data`.
             unsafe {
                 let target = slot.host_base().add(offset as usize);
                 std::ptr::copy_nonoverlapping(data.as_ptr().add(done), target, size);
             }
+            self.note_write(slot, offset, size as u64);
         })
     }
 
+    /// Called after the store, so that nothing derived from the old bytes stays: a translation made
+    /// in between is reported stale.
     fn note_write(&self, slot: &Memslot, offset: u64, size: u64) {
         let mut at = offset;
         while at < offset + size {
@@ -320,13 +314,14 @@ impl GuestMemory {
         size: u64,
         mut each: impl FnMut(&Memslot, u64, usize, usize),
     ) -> Result<(), MemoryError> {
+        let view = self.view();
         let mut done = 0;
         while done < size {
             let at = gpa.wrapping_add(done);
-            let slot = self.find(at).ok_or(MemoryError::OutOfRange { gpa, size })?;
+            let slot = view.find(at).ok_or(MemoryError::OutOfRange { gpa, size })?;
             let offset = at - slot.gpa;
             let piece = (size - done).min(slot.size - offset);
-            each(&slot, offset, done as usize, piece as usize);
+            each(slot, offset, done as usize, piece as usize);
             done += piece;
         }
         Ok(())
@@ -338,7 +333,8 @@ impl GuestMemory {
     /// [`MemoryError::OutOfRange`].
     pub fn host_address(&self, gpa: u64, size: u64) -> Result<*mut u8, MemoryError> {
         let error = MemoryError::OutOfRange { gpa, size };
-        let slot = self.find(gpa).ok_or(error.clone())?;
+        let view = self.view();
+        let slot = view.find(gpa).ok_or(error.clone())?;
         let offset = gpa - slot.gpa;
         if size > slot.size - offset {
             return Err(error);
@@ -348,15 +344,9 @@ impl GuestMemory {
     }
 
     /// The slots as they are now, for several reads in a row at the price of one.
-    ///
-    /// The slots cannot change while the view lives. Precondition: the holder calls nothing else
-    /// of this memory meanwhile (a writer that waits would lock both out).
     #[inline]
-    pub fn view(&self) -> MemoryView<'_> {
-        MemoryView(match self.slots.read() {
-            Ok(slots) => slots,
-            Err(poisoned) => poisoned.into_inner(),
-        })
+    pub fn view(&self) -> MemoryView {
+        MemoryView(self.slots.load())
     }
 
     /// Atomically read an aligned integer; `None` outside RAM or unaligned.
@@ -385,7 +375,11 @@ impl GuestMemory {
         let at = self.aligned_for_update(gpa, 8)?;
         // SAFETY: as in `MemoryView::load_u64`.
         let cell = unsafe { AtomicU64::from_ptr(at.cast()) };
-        Some(cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+        let done = cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if let Some(slot) = self.view().find(gpa) {
+            self.note_write(slot, gpa - slot.gpa, 8);
+        }
+        Some(done)
     }
 
     /// As [`Self::update_u64`], 4 bytes.
@@ -393,7 +387,11 @@ impl GuestMemory {
         let at = self.aligned_for_update(gpa, 4)?;
         // SAFETY: as in `MemoryView::load_u64`.
         let cell = unsafe { AtomicU32::from_ptr(at.cast()) };
-        Some(cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+        let done = cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if let Some(slot) = self.view().find(gpa) {
+            self.note_write(slot, gpa - slot.gpa, 4);
+        }
+        Some(done)
     }
 
     fn aligned(&self, gpa: u64, size: u64) -> Option<*mut u8> {
@@ -404,19 +402,18 @@ impl GuestMemory {
     }
 
     fn aligned_for_update(&self, gpa: u64, size: u64) -> Option<*mut u8> {
-        let slot = self.find(gpa).filter(|slot| !slot.readonly)?;
-        let at = self.aligned(gpa, size)?;
-        self.note_write(&slot, gpa - slot.gpa, size);
-        Some(at)
+        self.view().find(gpa).filter(|slot| !slot.readonly)?;
+        self.aligned(gpa, size)
     }
 }
 
 /// All RAM at one moment, see [`GuestMemory::view`].
-pub struct MemoryView<'a>(RwLockReadGuard<'a, Arc<Vec<Arc<Memslot>>>>);
+pub struct MemoryView(arc_swap::Guard<Arc<Vec<Arc<Memslot>>>>);
 
-impl MemoryView<'_> {
+impl MemoryView {
+    /// The slot that covers `gpa`.
     #[inline]
-    fn find(&self, gpa: u64) -> Option<&Memslot> {
+    pub fn find(&self, gpa: u64) -> Option<&Memslot> {
         let after = self.0.partition_point(|slot| slot.gpa <= gpa);
         self.0[..after].last().filter(|slot| slot.contains(gpa)).map(AsRef::as_ref)
     }

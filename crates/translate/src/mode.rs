@@ -45,6 +45,7 @@ mod bit {
     pub const PROTECTED: u32 = 1 << 19;
     pub const V86: u32 = 1 << 20;
     pub const CS_BASE: u32 = 1 << 21;
+    pub const UNUSUAL_FLAGS: u32 = 1 << 22;
 }
 
 /// What a block's translation assumes of the processor's state; part of its key.
@@ -110,7 +111,18 @@ impl Mode {
         set(state.cr4 & (1 << 2) != 0, TSD);
         set(state.protected(), PROTECTED);
         set(state.v86(), V86);
+        set(state.rflags & (flag::IOPL | flag::NT) != 0, UNUSUAL_FLAGS);
         Self(bits)
+    }
+
+    /// This mode with RFLAGS.AC as given.
+    #[must_use]
+    pub fn with_access_override(self, on: bool) -> Self {
+        if on {
+            Self(self.0 | bit::AC)
+        } else {
+            Self(self.0 & !bit::AC)
+        }
     }
 
     fn widths(state: &CpuState) -> (Width, Width) {
@@ -162,6 +174,10 @@ impl Mode {
     /// One instruction at a time (TF or a debug register).
     pub fn single_step(self) -> bool {
         self.has(bit::STEP)
+    }
+    /// IOPL or NT is set.
+    pub fn unusual_flags(self) -> bool {
+        self.has(bit::UNUSUAL_FLAGS)
     }
     /// RDTSC is privileged.
     pub fn tsc_privileged(self) -> bool {

@@ -173,7 +173,7 @@ pub struct CpuState {
 }
 
 /// Entries of each software TLB; a power of two.
-pub const TLB_ENTRIES: usize = 512;
+pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each jump cache; a power of two.
 pub const JUMP_ENTRIES: usize = 2048;
 /// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
@@ -217,6 +217,10 @@ pub struct HotState {
     pub permit: std::sync::atomic::AtomicU64,
     /// Zero while an event waits for the guest to enable it: STI must leave the cache.
     pub nothing_waits: u64,
+    /// The `Mode` that translated code runs in.
+    pub mode: u64,
+    /// All bits but RFLAGS.AC.
+    pub not_ac_mask: u64,
     /// RIP of byte 0 of the page that the running block lies in.
     pub rip_page: u64,
     /// Why translated code left: an `exit::*` number.

@@ -106,6 +106,13 @@ impl Assembler {
         self.dword(value);
     }
 
+    /// `mov byte gs:[offset], value`
+    pub fn store_byte(&mut self, offset: i32, value: u8) {
+        self.bytes(&[GS, 0xc6]);
+        self.gs_operand(Host(0), offset);
+        self.bytes(&[value]);
+    }
+
     /// `mov to, from`
     pub fn mov(&mut self, to: Host, from: Host) {
         self.bytes(&[0x48 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
@@ -196,6 +203,14 @@ impl Assembler {
     pub fn pext(&mut self, to: Host, from: Host, mask: i32) {
         self.bytes(&[GS]);
         self.vex(2, 2, to, from, 0);
+        self.bytes(&[0xf5]);
+        self.gs_operand(to, mask);
+    }
+
+    /// `pdep to, from, gs:[mask]`
+    pub fn pdep(&mut self, to: Host, from: Host, mask: i32) {
+        self.bytes(&[GS]);
+        self.vex(2, 3, to, from, 0);
         self.bytes(&[0xf5]);
         self.gs_operand(to, mask);
     }

@@ -73,7 +73,7 @@ impl Builder {
     }
 
     /// R14 = RIP at a page offset.
-    fn target_rip(&mut self, target: i64) {
+    pub(super) fn target_rip(&mut self, target: i64) {
         self.asm.load(Host::R14, hot!(rip_page));
         match i32::try_from(target) {
             Ok(target) => self.asm.lea_base(Host::R14, Host::R14, target),

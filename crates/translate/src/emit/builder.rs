@@ -81,6 +81,9 @@ impl Builder {
     }
 
     fn emit(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {
+        if self.inline_system(instruction) {
+            return Ok(());
+        }
         match classify(instruction, self.mode) {
             Kind::Nothing => Ok(()),
             Kind::Generic => self.generic(instruction, bytes),

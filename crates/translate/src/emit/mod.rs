@@ -7,6 +7,7 @@ mod builder;
 mod generic;
 mod registers;
 mod special;
+mod system;
 
 pub use access::Descriptor;
 pub use assembler::{Assembler, Host};

@@ -154,10 +154,7 @@ impl TlbDirectory {
     /// Remember the block for an indirect branch to `rip`.
     pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, host: u64, rip_page: u64) {
         let Some(cache) = mode.jump_cache() else { return };
-        if self.jump_modes[cache] != Some(mode) {
-            hot.jump[cache].clear();
-            self.jump_modes[cache] = Some(mode);
-        }
+        self.keep_jumps_of(hot, mode);
         hot.jump[cache].fill(rip, host, rip_page);
     }
 
@@ -175,8 +172,17 @@ impl TlbDirectory {
         }
     }
 
-    /// The jump cache that translated code of `mode` will look into must hold blocks of that mode.
+    /// The jump caches that translated code of `mode` will look into must hold blocks of that mode;
+    /// a kernel changes to and from the mode with AC set without the run loop.
     pub fn enter_mode(&mut self, hot: &mut HotState, mode: Mode) {
+        self.keep_jumps_of(hot, mode);
+        if mode.cpl() == 0 {
+            self.keep_jumps_of(hot, mode.with_access_override(true));
+            self.keep_jumps_of(hot, mode.with_access_override(false));
+        }
+    }
+
+    fn keep_jumps_of(&mut self, hot: &mut HotState, mode: Mode) {
         if let Some(cache) = mode.jump_cache() {
             if self.jump_modes[cache] != Some(mode) {
                 hot.jump[cache].clear();

@@ -296,7 +296,7 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// The state of a descent through 8-byte entries.
 struct Descent<'a> {
-    memory: &'a MemoryView<'a>,
+    memory: &'a MemoryView,
     regs: &'a PagingRegs,
     la: u64,
     reserved: u64,
@@ -311,7 +311,7 @@ struct Descent<'a> {
 impl<'a> Descent<'a> {
     /// Reserved everywhere: bits 51:MAXPHYADDR, and XD while EFER.NXE is clear (§4.5.4).
     #[inline]
-    fn new(memory: &'a MemoryView<'a>, regs: &'a PagingRegs, la: u64, high_reserved: u64) -> Self {
+    fn new(memory: &'a MemoryView, regs: &'a PagingRegs, la: u64, high_reserved: u64) -> Self {
         let mut reserved = (FRAME & !((1 << regs.physical_bits.min(52)) - 1)) | high_reserved;
         if regs.efer & EFER_NXE == 0 {
             reserved |= NO_EXECUTE;

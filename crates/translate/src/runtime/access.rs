@@ -104,13 +104,13 @@ impl VcpuCore {
     }
 
     fn fill(&mut self, la: u64, walk: &Walk, host_page: u64, write: bool) {
+        let mmu = self.mode().mmu_index();
         let hot = &mut self.cpu.state.hot;
         hot.access_addend = host_page.wrapping_sub(la & !0xfff);
         // With a data breakpoint every access must be seen.
         if self.watching {
             return;
         }
-        let mmu = self.mode.mmu_index();
         self.tlb.fill_data(hot, mmu, write, la, host_page, walk.global);
     }
 

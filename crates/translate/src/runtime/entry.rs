@@ -287,6 +287,7 @@ pub fn prepare(hot: &mut HotState) {
     hot.commit = sublet_commit as *const () as u64;
     hot.tlb_mask = (crate::state::TLB_ENTRIES as u64 - 1) << 12;
     hot.page_mask = !0xfff;
+    hot.not_ac_mask = !crate::state::flag::AC;
     // Branch targets are mostly even in bits 0 and 1 of interest: functions start at multiples of 16.
     hot.jump_mask = (crate::state::JUMP_ENTRIES as u64 - 1) << 1;
     hot.bit_masks = [63, 31, 15];

@@ -79,7 +79,6 @@ pub struct VcpuCore {
     pub shared: Arc<Shared>,
     /// How other threads reach this one.
     pub requests: Arc<Requests>,
-    pub(super) mode: Mode,
     pub(super) tlb: TlbDirectory,
     pub(super) counters: Counters,
     pub(super) stopped: Option<Stop>,
@@ -115,7 +114,6 @@ impl VcpuCore {
             cpu,
             shared,
             requests,
-            mode: Mode(0),
             tlb: TlbDirectory::default(),
             counters: Counters::default(),
             stopped: None,
@@ -140,6 +138,11 @@ impl VcpuCore {
         core.requests.attach(&core.cpu.state.hot.permit);
         core.cpu.mmu.flush(crate::cpu::Flush::All);
         core
+    }
+
+    /// The mode that translated code runs in.
+    pub(super) fn mode(&self) -> Mode {
+        Mode(self.cpu.state.hot.mode as u32)
     }
 
     /// Counters so far.
@@ -216,7 +219,7 @@ impl VcpuCore {
     fn run_loop(&mut self) -> Exit {
         self.load_vectors();
         self.mode_stale = true;
-        self.event_waits = true;
+        self.set_event_waits(true);
         let mut next = Next::Continue;
         loop {
             next = match next {
@@ -234,7 +237,7 @@ impl VcpuCore {
     fn events(&mut self) -> Option<Exit> {
         // Whoever wants something zeroes the permit; what had to wait is noted here.
         let quiet = self.cpu.state.hot.permit.load(Ordering::Relaxed) != 0;
-        if quiet && !self.event_waits && !self.cpu.events.halted {
+        if quiet && !self.event_waits && !self.cpu.events.halted && self.mmio_writes.is_empty() && !self.panicked {
             return None;
         }
         self.take_requests().or_else(|| self.take_events())
@@ -264,7 +267,7 @@ impl VcpuCore {
     fn take_events(&mut self) -> Option<Exit> {
         loop {
             if let Some(exit) = self.take_event() {
-                self.event_waits = true;
+                self.set_event_waits(true);
                 return Some(exit);
             }
             if !self.cpu.events.halted {
@@ -281,8 +284,13 @@ impl VcpuCore {
     fn note_waiting(&mut self) {
         let chip = self.cpu.apic.as_ref().is_some_and(|apic| apic.has_event());
         let events = &self.cpu.events;
-        self.event_waits = chip || events.nmi_pending || events.injected.is_some() || self.window_wanted;
-        self.cpu.state.hot.nothing_waits = u64::from(!self.event_waits);
+        let waits = chip || events.nmi_pending || events.injected.is_some() || self.window_wanted;
+        self.set_event_waits(waits);
+    }
+
+    fn set_event_waits(&mut self, waits: bool) {
+        self.event_waits = waits;
+        self.cpu.state.hot.nothing_waits = u64::from(!waits);
     }
 
     fn take_event(&mut self) -> Option<Exit> {
@@ -369,7 +377,7 @@ impl VcpuCore {
     /// Find or make the block at RIP and enter it.
     fn enter_current(&mut self) -> Next {
         self.prepare_mode();
-        if self.mode.single_step() {
+        if self.mode().single_step() {
             if let Some(next) = self.code_breakpoint() {
                 return next;
             }
@@ -394,7 +402,8 @@ impl VcpuCore {
             return;
         }
         self.mode_stale = false;
-        self.mode = Mode::of(&self.cpu.state);
+        let mode = Mode::of(&self.cpu.state);
+        self.cpu.state.hot.mode = u64::from(mode.0);
         let watch_key = self.cpu.state.dr[7] & 0xff;
         if watch_key != self.watch_key {
             self.watch_key = watch_key;
@@ -404,7 +413,7 @@ impl VcpuCore {
         while let Some(flush) = self.cpu.mmu.take_pending() {
             self.tlb.flush(&mut self.cpu.state.hot, flush);
         }
-        self.tlb.enter_mode(&mut self.cpu.state.hot, self.mode);
+        self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
     }
 
     fn code_breakpoint(&mut self) -> Option<Next> {
@@ -417,7 +426,7 @@ impl VcpuCore {
 
     fn linear_rip(&self) -> u64 {
         let state = &self.cpu.state;
-        if self.mode.is64() {
+        if self.mode().is64() {
             state.rip
         } else {
             state.rip.wrapping_add(state.segments[seg::CS].base) & 0xffff_ffff
@@ -427,7 +436,7 @@ impl VcpuCore {
     /// The block for RIP; sets `rip_page`.
     fn block_at_rip(&mut self) -> Result<Found, Stop> {
         let rip = self.cpu.state.rip;
-        if let Some((host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode, rip) {
+        if let Some((host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode(), rip) {
             self.cpu.state.hot.rip_page = rip_page;
             return Ok(Found { host, block: None });
         }
@@ -437,19 +446,20 @@ impl VcpuCore {
         let gpa = self.fetch_address(la)?;
         let rip_page = rip.wrapping_sub(la & 0xfff);
         self.cpu.state.hot.rip_page = rip_page;
-        let found = lock(&self.shared.cache).find(gpa, self.mode);
+        let found = lock(&self.shared.cache).find(gpa, self.mode());
         let block = match found {
             Some(block) if self.second_page_holds(block, la)? => block,
             _ => self.translate(la, gpa)?,
         };
         let host = lock(&self.shared.cache).host_address(block);
-        self.tlb.fill_jump(&mut self.cpu.state.hot, self.mode, rip, host, rip_page);
+        let mode = self.mode();
+        self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, host, rip_page);
         Ok(Found { host, block: Some(block) })
     }
 
     fn check_rip(&self) -> Result<(), Exception> {
         let state = &self.cpu.state;
-        let ok = if self.mode.is64() {
+        let ok = if self.mode().is64() {
             is_canonical(state.rip)
         } else {
             state.rip <= u64::from(state.segments[seg::CS].limit)
@@ -463,7 +473,7 @@ impl VcpuCore {
 
     /// Translate the address of code.
     fn fetch_address(&mut self, la: u64) -> Result<u64, Exception> {
-        let user = self.mode.cpl() == 3;
+        let user = self.mode().cpl() == 3;
         if let Some(page) = self.tlb.find_code(la, user) {
             return Ok(page | (la & 0xfff));
         }
@@ -488,12 +498,12 @@ impl VcpuCore {
     fn translate(&mut self, la: u64, gpa: u64) -> Result<BlockId, Stop> {
         let offset = (gpa & 0xfff) as usize;
         let page = self.code_page(gpa);
-        let (translation, second) = match frontend::translate(self.mode, &page[..], offset, None) {
+        let (translation, second) = match frontend::translate(self.mode(), &page[..], offset, None) {
             Fetched::Block(translation) => (translation, None),
             Fetched::NeedsNextPage => {
                 let next_gpa = self.fetch_address((la | 0xfff).wrapping_add(1))?;
                 let next = self.code_page(next_gpa);
-                match frontend::translate(self.mode, &page[..], offset, Some(&next[..])) {
+                match frontend::translate(self.mode(), &page[..], offset, Some(&next[..])) {
                     Fetched::Block(translation) => (translation, Some(next_gpa & !0xfff)),
                     Fetched::NeedsNextPage => return Err(Exception::UNDEFINED.into()),
                 }
@@ -520,7 +530,7 @@ impl VcpuCore {
                 self.cpu.memory.mark_code_page(second, true);
             }
         }
-        cache.insert(gpa, self.mode, second, translation).ok_or(Stop::Exit(Exit::InternalError { code: 2 }))
+        cache.insert(gpa, self.mode(), second, translation).ok_or(Stop::Exit(Exit::InternalError { code: 2 }))
     }
 
     /// A copy of the page of code at `gpa`, from now on protected against unseen stores.
@@ -576,8 +586,8 @@ impl VcpuCore {
                 self.counters.indirect += 1;
                 self.cpu.state.rip = hot.target;
                 if std::mem::take(&mut hot.dead_entry) != 0 {
-                    let rip = hot.target;
-                    self.tlb.forget_jump(hot, self.mode, rip);
+                    let (mode, rip) = (Mode(hot.mode as u32), hot.target);
+                    self.tlb.forget_jump(hot, mode, rip);
                 }
                 Next::Continue
             }
@@ -602,7 +612,7 @@ impl VcpuCore {
     /// RIP = that of the running block's page plus an offset, at the width of the mode.
     pub(super) fn set_rip_in_page(&mut self, page_offset: i64) {
         let rip = self.cpu.state.hot.rip_page.wrapping_add(page_offset as u64);
-        self.cpu.state.rip = match self.mode.code() {
+        self.cpu.state.rip = match self.mode().code() {
             Width::W64 => rip,
             Width::W32 => rip & 0xffff_ffff,
             Width::W16 => rip & 0xffff,
@@ -613,7 +623,7 @@ impl VcpuCore {
         self.counters.links += 1;
         let link = lock(&self.shared.cache).link(number);
         self.set_rip_in_page(link.delta);
-        if self.cpu.state.hot.permit.load(Ordering::SeqCst) == 0 || self.mode.single_step() {
+        if self.cpu.state.hot.permit.load(Ordering::SeqCst) == 0 || self.mode().single_step() {
             return Next::Continue;
         }
         let epoch = lock(&self.shared.cache).epoch;
@@ -636,7 +646,7 @@ impl VcpuCore {
         self.mode_stale = true;
         let instruction = lock(&self.shared.cache).system_instruction(number);
         self.set_rip_in_page(instruction.ip() as i64);
-        match frontend::classify(&instruction, self.mode) {
+        match frontend::classify(&instruction, self.mode()) {
             frontend::Kind::Undefined => return self.raise(Exception::UNDEFINED),
             frontend::Kind::DeviceNotAvailable => return self.raise(Exception::DEVICE_NOT_AVAILABLE),
             _ => {}
@@ -674,7 +684,7 @@ impl VcpuCore {
         if self.cpu.memory.read(gpa, &mut bytes).is_err() {
             return SIMD;
         }
-        let instruction = Decoder::new(self.mode.code().bits(), &bytes, DecoderOptions::NONE).decode();
+        let instruction = Decoder::new(self.mode().code().bits(), &bytes, DecoderOptions::NONE).decode();
         if frontend::is_x87_or_mmx(&instruction) || instruction.mnemonic() == Mnemonic::Wait {
             MATH_FAULT
         } else {

@@ -57,6 +57,7 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
+    pub const AIBRSE: u64 = 1 << 21;
 }
 
 /// CR4 bits that CPUID advertises: (bit, leaf, index in EAX..EDX, bit there).
@@ -286,6 +287,9 @@ impl Cpu {
     /// #GP(0) for reserved bits, or a change of LME while paging is on. LMA is not writable.
     pub fn set_efer(&mut self, value: u64) -> Result<(), Exception> {
         let mut allowed = efer::LMA;
+        if self.cpuid_bit(0x8000_0021, 0, 0, 8) {
+            allowed |= efer::AIBRSE;
+        }
         for (bit, position) in [(efer::SCE, 11), (efer::NXE, 20), (efer::LME, 29)] {
             if self.cpuid_bit(0x8000_0001, 0, 3, position) {
                 allowed |= bit;

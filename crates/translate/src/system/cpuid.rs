@@ -66,8 +66,9 @@ const EMULATED: &[(u32, u32, usize, u32)] = &[
     // NX, 1 GiB pages, RDTSCP.
     (0x8000_0001, 0, EDX, bits(&[20, 26, 27])),
     // Loading a null selector clears the base; returns are not the host's RET, so that SRSO does
-    // not reach them.
-    (0x8000_0021, 0, EAX, bits(&[6, 29])),
+    // not reach them. Automatic IBRS: translated indirect branches look up a table either way, so
+    // that retpolines would cost much and protect nothing (docs/theory/isolation.md).
+    (0x8000_0021, 0, EAX, bits(&[6, 8, 29])),
 ];
 
 /// x87, SSE and AVX.

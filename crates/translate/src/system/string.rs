@@ -351,12 +351,12 @@ impl Cpu {
     /// `None` when it is something else. All lie in one page.
     fn ram_address(&mut self, op: &StringOp, la: u64, elements: u64, kind: Kind) -> Outcome<Option<u64>> {
         let gpa = self.translate_linear(la, self.access(AccessMode::Current, kind))?.gpa;
-        let slot = self.memory.find(gpa).filter(|slot| kind == Kind::Read || !slot.readonly);
+        let page = self.memory.host_page(gpa).filter(|page| kind == Kind::Read || !page.readonly);
         let below = match self.state.rflags & flag::DF != 0 {
             true => (elements - 1) * u64::from(op.size),
             false => 0,
         };
-        Ok(slot.map(|_| gpa - below))
+        Ok(page.map(|_| gpa - below))
     }
 
     fn store_piece(&mut self, op: &StringOp, la: u64, elements: u64) -> Outcome<u64> {
