@@ -14,6 +14,13 @@ from sublet.errors import SubletError
 ENGINES = ("translate", "kvm")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers", "needs_hardware(reason): fails where KVM emulates each instruction, for this reason"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A guest that cannot even be kicked ends the session instead of hanging it."""
     for item in items:
@@ -40,9 +47,14 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def emulated(engine: Engine) -> bool:
-    """Whether this is a KVM that emulates each instruction, and not all of them."""
-    return engine.name == "kvm" and _is_emulated()
+def emulated(engine: Engine, request: pytest.FixtureRequest) -> bool:
+    """Whether this is a KVM that emulates each instruction, and not all of them rightly."""
+    emulated = engine.name == "kvm" and _is_emulated()
+    known = request.node.get_closest_marker("needs_hardware")
+    if emulated and known is not None:
+        reason = f"this host's KVM emulates: {known.args[0]}"
+        request.applymarker(pytest.mark.xfail(reason=reason, run=known.kwargs.get("run", True)))
+    return emulated
 
 
 @pytest.fixture

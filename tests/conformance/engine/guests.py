@@ -65,7 +65,7 @@ CR0_LONG, CR4_LONG, EFER_LONG = 0x8005_0033, 0x6A0, 0xD01
 
 ERROR_CODE_VECTORS: Final = frozenset({8, 10, 11, 12, 13, 14, 17})
 FAULT_PORT: Final = 0xE0
-WATCHDOG_S: Final = 20.0
+WATCHDOG_S: Final = 10.0
 
 
 @cache
@@ -144,7 +144,9 @@ class Fault:
 class Guest:
     """A VM of one vCPU in 64-bit mode at CPL 0, interrupts off, ready at its first instruction."""
 
-    def __init__(self, engine: Engine, *, irqchip: bool = False, emulated: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, *, irqchip: bool = False, timers: bool = False, emulated: bool = False
+    ) -> None:
         self.engine = engine
         self.emulated = emulated
         self.vm: Vm = engine.create_vm()
@@ -152,6 +154,8 @@ class Guest:
         self.vm.set_memslot(0, 0, RAM_SIZE, self.ram)
         if irqchip:
             self.vm.create_irqchip()
+        if timers:
+            self.vm.add_platform_timers()
         self.memory = self.vm.memory
         self.vcpu: Vcpu = self.vm.create_vcpu(0)
 

@@ -48,7 +48,9 @@ def test_a_store_before_an_out_is_in_memory(built: Build) -> None:
 def test_rep_outs_leaves_element_by_element(built: Build, size: int, suffix: str) -> None:
     guest = built(f"lea rsi, [{DATA}]; mov ecx, 3; mov edx, 0x80; rep outs{suffix}; out 0x81, al; hlt")
     guest.memory.write(DATA, bytes(range(1, 13)))
-    expected = [int.from_bytes(bytes(range(1 + size * at, 1 + size * at + size)), "little") for at in range(3)]
+    expected = [
+        int.from_bytes(bytes(range(1 + size * at, 1 + size * at + size)), "little") for at in range(3)
+    ]
     assert guest.outs(3) == expected
     guest.out(0x81)
     assert (guest.regs()["rcx"], guest.regs()["rsi"]) == (0, DATA + 3 * size)
