@@ -71,6 +71,9 @@ impl Engine for TranslateEngine {
     }
 }
 
+/// Where XSAVE images carry XCR0: in bytes that the format leaves to software.
+const XCR0: std::ops::Range<usize> = 464..472;
+
 struct TranslateVm {
     memory: Arc<GuestMemory>,
     shared: Arc<Shared>,
@@ -335,7 +338,7 @@ impl Vcpu for TranslateVcpu {
 
     fn xsave(&mut self) -> Result<Vec<u8>> {
         let mut area = self.core.cpu.state.vector.0.to_vec();
-        area[464..472].copy_from_slice(&self.core.cpu.state.xcr0.to_le_bytes());
+        area[XCR0].copy_from_slice(&self.core.cpu.state.xcr0.to_le_bytes());
         Ok(area)
     }
 
@@ -343,10 +346,17 @@ impl Vcpu for TranslateVcpu {
         if area.len() < 576 || area.len() > XSAVE_AREA_BYTES {
             return Err(EngineError::Invalid(format!("an XSAVE area of {} bytes", area.len())));
         }
+        let mut xcr0 = [0; 8];
+        xcr0.copy_from_slice(&area[XCR0]);
         let target = &mut self.core.cpu.state.vector.0;
         target.fill(0);
         target[..area.len()].copy_from_slice(area);
         self.core.tidy_vectors();
+        // Zero stands for "not given": XCR0 always has bit 0.
+        let xcr0 = u64::from_le_bytes(xcr0);
+        if xcr0 != 0 && self.core.cpu.set_xcr0(xcr0).is_err() {
+            return Err(EngineError::Invalid(format!("XCR0 {xcr0:#x} is not one that the guest could set")));
+        }
         Ok(())
     }
 
