@@ -9,9 +9,12 @@
 use super::execute::{next, Step};
 use super::operand::{segment_index, sign_extend, truncate, MemoryOperand};
 use crate::cpu::{Cpu, Exception, Outcome};
+use crate::mmu::walk::Kind;
 use crate::state::gpr;
 use crate::system::control::cr0;
+use crate::system::memory::AccessMode;
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use sublet_memory::PAGE_SIZE;
 
 /// A vector register, zero-extended to 512 bits.
 pub type VectorBytes = [u8; 64];
@@ -110,6 +113,28 @@ impl Cpu {
 
     fn store_element(&mut self, at: MemoryOperand, index: usize, size: u8, value: u64) -> Outcome {
         self.store(at.after(index as u64 * u64::from(size)), size, value)
+    }
+
+    /// Check that elements can be stored: a masked store that faults stores none of them.
+    fn check_stores(
+        &mut self,
+        at: MemoryOperand,
+        elements: impl Iterator<Item = usize>,
+        size: u8,
+    ) -> Result<(), Exception> {
+        let access = self.access(AccessMode::Current, Kind::Write);
+        let mut checked = None;
+        for n in elements {
+            let target = at.after(n as u64 * u64::from(size));
+            let first = self.operand_linear(target, u64::from(size), Kind::Write)?;
+            for la in [first, first.wrapping_add(u64::from(size) - 1)] {
+                if checked != Some(la / PAGE_SIZE) {
+                    self.translate_linear(la, access)?;
+                    checked = Some(la / PAGE_SIZE);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Address of one element of a VSIB operand; `at` is the operand without its index.
@@ -217,6 +242,7 @@ impl Cpu {
         let at = self.memory_operand(i);
         if i.op0_kind() == OpKind::Memory {
             let data = self.vector_register(i.op2_register().number());
+            self.check_stores(at, (0..elements).filter(active), size)?;
             for n in (0..elements).filter(active) {
                 self.store_element(at, n, size, element(&data, n, size))?;
             }
@@ -254,8 +280,10 @@ impl Cpu {
     }
 
     fn store_masked_bytes(&mut self, at: MemoryOperand, data: &[u8], mask: &[u8]) -> Outcome {
-        for (n, (byte, _)) in data.iter().zip(mask).enumerate().filter(|(_, (_, mask))| **mask & 0x80 != 0) {
-            self.store_element(at, n, 1, u64::from(*byte))?;
+        let active = || (0..data.len()).filter(|n| mask[*n] & 0x80 != 0);
+        self.check_stores(at, active(), 1)?;
+        for n in active() {
+            self.store_element(at, n, 1, u64::from(data[n]))?;
         }
         Ok(())
     }
@@ -265,9 +293,9 @@ impl Cpu {
         self.require_vector_unit()?;
         let data = self.mmx_register(i.op1_register().number()).to_le_bytes();
         let mask = self.mmx_register(i.op2_register().number()).to_le_bytes();
-        self.store_masked_bytes(self.mask_store_target(i), &data, &mask)?;
+        // The x87 state changes even when the store faults.
         self.enter_mmx();
-        Ok(())
+        self.store_masked_bytes(self.mask_store_target(i), &data, &mask)
     }
 
     /// VCOMPRESS to memory and VEXPAND from memory: active elements lie next to each other there.
@@ -280,7 +308,9 @@ impl Cpu {
         let at = self.memory_operand(i);
         let mut data = self.vector_register(register.number());
         if compress {
-            for (position, n) in active.enumerate() {
+            let active: Vec<usize> = active.collect();
+            self.check_stores(at, 0..active.len(), size)?;
+            for (position, n) in active.into_iter().enumerate() {
                 self.store_element(at, position, size, element(&data, n, size))?;
             }
             return Ok(());
