@@ -5,7 +5,8 @@ use super::registers::{home, number, Home};
 use super::{Builder, Host};
 use crate::mode::Width;
 use crate::state::{seg, CpuState, HotState, SegmentRegister};
-use iced_x86::{Instruction, Register};
+use crate::system::operand::operand_segment;
+use iced_x86::{Code, Instruction, Register};
 use std::mem::offset_of;
 use std::rc::Rc;
 
@@ -39,6 +40,12 @@ impl Descriptor {
     const STAY: u32 = 1 << 10;
     const ALIGNED: u32 = 1 << 11;
     const LOAD_TOO: u32 = 1 << 12;
+    const MATH: u32 = 1 << 13;
+    const SEGMENT_CHECK: u32 = 1 << 14;
+    const SEGMENT_SHIFT: u32 = 15;
+    const OPMASK_SHIFT: u32 = 18;
+    const ELEMENT_SHIFT: u32 = 21;
+    const COUNT_SHIFT: u32 = 24;
 
     /// Describe an access of `size` bytes.
     pub fn new(size: usize, kind: AccessKind) -> Self {
@@ -65,6 +72,26 @@ impl Descriptor {
     pub fn load_too(self) -> Self {
         Self(self.0 | Self::LOAD_TOO)
     }
+    /// By an x87 or MMX instruction, which reports a pending x87 exception before it accesses memory.
+    #[must_use]
+    pub fn math(self) -> Self {
+        Self(self.0 | Self::MATH)
+    }
+    /// Not an access: check that the bytes lie in the limits of segment register `segment`.
+    #[must_use]
+    pub fn segment_check(self, segment: usize) -> Self {
+        Self(self.0 | Self::SEGMENT_CHECK | (segment as u32) << Self::SEGMENT_SHIFT)
+    }
+    /// Bits 0 to `count` - 1 (`count` 1 to 64) of opmask register `opmask` (1 to 7) select elements
+    /// of `element` (1, 2, 4 or 8) bytes. When there are more bits than elements the elements are
+    /// repeated: a broadcast.
+    #[must_use]
+    pub fn masked(self, opmask: usize, element: usize, count: usize) -> Self {
+        let selection = (opmask as u32 & 7) << Self::OPMASK_SHIFT
+            | (element.trailing_zeros() & 3) << Self::ELEMENT_SHIFT
+            | ((count as u32 - 1) & 63) << Self::COUNT_SHIFT;
+        Self(self.0 | selection)
+    }
     /// Bytes.
     pub fn size(self) -> u64 {
         u64::from(self.0 & 0xff)
@@ -84,6 +111,29 @@ impl Descriptor {
     /// See [`Self::aligned`].
     pub fn is_aligned(self) -> bool {
         self.0 & Self::ALIGNED != 0
+    }
+    /// See [`Self::math`].
+    pub fn is_math(self) -> bool {
+        self.0 & Self::MATH != 0
+    }
+    /// The segment register of a [`Self::segment_check`].
+    pub fn checked_segment(self) -> Option<usize> {
+        (self.0 & Self::SEGMENT_CHECK != 0).then_some((self.0 >> Self::SEGMENT_SHIFT & 7) as usize)
+    }
+    /// Which of the bytes are accessed, bit 0 for the first, given the opmask registers.
+    pub fn selected(self, opmasks: &[u64; 8]) -> u128 {
+        let all = u128::MAX >> (128 - self.size().clamp(1, 128));
+        let opmask = (self.0 >> Self::OPMASK_SHIFT & 7) as usize;
+        if opmask == 0 {
+            return all;
+        }
+        let element = 1 << (self.0 >> Self::ELEMENT_SHIFT & 3);
+        let count = (self.0 >> Self::COUNT_SHIFT & 63) + 1;
+        let elements = (self.size() / element).max(1);
+        (0..u64::from(count))
+            .filter(|bit| opmasks[opmask] >> bit & 1 != 0)
+            .fold(0, |selected, bit| selected | ((1 << element) - 1) << (bit % elements * element))
+            & all
     }
     /// Whether the bytes' present value matters.
     pub fn loads(self) -> bool {
@@ -105,6 +155,10 @@ impl Builder {
     ) -> Result<(), Unencodable> {
         let (tags, addends) = self.tlb(descriptor.is_write());
         let size = descriptor.size() as i32;
+        let beyond = match descriptor.is_stack() && self.has_limited_stack() {
+            true => Some(self.stack_limit(address)?),
+            false => None,
+        };
         self.asm.pext(Host::RCX, address, hot!(tlb_mask));
         self.asm.load_indexed(Host::R15, addends, Host::RCX);
         self.asm.load_indexed(Host::RCX, tags, Host::RCX);
@@ -117,8 +171,91 @@ impl Builder {
         operation(self, Place::Direct(address))?;
         let done = self.asm.position();
         self.later(move |builder| {
+            beyond.into_iter().flatten().for_each(|patch| builder.asm.bind(patch));
             builder.asm.bind(miss);
             builder.slow_access(address, descriptor, resume, done, &operation);
+        });
+        Ok(())
+    }
+
+    /// Whether SS has a limit or type that stack accesses must be checked against.
+    fn has_limited_stack(&self) -> bool {
+        !self.mode.is64() && !self.mode.stack_flat()
+    }
+
+    /// As [`Self::segment_limit`] for the linear address of a stack access: the slow path checks it,
+    /// unless SS is a plain 4 GiB segment.
+    fn stack_limit(&mut self, address: Host) -> Result<[super::assembler::Patch; 2], Unencodable> {
+        debug_assert!(address == Host::R14);
+        self.segment_limit(seg::SS, None)
+    }
+
+    /// Jump to the patches unless segment register `index` is a present, writable, expand-up data
+    /// segment that holds the `size` bytes at offset R14 (`None`: that has all of 4 GiB).
+    /// Uses RCX and R15, keeps flags.
+    fn segment_limit(
+        &mut self,
+        index: usize,
+        size: Option<u64>,
+    ) -> Result<[super::assembler::Patch; 2], Unencodable> {
+        // In the word of limit, selector and attributes: type bits W, E, code, and P.
+        const TYPE_MASK: u64 = 0x008e << 48;
+        const WRITABLE_PRESENT: u64 = 0b1001;
+        let rest = segment_field(index, offset_of!(SegmentRegister, limit));
+        self.asm.load(Host::RCX, rest);
+        self.asm.mov_immediate(Host::R15, TYPE_MASK);
+        self.three_operands(Code::VEX_Pext_r64_r64_rm64, Register::RCX, Register::RCX, Register::R15)?;
+        self.asm.lea_base(Host::RCX, Host::RCX, -(WRITABLE_PRESENT as i32));
+        let other_type = self.jump_unless_rcx_zero();
+        self.asm.load(Host::RCX, rest);
+        self.asm.mov32(Host::RCX, Host::RCX);
+        match size {
+            Some(size) => self.asm.lea_base(Host::R15, Host::R14, size as i32 - 1),
+            None => self.asm.mov_immediate(Host::R15, u64::from(u32::MAX)),
+        }
+        // limit - last = limit + not last + 1; its sign bit decides. `not r15` keeps flags.
+        self.asm.bytes(&[0x49, 0xf7, 0xd7]);
+        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R15, 1)), 1);
+        self.asm.mov_immediate(Host::R15, 63);
+        self.three_operands(Code::VEX_Shrx_r64_rm64_r64, Register::RCX, Register::RCX, Register::R15)?;
+        Ok([other_type, self.jump_unless_rcx_zero()])
+    }
+
+    fn three_operands(
+        &mut self,
+        code: Code,
+        to: Register,
+        from: Register,
+        by: Register,
+    ) -> Result<(), Unencodable> {
+        let instruction = Instruction::with3(code, to, from, by).map_err(|_| Unencodable)?;
+        self.encode(&instruction)
+    }
+
+    fn jump_unless_rcx_zero(&mut self) -> super::assembler::Patch {
+        let zero = self.asm.jrcxz();
+        let patch = self.asm.jump();
+        self.asm.bind_short(zero);
+        patch
+    }
+
+    /// Raise the exception of a segment violation unless the `size` bytes at offset R14 may be
+    /// accessed through segment register `index`.
+    pub(super) fn check_segment(
+        &mut self,
+        index: usize,
+        size: u64,
+        kind: AccessKind,
+    ) -> Result<(), Unencodable> {
+        let descriptor = Descriptor::new(size as usize, kind).segment_check(index);
+        let violations = self.segment_limit(index, Some(size))?;
+        let resume = self.asm.position();
+        self.later(move |builder| {
+            violations.into_iter().for_each(|patch| builder.asm.bind(patch));
+            builder.asm.mov_immediate(Host::RCX, u64::from(descriptor.0));
+            builder.asm.call_gs(hot!(slow_access));
+            let back = builder.asm.jump();
+            builder.asm.point(back, resume);
         });
         Ok(())
     }
@@ -177,36 +314,55 @@ impl Builder {
     /// Compute the linear address of the memory operand; returns the register that holds it
     /// (R14, or the guest's base register itself). Uses RCX, R14, R15.
     pub(super) fn linear_address(&mut self, instruction: &Instruction) -> Result<Host, Unencodable> {
-        let segment = instruction.memory_segment();
-        let based = self.segment_base(segment);
-        if based.is_none() {
+        let index = operand_segment(instruction, self.mode.is64());
+        // Only limits and types ask what the access does.
+        let kind = if self.mode.is64() { AccessKind::Read } else { self.memory_access(instruction) };
+        if !self.segment_matters(index, kind) {
             if let Some(base) = self.plain_base(instruction) {
                 return Ok(base);
             }
         }
         self.effective_address(Host::R14, instruction)?;
-        if let Some(offset) = based {
+        let size = instruction.memory_size().size().max(1) as u64;
+        self.add_segment(index, size, kind)?;
+        Ok(Host::R14)
+    }
+
+    /// Whether an access through segment register `index` needs a check or has a base.
+    fn segment_matters(&self, index: usize, kind: AccessKind) -> bool {
+        let to_code = index == seg::CS && kind == AccessKind::Write && !self.mode.is64();
+        to_code || self.base_offset(index).is_some()
+    }
+
+    /// Turn the offset in R14 of `size` bytes into a linear address, with the segment's checks.
+    /// Uses RCX and R15.
+    pub(super) fn add_segment(
+        &mut self,
+        index: usize,
+        size: u64,
+        kind: AccessKind,
+    ) -> Result<(), Unencodable> {
+        if !self.segment_matters(index, kind) {
+            return Ok(());
+        }
+        if !self.mode.is64() {
+            self.check_segment(index, size, kind)?;
+        }
+        if let Some(offset) = self.base_offset(index) {
             self.asm.load(Host::R15, offset);
             self.asm.lea(self.mode.is64(), Host::R14, Some(Host::R14), Some((Host::R15, 1)), 0);
         }
-        Ok(Host::R14)
+        Ok(())
     }
 
     /// Offset of the base of `segment` if it has to be added.
     pub(super) fn segment_base(&self, segment: Register) -> Option<i32> {
-        let index = match segment {
-            Register::ES => seg::ES,
-            Register::CS => seg::CS,
-            Register::SS => seg::SS,
-            Register::FS => seg::FS,
-            Register::GS => seg::GS,
-            _ => seg::DS,
-        };
+        self.base_offset(crate::system::operand::segment_index(segment))
+    }
+
+    fn base_offset(&self, index: usize) -> Option<i32> {
         let flat = !matches!(index, seg::FS | seg::GS) && self.mode.flat();
-        let at = offset_of!(CpuState, segments)
-            + index * std::mem::size_of::<SegmentRegister>()
-            + offset_of!(SegmentRegister, base);
-        (!flat).then_some(at as i32)
+        (!flat).then_some(segment_field(index, offset_of!(SegmentRegister, base)))
     }
 
     /// The host register that already holds the address, for an operand like `[rax]`.
@@ -265,8 +421,13 @@ impl Builder {
     }
 }
 
+/// Offset of a field of segment register `index` from the GS base.
+fn segment_field(index: usize, field: usize) -> i32 {
+    (offset_of!(CpuState, segments) + index * std::mem::size_of::<SegmentRegister>() + field) as i32
+}
+
 /// Address size of the memory operand.
-fn address_width(instruction: &Instruction, code: Width) -> Width {
+pub(super) fn address_width(instruction: &Instruction, code: Width) -> Width {
     let by_size = |size: usize| match size {
         2 => Width::W16,
         4 => Width::W32,

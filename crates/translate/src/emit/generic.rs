@@ -1,10 +1,14 @@
 //! The bulk of the instruction set: decode, rename, translate the memory operand, encode.
 
-use super::access::{AccessKind, Descriptor, Operation, Place};
+use super::access::{address_width, AccessKind, Descriptor, Operation, Place};
 use super::builder::{hot, Unencodable};
+use super::masked::masked_elements;
 use super::registers::{home, is_high_byte, number, sized, Home, GUEST_RCX};
 use super::{Builder, Host};
-use crate::state::{CpuState, HotState};
+use crate::frontend;
+use crate::mode::Width;
+use crate::state::{seg, CpuState, HotState};
+use crate::system::operand::operand_segment;
 use iced_x86::{
     Code, EncodingKind, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
     Register,
@@ -26,7 +30,13 @@ impl Builder {
         let mut instruction = *instruction;
         normalise(&mut instruction, self.mode.is64())?;
         let Some(memory) = memory_operand(&instruction) else {
-            return self.register_form(&instruction, bytes);
+            return match instruction.mnemonic() {
+                Mnemonic::Vzeroupper | Mnemonic::Vzeroall if !self.mode.is64() => {
+                    self.clear_low_vectors(instruction.mnemonic() == Mnemonic::Vzeroall);
+                    Ok(())
+                }
+                _ => self.register_form(&instruction, bytes),
+            };
         };
         if matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
             && instruction.op1_kind() == OpKind::Register
@@ -52,25 +62,61 @@ impl Builder {
 
     /// Size and kind of the access that memory operand `index` makes.
     fn describe(&mut self, instruction: &Instruction, index: u32) -> Descriptor {
-        let access = self.operand_access(instruction, index);
+        let kind = self.access_kind(instruction, index);
         let size = match instruction.mnemonic() {
             Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => 1,
             _ => instruction.memory_size().size().clamp(1, crate::state::BOUNCE_BYTES),
         };
-        let writes =
-            !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None);
-        let kind = if writes { AccessKind::Write } else { AccessKind::Read };
         let mut descriptor = Descriptor::new(size, kind);
-        if writes && (access != OpAccess::Write || instruction.has_op_mask()) {
+        let math = frontend::waits_for_x87(instruction);
+        // An x87 store that raises an unmasked exception stores nothing.
+        let partial = math || self.operand_access(instruction, index) != OpAccess::Write;
+        if kind == AccessKind::Write && partial {
             descriptor = descriptor.load_too();
+        }
+        if math {
+            descriptor = descriptor.math();
         }
         if needs_alignment(instruction, size) {
             descriptor = descriptor.aligned();
         }
-        if instruction.memory_segment() == Register::SS {
+        if operand_segment(instruction, self.mode.is64()) == seg::SS {
             descriptor = descriptor.stack();
         }
-        descriptor
+        match masked_elements(instruction, size) {
+            Some((element, count)) => descriptor.masked(instruction.op_mask().number(), element, count),
+            None => descriptor,
+        }
+    }
+
+    fn access_kind(&mut self, instruction: &Instruction, index: u32) -> AccessKind {
+        match self.operand_access(instruction, index) {
+            OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None => AccessKind::Read,
+            _ => AccessKind::Write,
+        }
+    }
+
+    /// What the instruction does with its explicit memory operand.
+    pub(super) fn memory_access(&mut self, instruction: &Instruction) -> AccessKind {
+        match memory_operand(instruction) {
+            Some(index) => self.access_kind(instruction, index),
+            None => AccessKind::Read,
+        }
+    }
+
+    /// VZEROUPPER, or VZEROALL, of registers 0 to 7: those that code of less than 64 bits has
+    /// (Intel SDM vol. 2C "VZEROALL").
+    fn clear_low_vectors(&mut self, all: bool) {
+        for register in 0..8u8 {
+            let modrm = 0xc0 | register << 3 | register;
+            if all {
+                // vpxor xmm, xmm, xmm; the second operand is inverted in the prefix.
+                self.asm.bytes(&[0xc5, 0x81 | (!register & 15) << 3, 0xef, modrm]);
+            } else {
+                // vmovaps xmm, xmm
+                self.asm.bytes(&[0xc5, 0xf8, 0x28, modrm]);
+            }
+        }
     }
 
     fn operand_access(&mut self, instruction: &Instruction, index: u32) -> OpAccess {
@@ -260,15 +306,20 @@ impl Builder {
         };
         let kind = if instruction.mnemonic() == Mnemonic::Bt { AccessKind::Read } else { AccessKind::Write };
         let descriptor = Descriptor::new(register.size(), kind).load_too();
-        let address = self.linear_address(instruction)?;
+        let index = operand_segment(instruction, self.mode.is64());
+        let descriptor = if index == seg::SS { descriptor.stack() } else { descriptor };
+        self.effective_address(Host::R14, instruction)?;
         // The signed bit offset, in units of the operand's size.
         self.sign_extended(Host::RCX, guest, register.size());
         self.asm.mov_immediate(Host::R15, u64::from(shift));
         self.asm.sarx(Host::RCX, Host::RCX, Host::R15);
-        self.asm.lea(true, Host::R14, Some(address), Some((Host::RCX, register.size() as u8)), 0);
-        if !self.mode.is64() {
-            self.asm.mov32(Host::R14, Host::R14);
+        self.asm.lea(true, Host::R14, Some(Host::R14), Some((Host::RCX, register.size() as u8)), 0);
+        match address_width(instruction, self.mode.code()) {
+            Width::W64 => {}
+            Width::W32 => self.asm.mov32(Host::R14, Host::R14),
+            Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
         }
+        self.add_segment(index, descriptor.size(), kind)?;
         let instruction = *instruction;
         let mask = hot!(bit_masks) + 8 * mask as i32;
         self.access(
@@ -357,7 +408,10 @@ fn needs_alignment(instruction: &Instruction, size: usize) -> bool {
         M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => true,
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => false,
         M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Pcmpestri64 | M::Pcmpestrm64 => false,
-        M::Cmpxchg16b => true,
+        M::Cmpxchg16b | M::Cvtpd2pi | M::Cvttpd2pi => true,
+        // Processors differ; where the access is direct this one decides.
+        M::Sha1msg1 | M::Sha1msg2 | M::Sha1nexte | M::Sha1rnds4 => false,
+        M::Sha256msg1 | M::Sha256msg2 | M::Sha256rnds2 => false,
         _ => {
             let vector = (0..instruction.op_count()).any(|index| {
                 instruction.op_kind(index) == OpKind::Register && instruction.op_register(index).is_xmm()

@@ -5,6 +5,7 @@ mod assembler;
 mod branch;
 mod builder;
 mod generic;
+mod masked;
 mod registers;
 mod special;
 mod system;

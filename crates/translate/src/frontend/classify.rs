@@ -76,9 +76,16 @@ fn is_x87(feature: CpuidFeature) -> bool {
     matches!(feature, FPU | FPU287 | FPU387)
 }
 
-/// Whether an unmasked exception of the instruction is #MF (not #XM).
-pub fn is_x87_or_mmx(instruction: &Instruction) -> bool {
-    matches!(unit(instruction), Unit::X87 | Unit::Mmx | Unit::Wait)
+/// Whether a pending x87 exception is reported before the instruction does anything else
+/// (Intel SDM vol. 1 §8.6 "x87 FPU Exception Synchronization").
+pub fn waits_for_x87(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let silent = matches!(
+        instruction.mnemonic(),
+        M::Fnstcw | M::Fnstsw | M::Fnstenv | M::Fnsave | M::Fninit | M::Fnclex
+    );
+    let mmx = has_register(instruction, Register::is_mm);
+    !silent && (mmx || matches!(unit(instruction), Unit::X87 | Unit::Mmx | Unit::Wait))
 }
 
 /// The trap that CR0, CR4 and XCR0 put on the instruction's unit, if any.
@@ -171,7 +178,8 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => true,
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave | M::Xsave64 | M::Xsaveopt => true,
         M::Xsaveopt64 | M::Xsavec | M::Xsavec64 | M::Xsaves | M::Xsaves64 => true,
-        M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 | M::Fnstenv | M::Fnsave => true,
+        M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 => true,
+        M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave => true,
         M::Enter | M::Bound | M::Pusha | M::Pushad | M::Popa | M::Popad | M::Xlatb => true,
         M::Aaa | M::Aas | M::Aad | M::Aam | M::Daa | M::Das | M::Salc => true,
         M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => true,
@@ -243,7 +251,10 @@ fn is_repeated(instruction: &Instruction) -> bool {
         matches!(instruction.op_kind(index), OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::Register)
     });
     let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
-    instruction.has_rep_prefix() || instruction.has_repne_prefix() || !wide || based
+    // Compiled code completes an instruction that reads two devices.
+    let compares =
+        instruction.op0_kind() == OpKind::MemorySegRSI && instruction.op1_kind() == OpKind::MemoryESRDI;
+    compares || instruction.has_rep_prefix() || instruction.has_repne_prefix() || !wide || based
 }
 
 fn is_special(instruction: &Instruction) -> bool {
@@ -257,6 +268,24 @@ fn is_special(instruction: &Instruction) -> bool {
             instruction.mnemonic(),
             M::Jmp | M::Call | M::Ret | M::Push | M::Pop | M::Leave | M::Lea | M::Rdtsc
         )
+}
+
+/// 0F 0D with a register is a no-operation on Intel's processors and #UD on AMD's (APM vol. 3
+/// "PREFETCHlevel"; SDM vol. 2A table A-3); guests see the host's vendor.
+fn refuses_register_prefetch(instruction: &Instruction) -> bool {
+    let reserved = matches!(
+        instruction.code(),
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    );
+    reserved && has_register(instruction, Register::is_gpr) && host_is_amd()
+}
+
+fn host_is_amd() -> bool {
+    static AMD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *AMD.get_or_init(|| {
+        // "Auth"enticAMD, "Hygo"nGenuine.
+        matches!(std::arch::x86_64::__cpuid(0).ebx, 0x6874_7541 | 0x6f67_7948)
+    })
 }
 
 fn is_nothing(instruction: &Instruction) -> bool {
@@ -289,7 +318,7 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
         return Kind::Undefined;
     }
     if is_nothing(instruction) {
-        return Kind::Nothing;
+        return if refuses_register_prefetch(instruction) { Kind::Undefined } else { Kind::Nothing };
     }
     if code.cpuid_features().iter().any(|feature| refused(*feature)) {
         return Kind::Undefined;

@@ -2,12 +2,12 @@
 
 mod classify;
 
-pub use classify::{classify, is_x87_or_mmx, Kind};
+pub use classify::{classify, waits_for_x87, Kind};
 
 use crate::cache::Translation;
 use crate::emit::{Builder, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 /// Longest instruction, in bytes.
 pub const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -48,7 +48,7 @@ fn within_page(mode: Mode, page: &[u8], page_offset: usize) -> Fetched {
             break;
         }
         decoder.decode_out(&mut instruction);
-        if instruction.is_invalid() && bytes.len() - start < MAX_INSTRUCTION_BYTES {
+        if decoder.last_error() == DecoderError::NoMoreBytes {
             if count == 0 {
                 return Fetched::NeedsNextPage;
             }

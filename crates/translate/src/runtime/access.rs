@@ -7,10 +7,12 @@ use super::vcpu::VcpuCore;
 use crate::cpu::{Exception, Stop};
 use crate::emit::Descriptor;
 use crate::mmu::walk::{is_canonical, Access, Kind, Walk};
-use crate::state::BOUNCE_BYTES;
+use crate::state::{seg, BOUNCE_BYTES};
 use crate::system::memory::AccessMode;
 use std::sync::atomic::Ordering;
 use sublet_engine::Exit;
+
+const MATH_FAULT: u8 = 16;
 
 /// Bytes of one access on one page.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,10 +23,45 @@ struct Piece {
     ram: bool,
 }
 
+/// A part of a [`Piece`] that is accessed in one go.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    gpa: u64,
+    /// Offset of the first byte in the access.
+    at: usize,
+    size: usize,
+    ram: bool,
+}
+
+/// The runs of bytes that `selected` (bit 0 for the first) picks from `pieces`.
+fn runs(pieces: [Piece; 2], selected: u128) -> impl Iterator<Item = Run> {
+    let mut at = 0;
+    let mut end = 0;
+    let mut pieces = pieces.into_iter();
+    let mut piece = Piece::default();
+    let mut start = 0;
+    std::iter::from_fn(move || loop {
+        while at == end {
+            piece = pieces.next()?;
+            (start, end) = (at, at + piece.size);
+        }
+        let skipped = ((selected >> at).trailing_zeros() as usize).min(end - at);
+        let size = ((!(selected >> at) >> skipped).trailing_zeros() as usize).min(end - at - skipped);
+        let run =
+            Run { gpa: piece.gpa + (at + skipped - start) as u64, at: at + skipped, size, ram: piece.ram };
+        at += skipped + size;
+        if size > 0 {
+            return Some(run);
+        }
+    })
+}
+
 /// A store that waits in the bounce buffer for its commit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PendingStore {
     pieces: [Piece; 2],
+    /// Which bytes are stored, see [`Descriptor::selected`].
+    selected: u128,
     stays: bool,
 }
 
@@ -57,11 +94,22 @@ pub unsafe extern "sysv64" fn commit(core: *mut VcpuCore, pc: u64) -> u64 {
 impl VcpuCore {
     fn resolve(&mut self, descriptor: Descriptor, la: u64) -> Result<u64, Stop> {
         self.counters.slow_accesses += 1;
+        if let Some(segment) = descriptor.checked_segment() {
+            return self.check_segment(descriptor, segment, la);
+        }
+        if descriptor.is_math() && x87_exception_pending() {
+            return Err(Exception::new(MATH_FAULT).into());
+        }
+        let selected = descriptor.selected(&self.cpu.state.hot.opmask);
+        if selected == 0 {
+            return self.through_bounce(descriptor, la, [Piece::default(); 2], 0);
+        }
+        self.check_stack_limit(descriptor, la)?;
+        self.check_address(descriptor, la, selected)?;
         let size = descriptor.size();
-        self.check_address(descriptor, la)?;
         let crosses = (la & 0xfff) + size > 4096;
         if crosses {
-            return self.resolve_crossing(descriptor, la);
+            return self.resolve_crossing(descriptor, la, selected);
         }
         let walk = self.walk_for(la, descriptor.is_write())?;
         self.watch(la, size, descriptor.is_write());
@@ -70,11 +118,12 @@ impl VcpuCore {
                 descriptor,
                 la,
                 [Piece { gpa: walk.gpa, size: size as usize, ram: false }, Piece::default()],
+                selected,
             );
         };
         if descriptor.is_write() && (page.code || page.readonly) {
             let piece = Piece { gpa: walk.gpa, size: size as usize, ram: !page.readonly };
-            return self.through_bounce(descriptor, la, [piece, Piece::default()]);
+            return self.through_bounce(descriptor, la, [piece, Piece::default()], selected);
         }
         if descriptor.is_write() && page.log_dirty {
             self.cpu.memory.mark_dirty(walk.gpa);
@@ -83,10 +132,26 @@ impl VcpuCore {
         Ok(resume::DIRECT)
     }
 
-    fn check_address(&self, descriptor: Descriptor, la: u64) -> Result<(), Exception> {
+    /// Limit and type checks of an access at offset `offset` of a segment; no access yet.
+    fn check_segment(&mut self, descriptor: Descriptor, segment: usize, offset: u64) -> Result<u64, Stop> {
+        self.cpu.segment_linear(segment, offset, descriptor.size(), kind(descriptor))?;
+        Ok(resume::DIRECT)
+    }
+
+    /// Translated code adds the base of a stack segment that is not flat without checking its limit.
+    fn check_stack_limit(&self, descriptor: Descriptor, la: u64) -> Result<(), Exception> {
+        if !descriptor.is_stack() || self.mode().is64() || self.mode().stack_flat() {
+            return Ok(());
+        }
+        let offset = la.wrapping_sub(self.cpu.state.segments[seg::SS].base) & 0xffff_ffff;
+        self.cpu.segment_linear(seg::SS, offset, descriptor.size(), kind(descriptor)).map(|_| ())
+    }
+
+    fn check_address(&self, descriptor: Descriptor, la: u64, selected: u128) -> Result<(), Exception> {
         let size = descriptor.size();
-        let canonical =
-            !self.cpu.state.long_mode() || (is_canonical(la) && is_canonical(la.wrapping_add(size - 1)));
+        let first = la.wrapping_add(u64::from(selected.trailing_zeros()));
+        let last = la.wrapping_add(u64::from(127 - selected.leading_zeros()));
+        let canonical = !self.cpu.state.long_mode() || (is_canonical(first) && is_canonical(last));
         if !canonical {
             return Err(if descriptor.is_stack() { Exception::stack(0) } else { Exception::protection(0) });
         }
@@ -120,23 +185,32 @@ impl VcpuCore {
         }
     }
 
-    fn resolve_crossing(&mut self, descriptor: Descriptor, la: u64) -> Result<u64, Stop> {
+    /// Pages that hold no selected byte are not looked at.
+    fn resolve_crossing(&mut self, descriptor: Descriptor, la: u64, selected: u128) -> Result<u64, Stop> {
         self.counters.crossings += 1;
         let size = descriptor.size() as usize;
         let first_size = 4096 - (la & 0xfff) as usize;
         let second_la = self.wrap_linear((la | 0xfff).wrapping_add(1));
         let write = descriptor.is_write();
-        let first = self.walk_for(la, write)?;
-        let second = self.walk_for(second_la, write)?;
-        self.watch(la, size as u64, write);
-        let is_ram = |core: &Self, gpa: u64| {
-            core.cpu.memory.host_page(gpa).is_some_and(|page| !(write && page.readonly))
-        };
-        let pieces = [
-            Piece { gpa: first.gpa, size: first_size, ram: is_ram(self, first.gpa) },
-            Piece { gpa: second.gpa, size: size - first_size, ram: is_ram(self, second.gpa) },
+        let mut pieces = [
+            Piece { size: first_size, ..Piece::default() },
+            Piece { size: size - first_size, ..Piece::default() },
         ];
-        self.through_bounce(descriptor, la, pieces)
+        if selected & ((1 << first_size) - 1) != 0 {
+            self.place_piece(&mut pieces[0], la, write)?;
+        }
+        if selected >> first_size != 0 {
+            self.place_piece(&mut pieces[1], second_la, write)?;
+        }
+        self.watch(la, size as u64, write);
+        self.through_bounce(descriptor, la, pieces, selected)
+    }
+
+    fn place_piece(&mut self, piece: &mut Piece, la: u64, write: bool) -> Result<(), Exception> {
+        piece.gpa = self.walk_for(la, write)?.gpa;
+        let page = self.cpu.memory.host_page(piece.gpa);
+        piece.ram = page.is_some_and(|page| !(write && page.readonly));
+        Ok(())
     }
 
     fn wrap_linear(&self, la: u64) -> u64 {
@@ -149,46 +223,51 @@ impl VcpuCore {
 
     /// Serve the access from the bounce buffer: load its present value if that matters, and for a
     /// store remember where the result goes.
-    fn through_bounce(&mut self, descriptor: Descriptor, la: u64, pieces: [Piece; 2]) -> Result<u64, Stop> {
+    fn through_bounce(
+        &mut self,
+        descriptor: Descriptor,
+        la: u64,
+        pieces: [Piece; 2],
+        selected: u128,
+    ) -> Result<u64, Stop> {
         if !self.mmio_writes.is_empty() {
             // Device accesses stay in order: the earlier store is carried out first.
             return Err(Stop::Exit(Exit::Interrupted));
         }
         if descriptor.loads() {
-            self.load_pieces(&pieces)?;
+            self.load_pieces(pieces, selected)?;
         }
         let buffer = self.cpu.state.hot.bounce.as_ptr() as u64;
         self.cpu.state.hot.access_addend = buffer.wrapping_sub(la);
         if !descriptor.is_write() {
             return Ok(resume::DIRECT);
         }
-        self.store = PendingStore { pieces, stays: descriptor.stays() };
+        self.store = PendingStore { pieces, selected, stays: descriptor.stays() };
         Ok(resume::BOUNCE)
     }
 
-    fn load_pieces(&mut self, pieces: &[Piece; 2]) -> Result<(), Stop> {
+    /// Bytes that are not selected are zero.
+    fn load_pieces(&mut self, pieces: [Piece; 2], selected: u128) -> Result<(), Stop> {
         let mut data = [0u8; BOUNCE_BYTES];
-        let mut at = 0;
         let mut reads = 0;
-        for piece in pieces.iter().filter(|piece| piece.size > 0) {
-            let target = &mut data[at..at + piece.size];
-            if self.cpu.memory.read(piece.gpa, target).is_err() {
-                self.load_device(piece, &mut data[at..at + piece.size], &mut reads)?;
+        for run in runs(pieces, selected) {
+            let target = &mut data[run.at..run.at + run.size];
+            if self.cpu.memory.read(run.gpa, target).is_err() {
+                self.load_device(run, target, &mut reads)?;
             }
-            at += piece.size;
         }
         self.mmio_reads.clear();
-        self.cpu.state.hot.bounce[..at].copy_from_slice(&data[..at]);
+        self.cpu.state.hot.bounce = data;
         Ok(())
     }
 
     /// Read from a device in aligned parts of at most 8 bytes. The instruction restarts for each;
     /// `mmio_reads` keeps those that are done.
-    fn load_device(&mut self, piece: &Piece, data: &mut [u8], reads: &mut usize) -> Result<(), Stop> {
+    fn load_device(&mut self, run: Run, data: &mut [u8], reads: &mut usize) -> Result<(), Stop> {
         let mut done = 0;
-        while done < piece.size {
-            let gpa = piece.gpa + done as u64;
-            let size = bus_size(gpa, piece.size - done);
+        while done < run.size {
+            let gpa = run.gpa + done as u64;
+            let size = bus_size(gpa, run.size - done);
             let value = match self.mmio_reads.get(*reads) {
                 Some(value) => *value,
                 None => {
@@ -207,12 +286,10 @@ impl VcpuCore {
     fn commit_store(&mut self, pc: u64) -> u64 {
         let store = self.store;
         let bounce = self.cpu.state.hot.bounce;
-        let mut at = 0;
-        for piece in store.pieces.iter().filter(|piece| piece.size > 0) {
-            let data = &bounce[at..at + piece.size];
-            at += piece.size;
-            if !(piece.ram && self.cpu.memory.write(piece.gpa, data).is_ok()) {
-                self.store_device(piece, data);
+        for run in runs(store.pieces, store.selected) {
+            let data = &bounce[run.at..run.at + run.size];
+            if !(run.ram && self.cpu.memory.write(run.gpa, data).is_ok()) {
+                self.store_device(run, data);
             }
         }
         if store.stays {
@@ -229,11 +306,11 @@ impl VcpuCore {
         resume::DIRECT
     }
 
-    fn store_device(&mut self, piece: &Piece, data: &[u8]) {
+    fn store_device(&mut self, run: Run, data: &[u8]) {
         let mut done = 0;
-        while done < piece.size {
-            let gpa = piece.gpa + done as u64;
-            let size = bus_size(gpa, piece.size - done);
+        while done < run.size {
+            let gpa = run.gpa + done as u64;
+            let size = bus_size(gpa, run.size - done);
             let mut value = [0; 8];
             value[..size].copy_from_slice(&data[done..done + size]);
             if let Err(Stop::Exit(exit)) = self.cpu.mmio_write(gpa, size as u8, u64::from_le_bytes(value)) {
@@ -260,6 +337,23 @@ impl VcpuCore {
         self.stopped = Some(stop);
         self.cpu.state.hot.exit_reason = super::entry::exit::ACCESS;
     }
+}
+
+fn kind(descriptor: Descriptor) -> Kind {
+    match descriptor.is_write() {
+        true => Kind::Write,
+        false => Kind::Read,
+    }
+}
+
+/// Whether the guest's x87 state, which stays in the processor while compiled code runs, has an
+/// unmasked exception pending (status word bit 7, ES).
+fn x87_exception_pending() -> bool {
+    const ES: u16 = 1 << 7;
+    let status: u16;
+    // SAFETY: stores the status word, changes nothing and does not wait for exceptions.
+    unsafe { std::arch::asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags)) };
+    status & ES != 0
 }
 
 /// The largest naturally aligned part of at most 8 bytes.

@@ -78,7 +78,8 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
     // SAFETY: `pc` is in a code cache, so that GS is the running vCPU's state.
     unsafe {
         store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_pc), pc);
-        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_vector), vector(signal, info));
+        let vector = vector(registers[libc::REG_TRAPNO as usize]);
+        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_vector), vector);
     }
     registers[libc::REG_RIP as usize] = entry::fault_exit() as i64;
 }
@@ -90,14 +91,11 @@ unsafe fn store_gs(offset: usize, value: u64) {
     unsafe { std::arch::asm!("mov gs:[{0}], {1}", in(reg) offset, in(reg) value, options(nostack)) };
 }
 
-fn vector(signal: i32, info: *mut libc::siginfo_t) -> u64 {
-    // SAFETY: the kernel passes a valid siginfo for the duration of the handler.
-    let code = unsafe { (*info).si_code };
-    const FPE_INTDIV: i32 = 1;
-    match (signal, code) {
-        (libc::SIGFPE, FPE_INTDIV) => 0,
-        (libc::SIGFPE, _) => super::vcpu::FLOATING_POINT,
-        (libc::SIGILL, _) => 6,
+/// The guest's exception for a trap number, which the kernel takes from the processor's: #DE, #UD,
+/// #MF and #XM stay what they are, all else is #GP.
+fn vector(trap: i64) -> u64 {
+    match trap {
+        0 | 6 | 16 | 19 => trap as u64,
         _ => 13,
     }
 }

@@ -11,7 +11,7 @@ use crate::mode::{Mode, Width};
 use crate::state::{flag, seg, XSAVE_AREA_BYTES};
 use crate::system::interrupt::Event;
 use crate::system::memory::AccessMode;
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::Mnemonic;
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
@@ -19,8 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use sublet_engine::Exit;
 
-/// `fault_vector` of a SIGFPE that is not a division: #MF or #XM, as the instruction tells.
-pub const FLOATING_POINT: u64 = 0x100;
 const PAGE: usize = 4096;
 const PANIC_CODE: u32 = 1;
 const RESUME_FLAG: u64 = flag::RF;
@@ -237,7 +235,12 @@ impl VcpuCore {
     fn events(&mut self) -> Option<Exit> {
         // Whoever wants something zeroes the permit; what had to wait is noted here.
         let quiet = self.cpu.state.hot.permit.load(Ordering::Relaxed) != 0;
-        if quiet && !self.event_waits && !self.cpu.events.halted && self.mmio_writes.is_empty() && !self.panicked {
+        if quiet
+            && !self.event_waits
+            && !self.cpu.events.halted
+            && self.mmio_writes.is_empty()
+            && !self.panicked
+        {
             return None;
         }
         self.take_requests().or_else(|| self.take_events())
@@ -634,7 +637,9 @@ impl VcpuCore {
         };
         let mut cache = lock(&self.shared.cache);
         let block = found.block.or_else(|| cache.find_by_host(found.host));
-        if let Some(block) = block.filter(|&block| cache.epoch == epoch && cache.block(block).second_page.is_none()) {
+        if let Some(block) =
+            block.filter(|&block| cache.epoch == epoch && cache.block(block).second_page.is_none())
+        {
             cache.connect(number, block);
         }
         Next::Enter(found.host)
@@ -654,6 +659,9 @@ impl VcpuCore {
         if uses_vectors(&instruction) {
             self.store_vectors();
         }
+        // A software interrupt clears TF; no single-step trap follows in its handler.
+        self.event_was_exception =
+            matches!(instruction.mnemonic(), Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into);
         match self.cpu.execute(&instruction) {
             Ok(()) => Next::Continue,
             Err(Stop::Exception(exception)) => self.raise(exception),
@@ -667,29 +675,10 @@ impl VcpuCore {
         let Some((_, page_offset)) = located else { return Next::Leave(Exit::InternalError { code: 3 }) };
         self.set_rip_in_page(i64::from(page_offset));
         let exception = match vector {
-            FLOATING_POINT => Exception::new(self.floating_point_vector()),
             13 => Exception::protection(0),
             vector => Exception::new(vector as u8),
         };
         self.raise(exception)
-    }
-
-    /// #MF for x87 instructions, #XM for the others.
-    fn floating_point_vector(&mut self) -> u8 {
-        const MATH_FAULT: u8 = 16;
-        const SIMD: u8 = 19;
-        let mut bytes = [0; frontend::MAX_INSTRUCTION_BYTES];
-        let la = self.linear_rip();
-        let Ok(gpa) = self.fetch_address(la) else { return SIMD };
-        if self.cpu.memory.read(gpa, &mut bytes).is_err() {
-            return SIMD;
-        }
-        let instruction = Decoder::new(self.mode().code().bits(), &bytes, DecoderOptions::NONE).decode();
-        if frontend::is_x87_or_mmx(&instruction) || instruction.mnemonic() == Mnemonic::Wait {
-            MATH_FAULT
-        } else {
-            SIMD
-        }
     }
 
     /// Bring `state.vector` up to date; the processor's x87 unit is left at the host's defaults.
@@ -741,7 +730,9 @@ fn uses_vectors(instruction: &iced_x86::Instruction) -> bool {
             | M::Xrstors
             | M::Xrstors64
             | M::Fnstenv
+            | M::Fstenv
             | M::Fnsave
+            | M::Fsave
             | M::Maskmovq
             | M::Xgetbv
     );

@@ -50,6 +50,21 @@ pub fn segment_index(register: Register) -> usize {
     }
 }
 
+/// Index of the segment register that the explicit memory operand goes through. 64-bit code has no
+/// segment prefixes but FS and GS: there RSP and RBP as base mean SS, whatever prefixes say
+/// (Intel SDM vol. 1 §3.7.4.1 "Segmentation in 64-Bit Mode").
+pub fn operand_segment(instruction: &Instruction, code64: bool) -> usize {
+    let named = segment_index(instruction.memory_segment());
+    if !code64 || named >= seg::FS {
+        return named;
+    }
+    let base = instruction.memory_base();
+    match base.is_gpr() && matches!(base.full_register(), Register::RSP | Register::RBP) {
+        true => seg::SS,
+        false => seg::DS,
+    }
+}
+
 /// AH, CH, DH or BH.
 fn is_high_byte(register: Register) -> bool {
     matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
@@ -150,7 +165,7 @@ impl Cpu {
             offset = offset.wrapping_add(self.gpr_read(index).wrapping_mul(scale));
         }
         MemoryOperand {
-            segment: segment_index(instruction.memory_segment()),
+            segment: operand_segment(instruction, self.state.code64()),
             offset: truncate(offset, size),
             address_size: size,
         }
