@@ -175,7 +175,7 @@ pub struct CpuState {
 /// Entries of each software TLB; a power of two.
 pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 2048;
+pub const JUMP_ENTRIES: usize = 4096;
 /// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
 pub const MMU_INDICES: usize = 3;
 /// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user.

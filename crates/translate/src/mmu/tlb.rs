@@ -49,8 +49,12 @@ impl Tlb {
     }
 }
 
+/// The RIP bits that select a jump-cache entry: all low ones but bit 1. Functions start at
+/// multiples of 16, and a function that calls in its first instruction is returned to 5 bytes on.
+pub const JUMP_MASK: u64 = 1 | (JUMP_ENTRIES as u64 / 2 - 1) << 2;
+
 fn jump_index(rip: u64) -> usize {
-    (rip >> 1) as usize & (JUMP_ENTRIES - 1)
+    (rip & 1 | (rip >> 2 & (JUMP_ENTRIES as u64 / 2 - 1)) << 1) as usize
 }
 
 impl JumpCache {
@@ -61,18 +65,19 @@ impl JumpCache {
     }
 
     fn clear_entry(&mut self, entry: usize) {
-        let rip = if entry == 0 { NOWHERE + 2 } else { NOWHERE };
+        let rip = if entry == 0 { NOWHERE + 4 } else { NOWHERE };
         self.tag[entry] = rip.wrapping_neg();
     }
 
-    fn fill(&mut self, rip: u64, host: u64, rip_page: u64) {
-        let entry = jump_index(rip);
+    fn fill(&mut self, entry: usize, rip: u64, host: u64, rip_page: u64) {
         self.tag[entry] = rip.wrapping_neg();
         self.host[entry] = host;
         self.rip_page[entry] = rip_page;
     }
 }
 
+/// Up to this many filled entries a jump cache is cleared one by one.
+const FEW_JUMPS: usize = 512;
 /// Entries of the instruction TLB.
 const CODE_ENTRIES: usize = 256;
 
@@ -89,8 +94,10 @@ pub struct TlbDirectory {
     local_kernel_code: bool,
     /// The mode whose blocks each jump cache holds.
     jump_modes: [Option<Mode>; JUMP_CACHES],
-    /// Flushes of everything, of non-global entries, of single pages.
-    pub flushes: [u64; 3],
+    /// Entries filled since each jump cache was cleared, while there are few.
+    jump_filled: [Vec<u16>; JUMP_CACHES],
+    /// Flushes of everything, of non-global entries, of single pages, of all jump caches.
+    pub flushes: [u64; 4],
 }
 
 const NO_CODE: (u64, u64) = (u64::MAX, 0);
@@ -103,7 +110,8 @@ impl Default for TlbDirectory {
             code_pages: [0; 16],
             local_kernel_code: false,
             jump_modes: [None; JUMP_CACHES],
-            flushes: [0; 3],
+            jump_filled: std::array::from_fn(|_| (0..=FEW_JUMPS as u16).collect()),
+            flushes: [0; 4],
         }
     }
 }
@@ -155,7 +163,11 @@ impl TlbDirectory {
     pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, host: u64, rip_page: u64) {
         let Some(cache) = mode.jump_cache() else { return };
         self.keep_jumps_of(hot, mode);
-        hot.jump[cache].fill(rip, host, rip_page);
+        let entry = jump_index(rip);
+        if self.jump_filled[cache].len() <= FEW_JUMPS {
+            self.jump_filled[cache].push(entry as u16);
+        }
+        hot.jump[cache].fill(entry, rip, host, rip_page);
     }
 
     /// The block remembered for an indirect branch to `rip`: its host address and RIP page.
@@ -185,17 +197,31 @@ impl TlbDirectory {
     fn keep_jumps_of(&mut self, hot: &mut HotState, mode: Mode) {
         if let Some(cache) = mode.jump_cache() {
             if self.jump_modes[cache] != Some(mode) {
-                hot.jump[cache].clear();
+                self.clear_jump_cache(hot, cache);
                 self.jump_modes[cache] = Some(mode);
             }
         }
     }
 
+    /// Empty one jump cache, at a cost that goes with its use.
+    fn clear_jump_cache(&mut self, hot: &mut HotState, cache: usize) {
+        let filled = &mut self.jump_filled[cache];
+        if filled.len() > FEW_JUMPS {
+            hot.jump[cache].clear();
+        } else {
+            for &entry in filled.iter() {
+                hot.jump[cache].clear_entry(usize::from(entry));
+            }
+        }
+        filled.clear();
+    }
+
     /// Forget all blocks.
     pub fn clear_jumps(&mut self, hot: &mut HotState) {
-        for (cache, mode) in hot.jump.iter_mut().zip(&mut self.jump_modes) {
-            cache.clear();
-            *mode = None;
+        self.flushes[3] += 1;
+        for cache in 0..JUMP_CACHES {
+            self.clear_jump_cache(hot, cache);
+            self.jump_modes[cache] = None;
         }
         self.code_pages = [0; 16];
         self.local_kernel_code = false;
@@ -237,7 +263,7 @@ impl TlbDirectory {
             return self.clear_jumps(hot);
         }
         for cache in [0, 3] {
-            hot.jump[cache].clear();
+            self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
         }
         for entry in self.code.iter_mut().filter(|entry| entry.0 & 1 == 1) {

@@ -288,8 +288,7 @@ pub fn prepare(hot: &mut HotState) {
     hot.tlb_mask = (crate::state::TLB_ENTRIES as u64 - 1) << 12;
     hot.page_mask = !0xfff;
     hot.not_ac_mask = !crate::state::flag::AC;
-    // Branch targets are mostly even in bits 0 and 1 of interest: functions start at multiples of 16.
-    hot.jump_mask = (crate::state::JUMP_ENTRIES as u64 - 1) << 1;
+    hot.jump_mask = crate::mmu::tlb::JUMP_MASK;
     hot.bit_masks = [63, 31, 15];
     hot.avx512 =
         u64::from(std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw"));

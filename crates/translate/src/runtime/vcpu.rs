@@ -148,8 +148,8 @@ impl VcpuCore {
         self.counters
     }
 
-    /// TLB flushes so far: all, local, page.
-    pub fn flushes(&self) -> [u64; 3] {
+    /// Flushes so far: all of the TLBs, non-global entries, single pages; all jump caches.
+    pub fn flushes(&self) -> [u64; 4] {
         self.tlb.flushes
     }
 

@@ -465,6 +465,7 @@ impl Vcpu for TranslateVcpu {
             ("vcpu.tlb_flushes_all", flushes[0]),
             ("vcpu.tlb_flushes_local", flushes[1]),
             ("vcpu.tlb_flushes_page", flushes[2]),
+            ("vcpu.jump_cache_flushes", flushes[3]),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
