@@ -14,8 +14,9 @@ fn index(la: u64) -> usize {
 
 /// The tag of an empty entry: negated address of a page that no lookup of this index asks for.
 fn empty_tag(entry: usize) -> u64 {
-    let page = if entry == 0 { NOWHERE + (1 << PAGE_BITS) } else { NOWHERE };
-    page.wrapping_neg()
+    // Neither the page of an access that looks here nor the next one, into which it may reach.
+    let index = (entry + 2) & (TLB_ENTRIES - 1);
+    (NOWHERE + ((index as u64) << PAGE_BITS)).wrapping_neg()
 }
 
 impl Tlb {
