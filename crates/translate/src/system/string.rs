@@ -6,7 +6,7 @@
 //! registers say exactly which elements are done (Intel SDM vol. 2B "REP").
 
 use super::execute::{Flow, Step};
-use super::operand::{segment_index, truncate};
+use super::operand::{operand_segment, truncate};
 use crate::cpu::{Cpu, Exception, Outcome, Stop};
 use crate::mmu::walk::Kind;
 use crate::state::{flag, gpr, seg};
@@ -101,7 +101,7 @@ fn implicit_address_size(kind: OpKind) -> Option<u8> {
 }
 
 impl StringOp {
-    fn new(i: &Instruction) -> Option<Self> {
+    fn new(i: &Instruction, code64: bool) -> Option<Self> {
         let (operation, size) = operation(i.mnemonic())?;
         let conditional = matches!(operation, Operation::Scan | Operation::Compare);
         let repeat = match (i.has_repe_prefix(), i.has_repne_prefix()) {
@@ -114,7 +114,7 @@ impl StringOp {
             repeat,
             size,
             address_size: (0..i.op_count()).find_map(|n| implicit_address_size(i.op_kind(n)))?,
-            segment: segment_index(i.memory_segment()),
+            segment: operand_segment(i, code64),
         })
     }
 
@@ -129,7 +129,7 @@ impl StringOp {
 
 impl Cpu {
     pub(crate) fn string_instruction(&mut self, i: &Instruction, next_rip: u64) -> Step {
-        let Some(op) = StringOp::new(i) else { return Err(Exception::UNDEFINED.into()) };
+        let Some(op) = StringOp::new(i, self.state.code64()) else { return Err(Exception::UNDEFINED.into()) };
         if matches!(op.operation, Operation::In | Operation::Out) {
             self.check_port_access(self.state.gpr[gpr::RDX] as u16, op.size)?;
         }

@@ -7,7 +7,7 @@
 //! Suppression").
 
 use super::execute::{next, Step};
-use super::operand::{segment_index, sign_extend, truncate, MemoryOperand};
+use super::operand::{operand_segment, sign_extend, truncate, MemoryOperand};
 use crate::cpu::{Cpu, Exception, Outcome};
 use crate::mmu::walk::Kind;
 use crate::state::gpr;
@@ -127,7 +127,8 @@ impl Cpu {
         for n in elements {
             let target = at.after(n as u64 * u64::from(size));
             let first = self.operand_linear(target, u64::from(size), Kind::Write)?;
-            for la in [first, first.wrapping_add(u64::from(size) - 1)] {
+            let last = first.wrapping_add(u64::from(size) - 1);
+            for la in [first, first.max(last & !(PAGE_SIZE - 1))] {
                 if checked != Some(la / PAGE_SIZE) {
                     self.translate_linear(la, access)?;
                     checked = Some(la / PAGE_SIZE);
@@ -257,6 +258,13 @@ impl Cpu {
         Ok(())
     }
 
+    /// The x87 status word's ES.
+    fn x87_exception_pending(&mut self) -> bool {
+        const ES: u8 = 1 << 7;
+        self.materialize_components(1);
+        self.state.vector.0[2] & ES != 0
+    }
+
     /// The operand of MASKMOVDQU and MASKMOVQ: DS:rDI, with its segment prefix.
     fn mask_store_target(&self, i: &Instruction) -> MemoryOperand {
         let address_size = match i.op0_kind() {
@@ -265,7 +273,7 @@ impl Cpu {
             _ => 8,
         };
         MemoryOperand {
-            segment: segment_index(i.memory_segment()),
+            segment: operand_segment(i, self.state.code64()),
             offset: truncate(self.state.gpr[gpr::RDI], address_size),
             address_size,
         }
@@ -280,9 +288,10 @@ impl Cpu {
     }
 
     fn store_masked_bytes(&mut self, at: MemoryOperand, data: &[u8], mask: &[u8]) -> Outcome {
-        let active = || (0..data.len()).filter(|n| mask[*n] & 0x80 != 0);
-        self.check_stores(at, active(), 1)?;
-        for n in active() {
+        // Whether bytes that are masked off can fault is up to the processor (Intel SDM vol. 2B
+        // "MASKMOVDQU"); on those that were tried they do.
+        self.check_stores(at, 0..data.len(), 1)?;
+        for n in (0..data.len()).filter(|n| mask[*n] & 0x80 != 0) {
             self.store_element(at, n, 1, u64::from(data[n]))?;
         }
         Ok(())
@@ -291,6 +300,9 @@ impl Cpu {
     /// MASKMOVQ, an MMX instruction: the x87 stack top becomes 0 and all registers are in use.
     fn mask_store_mmx(&mut self, i: &Instruction) -> Outcome {
         self.require_vector_unit()?;
+        if self.x87_exception_pending() {
+            return Err(Exception::new(16).into());
+        }
         let data = self.mmx_register(i.op1_register().number()).to_le_bytes();
         let mask = self.mmx_register(i.op2_register().number()).to_le_bytes();
         // The x87 state changes even when the store faults.
