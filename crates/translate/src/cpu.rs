@@ -110,6 +110,26 @@ pub struct Events {
     pub injected: Option<u8>,
 }
 
+/// Data of the bus reads that an instruction has already been given. It restarts for each one it
+/// makes (REP CMPS between two devices, a masked load), and finds those before it here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BusReads {
+    answered: Vec<u64>,
+    used: usize,
+}
+
+impl BusReads {
+    /// The instruction starts over.
+    pub fn restart(&mut self) {
+        self.used = 0;
+    }
+    /// The instruction, or an element of it, is done.
+    pub fn forget(&mut self) {
+        self.answered.clear();
+        self.used = 0;
+    }
+}
+
 /// One virtual CPU, outside the code cache.
 pub struct Cpu {
     /// Architectural state.
@@ -134,6 +154,8 @@ pub struct Cpu {
     pub plain_msrs: std::collections::BTreeMap<u32, u64>,
     /// The bus access whose result `complete_read` gave: (is_port, address, size, data).
     pub completed_read: Option<(bool, u64, u8, u64)>,
+    /// Bus reads of the instruction that restarts for them.
+    pub bus_reads: BusReads,
     /// Devices in the core that answer ports after `irqchip` (see `system/io.rs`).
     pub in_core_ports: Vec<Arc<dyn crate::system::io::InCorePorts>>,
     /// CR8 when there is no in-core APIC, 0 to 15.
@@ -193,6 +215,7 @@ impl Cpu {
             mmu: crate::mmu::Mmu::default(),
             plain_msrs: std::collections::BTreeMap::new(),
             completed_read: None,
+            bus_reads: BusReads::default(),
             in_core_ports: Vec::new(),
             cr8: 0,
         }
@@ -208,11 +231,23 @@ impl Cpu {
         self.cpuid = entries;
     }
 
-    /// The data of a restarted bus read, once; `None` when it has yet to be asked for.
+    /// The data of the restarted instruction's next bus read; `None` when it has yet to be asked for.
     pub fn take_completed_read(&mut self, is_port: bool, address: u64, size: u8) -> Option<u64> {
-        match self.completed_read.take() {
-            Some((port, at, bytes, data)) if (port, at, bytes) == (is_port, address, size) => Some(data),
-            _ => None,
+        let reads = &mut self.bus_reads;
+        if reads.used == reads.answered.len() {
+            match self.completed_read.take() {
+                Some((port, at, bytes, data)) if (port, at, bytes) == (is_port, address, size) => {
+                    reads.answered.push(data);
+                }
+                _ => return None,
+            }
         }
+        reads.used += 1;
+        reads.answered.get(reads.used - 1).copied()
+    }
+
+    /// A bus read has been answered whose instruction has not restarted yet.
+    pub fn has_answered_read(&self) -> bool {
+        self.completed_read.is_some()
     }
 }

@@ -271,7 +271,9 @@ impl VcpuCore {
             let value = match self.mmio_reads.get(*reads) {
                 Some(value) => *value,
                 None => {
+                    self.cpu.bus_reads.forget();
                     let value = self.cpu.mmio_read(gpa, size as u8)?;
+                    self.cpu.bus_reads.forget();
                     self.mmio_reads.push(value);
                     value
                 }

@@ -218,7 +218,8 @@ impl VcpuCore {
         self.load_vectors();
         self.mode_stale = true;
         self.set_event_waits(true);
-        let mut next = Next::Continue;
+        // Events wait for the instruction whose read has been answered: the data would be lost.
+        let mut next = if self.cpu.has_answered_read() { self.enter_current() } else { Next::Continue };
         loop {
             next = match next {
                 Next::Leave(exit) => return exit,

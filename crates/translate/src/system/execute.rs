@@ -37,7 +37,12 @@ impl Cpu {
     /// scatters: with the elements before the faulting one done); [`Stop::Exit`] as described there.
     pub fn execute(&mut self, instruction: &Instruction) -> Outcome {
         let next_rip = self.next_rip(instruction);
-        match self.dispatch(instruction, next_rip) {
+        self.bus_reads.restart();
+        let step = self.dispatch(instruction, next_rip);
+        if !matches!(&step, Err(Stop::Exit(exit)) if !retires(exit)) {
+            self.bus_reads.forget();
+        }
+        match step {
             Ok(Flow::Next) => {
                 self.state.rip = next_rip;
                 Ok(())

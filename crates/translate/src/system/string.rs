@@ -224,6 +224,7 @@ impl Cpu {
         let outcome = self.string_data(op);
         if element_done(&outcome) {
             self.advance(op, 1);
+            self.bus_reads.forget();
         }
         outcome
     }

@@ -175,6 +175,7 @@ impl Cpu {
                 continue;
             }
             let value = self.load(self.vsib_address(i, at, op, n), op.data_size)?;
+            self.bus_reads.forget();
             self.set_vector_element(data, n, op.data_size, value);
             set_element(&mut bits, n, op.data_size, 0);
             self.set_vector_register(mask, &bits);
@@ -193,6 +194,7 @@ impl Cpu {
         let at = self.memory_operand(i);
         for n in self.active_elements(mask, op.elements) {
             let value = self.load(self.vsib_address(i, at, op, n), op.data_size)?;
+            self.bus_reads.forget();
             self.set_vector_element(data, n, op.data_size, value);
             self.set_opmask(mask, self.opmask(mask) & !(1 << n));
         }

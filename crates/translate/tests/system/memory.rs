@@ -1,9 +1,10 @@
 //! Accesses by linear address and through segments.
 
 use crate::guest::*;
+use iced_x86::{Decoder, DecoderOptions};
 use sublet_engine::Exit;
 use sublet_translate::cpu::{Exception, Stop};
-use sublet_translate::state::{seg, SegmentRegister};
+use sublet_translate::state::{flag, gpr, seg, SegmentRegister};
 use sublet_translate::system::memory::AccessMode::{Current, Level, System};
 
 const DEVICE: u64 = 0xd000_0000;
@@ -51,6 +52,23 @@ fn mmio_leaves_and_restarts() {
     assert_eq!(cpu.read_u32(DEVICE, Current), Err(Stop::Exit(exit)), "the data serves once");
     let exit = Exit::MmioWrite { gpa: DEVICE, size: 2, data: 0xbeef };
     assert_eq!(cpu.write_linear(DEVICE, 2, 0xdead_beef, Current), Err(Stop::Exit(exit)));
+}
+
+#[test]
+fn an_instruction_may_read_two_devices() {
+    let mut cpu = protected();
+    (cpu.state.gpr[gpr::RSI], cpu.state.gpr[gpr::RDI]) = (DEVICE, DEVICE + 0x100);
+    let cmpsb = Decoder::new(32, &[0xa6], DecoderOptions::NONE).decode();
+    for _ in 0..2 {
+        let (first, second) = (cpu.state.gpr[gpr::RSI], cpu.state.gpr[gpr::RDI]);
+        assert_eq!(cpu.execute(&cmpsb), Err(Stop::Exit(Exit::MmioRead { gpa: first, size: 1 })));
+        cpu.completed_read = Some((false, first, 1, 7));
+        assert_eq!(cpu.execute(&cmpsb), Err(Stop::Exit(Exit::MmioRead { gpa: second, size: 1 })));
+        cpu.completed_read = Some((false, second, 1, 7));
+        assert_eq!(cpu.execute(&cmpsb), Ok(()));
+        assert_ne!(cpu.state.rflags & flag::ZF, 0);
+    }
+    assert_eq!(cpu.state.gpr[gpr::RSI], DEVICE + 2);
 }
 
 #[test]
