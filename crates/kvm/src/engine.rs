@@ -3,10 +3,11 @@
 use crate::convert::{cpuid_from_kvm, SUPPORTED_CPUID_ENTRIES};
 use crate::error::host;
 use crate::kick;
-use crate::vm::KvmVm;
+use crate::vm::{read_tsc, KvmVm};
 use kvm_ioctls::{Cap, Kvm};
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Engine, EngineError, Result, Vm};
+use sublet_irq::HostClock;
 
 /// The API version that every kernel since 2.6.22 has (Linux Documentation/virt/kvm/api.rst §4.1).
 const API_VERSION: i32 = 12;
@@ -43,6 +44,7 @@ impl KvmEngine {
             return Err(EngineError::Unsupported(format!("this host's KVM lacks {name}")));
         }
         kick::install()?;
+        HostClock::prepare(read_tsc);
         Ok(Self { kvm })
     }
 }

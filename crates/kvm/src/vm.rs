@@ -54,7 +54,8 @@ pub struct KvmVm {
     shared_page_size: usize,
 }
 
-fn read_tsc() -> u64 {
+/// The host's time-stamp counter.
+pub fn read_tsc() -> u64 {
     // SAFETY: RDTSC is always available to user programs on x86-64 Linux.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
