@@ -328,6 +328,14 @@ impl Builder {
         Ok(Host::R14)
     }
 
+    /// Note in `descriptor` whether the instruction's memory operand lies in the stack segment.
+    pub(super) fn through_segment(&self, descriptor: Descriptor, instruction: &Instruction) -> Descriptor {
+        match operand_segment(instruction, self.mode.is64()) {
+            seg::SS => descriptor.stack(),
+            _ => descriptor,
+        }
+    }
+
     /// Whether an access through segment register `index` needs a check or has a base.
     fn segment_matters(&self, index: usize, kind: AccessKind) -> bool {
         let to_code = index == seg::CS && kind == AccessKind::Write && !self.mode.is64();

@@ -7,7 +7,7 @@ use super::registers::{home, is_high_byte, number, sized, Home, GUEST_RCX};
 use super::{Builder, Host};
 use crate::frontend;
 use crate::mode::Width;
-use crate::state::{seg, CpuState, HotState};
+use crate::state::{CpuState, HotState};
 use crate::system::operand::operand_segment;
 use iced_x86::{
     Code, EncodingKind, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
@@ -80,9 +80,7 @@ impl Builder {
         if needs_alignment(instruction, size) {
             descriptor = descriptor.aligned();
         }
-        if operand_segment(instruction, self.mode.is64()) == seg::SS {
-            descriptor = descriptor.stack();
-        }
+        descriptor = self.through_segment(descriptor, instruction);
         match masked_elements(instruction, size) {
             Some((element, count)) => descriptor.masked(instruction.op_mask().number(), element, count),
             None => descriptor,
@@ -307,7 +305,7 @@ impl Builder {
         let kind = if instruction.mnemonic() == Mnemonic::Bt { AccessKind::Read } else { AccessKind::Write };
         let descriptor = Descriptor::new(register.size(), kind).load_too();
         let index = operand_segment(instruction, self.mode.is64());
-        let descriptor = if index == seg::SS { descriptor.stack() } else { descriptor };
+        let descriptor = self.through_segment(descriptor, instruction);
         self.effective_address(Host::R14, instruction)?;
         // The signed bit offset, in units of the operand's size.
         self.sign_extended(Host::RCX, guest, register.size());

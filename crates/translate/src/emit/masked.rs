@@ -159,6 +159,7 @@ fn is_unpack_or_pack(mnemonic: Mnemonic) -> bool {
             | M::Vpmaddubsw
             | M::Vpmaddwd
             | M::Vdbpsadbw
+            | M::Vcvtne2ps2bf16
     )
 }
 

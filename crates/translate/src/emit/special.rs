@@ -110,13 +110,9 @@ impl Builder {
         size: usize,
     ) -> Result<(), Unencodable> {
         let address = self.linear_address(instruction)?;
-        let mut descriptor = Descriptor::new(size, AccessKind::Read);
-        if instruction.memory_segment() == Register::SS {
-            descriptor = descriptor.stack();
-        }
         self.access(
             address,
-            descriptor,
+            self.through_segment(Descriptor::new(size, AccessKind::Read), instruction),
             Rc::new(move |builder, place| {
                 builder.load_place(Host::RCX, place, size)?;
                 builder.asm.store(hot!(temporary), Host::RCX);
@@ -245,7 +241,7 @@ impl Builder {
         let address = self.linear_address(&target)?;
         self.access(
             address,
-            Descriptor::new(size, AccessKind::Write),
+            self.through_segment(Descriptor::new(size, AccessKind::Write), instruction),
             Rc::new(move |builder, place| {
                 builder.asm.load(Host::RCX, hot!(temporary));
                 builder.store_place(Host::RCX, place, size)?;

@@ -148,15 +148,14 @@ impl VcpuCore {
     }
 
     fn check_address(&self, descriptor: Descriptor, la: u64, selected: u128) -> Result<(), Exception> {
-        let size = descriptor.size();
+        if descriptor.is_aligned() && la % descriptor.size() != 0 {
+            return Err(Exception::protection(0));
+        }
         let first = la.wrapping_add(u64::from(selected.trailing_zeros()));
         let last = la.wrapping_add(u64::from(127 - selected.leading_zeros()));
         let canonical = !self.cpu.state.long_mode() || (is_canonical(first) && is_canonical(last));
         if !canonical {
             return Err(if descriptor.is_stack() { Exception::stack(0) } else { Exception::protection(0) });
-        }
-        if descriptor.is_aligned() && la % size != 0 {
-            return Err(Exception::protection(0));
         }
         Ok(())
     }

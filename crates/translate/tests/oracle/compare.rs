@@ -1,6 +1,7 @@
 //! What must agree between two runs of a case, and the few things that need not.
 
 use crate::case::{Case, Fault, Outcome, PAGE};
+use crate::machine;
 use std::fmt::Write;
 
 /// CF PF AF ZF SF TF DF OF NT RF AC ID. IF and IOPL belong to the privilege level, not the case.
@@ -79,7 +80,9 @@ fn faults(text: &mut String, case: &Case, native: &Outcome, other: &Outcome, pri
     if native.fault.vector == 14 && privilege == 0 {
         ignored |= ERROR_USER;
     }
-    if native.fault.vector == 14 && native.fault.address >= KERNEL_ADDRESSES {
+    let unseen = native.fault.address >= KERNEL_ADDRESSES
+        || native.fault.address.wrapping_sub(machine::SYSTEM) < machine::MEMORY_BYTES;
+    if native.fault.vector == 14 && unseen {
         ignored |= ERROR_PRESENT;
     }
     let address = if case.any_address_in_page { !(PAGE - 1) } else { u64::MAX };
