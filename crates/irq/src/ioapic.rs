@@ -173,5 +173,6 @@ fn message(entry: u64) -> Option<Message> {
         level_triggered: is_level_triggered(entry),
         destination: Destination::narrow((entry >> 56) as u8, entry & LOGICAL != 0),
         to_one: false,
+        reports_eoi: false,
     })
 }

@@ -10,21 +10,14 @@ use crate::sync::{lock, read, write};
 use crate::timer::{Alarm, AlarmSlot, TimerSource, NEVER};
 use crate::Clock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use sublet_engine::Statistics;
-
-/// The GSI of the 8254's channel 0.
-const PIT_GSI: u32 = 0;
 
 /// 8259 pair with ELCR, I/O APIC, 8254, MSI routing and all local APICs of one VM.
 pub struct Irqchip {
     clock: Arc<dyn Clock>,
     fabric: Arc<Fabric>,
     alarm: Arc<AlarmSlot>,
-    pit: Mutex<Pit>,
-    /// The 8254's next deadline, written with `pit` locked.
-    pit_deadline: AtomicU64,
-    pit_fired: AtomicU64,
     extint: AtomicU64,
 }
 
@@ -42,15 +35,9 @@ pub struct IrqchipState {
 impl Irqchip {
     /// A chipset at reset state, without local APICs.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self {
-            clock,
-            fabric: Arc::new(Fabric::default()),
-            alarm: Arc::new(AlarmSlot::default()),
-            pit: Mutex::new(Pit::default()),
-            pit_deadline: AtomicU64::new(NEVER),
-            pit_fired: AtomicU64::new(0),
-            extint: AtomicU64::new(0),
-        })
+        let alarm = Arc::new(AlarmSlot::default());
+        let fabric = Arc::new(Fabric::new(clock.clone(), alarm.clone()));
+        Arc::new(Self { clock, fabric, alarm, extint: AtomicU64::new(0) })
     }
 
     /// Make the local APIC of a vCPU. The one with ID 0 is the bootstrap processor's.
@@ -104,6 +91,8 @@ impl Irqchip {
         let vector = lines.pics.acknowledge();
         read(&self.fabric.apics).iter().for_each(|apic| apic.clear_extint_message());
         self.fabric.spread_pic_output(&mut lines);
+        drop(lines);
+        self.fabric.system_timer.catch_up(&self.fabric);
         vector
     }
 
@@ -120,10 +109,7 @@ impl Irqchip {
 
     fn read_byte(&self, port: u16) -> Option<u8> {
         match port {
-            0x40..=0x43 | 0x61 => {
-                let now = self.clock.now_ns();
-                lock(&self.pit).read(port, now)
-            }
+            0x40..=0x43 | 0x61 => self.fabric.system_timer.read(port),
             0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => {
                 let mut lines = lock(&self.fabric.lines);
                 let value = lines.pics.read(port);
@@ -147,24 +133,17 @@ impl Irqchip {
 
     fn write_byte(&self, port: u16, value: u8) -> bool {
         match port {
-            0x40..=0x43 | 0x61 => self.write_pit(port, value),
+            0x40..=0x43 | 0x61 => self.fabric.system_timer.write(&self.fabric, port, value),
             0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => {
                 let mut lines = lock(&self.fabric.lines);
                 let ours = lines.pics.write(port, value);
                 self.fabric.spread_pic_output(&mut lines);
+                drop(lines);
+                self.fabric.system_timer.catch_up(&self.fabric);
                 ours
             }
             _ => false,
         }
-    }
-
-    fn write_pit(&self, port: u16, value: u8) -> bool {
-        let now = self.clock.now_ns();
-        let mut pit = lock(&self.pit);
-        self.fire_pit(&mut pit, now);
-        let ours = pit.write(port, value, now);
-        self.publish_pit(&pit);
-        ours
     }
 
     /// Read the I/O APIC; `None` outside its window. Bytes beyond a 32-bit register read as 0.
@@ -185,7 +164,7 @@ impl Irqchip {
 
     /// The earliest deadline of the 8254 and the local APICs' timers, in `Clock::now_ns` time.
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        let pit = self.pit_deadline.load(Ordering::SeqCst);
+        let pit = self.fabric.system_timer.deadline_ns();
         let apics = read(&self.fabric.apics);
         let deadline = apics.iter().map(|apic| apic.deadline_ns()).fold(pit, u64::min);
         (deadline != NEVER).then_some(deadline)
@@ -194,37 +173,15 @@ impl Irqchip {
     /// Fire every timer that is due.
     pub fn run_timers(&self) {
         let now = self.clock.now_ns();
-        if self.pit_deadline.load(Ordering::SeqCst) <= now {
-            let mut pit = lock(&self.pit);
-            self.fire_pit(&mut pit, now);
-            self.publish_pit(&pit);
-        }
+        self.fabric.system_timer.run(&self.fabric, now);
         for apic in read(&self.fabric.apics).iter().filter(|apic| apic.deadline_ns() <= now) {
             apic.run_timer(now);
         }
     }
 
-    fn fire_pit(&self, pit: &mut Pit, now_ns: u64) {
-        if pit.take_rise(now_ns) {
-            self.pit_fired.fetch_add(1, Ordering::Relaxed);
-            self.fabric.set_line(PIT_GSI, true);
-            self.fabric.set_line(PIT_GSI, false);
-        }
-    }
-
-    fn publish_pit(&self, pit: &Pit) {
-        let deadline = pit.deadline_ns().unwrap_or(NEVER);
-        if self.pit_deadline.swap(deadline, Ordering::SeqCst) != deadline && deadline != NEVER {
-            self.alarm.request(deadline);
-        }
-    }
-
     /// RESET of the chipset and every local APIC. Lines keep the level their devices give them.
     pub fn reset(&self) {
-        let mut pit = lock(&self.pit);
-        *pit = Pit::default();
-        self.publish_pit(&pit);
-        drop(pit);
+        self.fabric.system_timer.reset();
         let mut lines = lock(&self.fabric.lines);
         lines.pics.reset();
         lines.ioapic.reset();
@@ -235,17 +192,14 @@ impl Irqchip {
 
     /// The chipset's state.
     pub fn save_state(&self) -> IrqchipState {
-        let pit = lock(&self.pit).saved(self.clock.now_ns());
+        let pit = self.fabric.system_timer.save_state();
         let lines = lock(&self.fabric.lines);
         IrqchipState { pics: lines.pics.clone(), ioapic: lines.ioapic.clone(), pit }
     }
 
     /// Replace the chipset's state. Interrupts that the state has pending are presented again.
     pub fn load_state(&self, state: &IrqchipState) {
-        let mut pit = lock(&self.pit);
-        *pit = state.pit.restored(self.clock.now_ns());
-        self.publish_pit(&pit);
-        drop(pit);
+        self.fabric.system_timer.load_state(&state.pit);
         let mut lines = lock(&self.fabric.lines);
         lines.pics = state.pics.restored();
         lines.ioapic = state.ioapic.restored();
@@ -260,6 +214,7 @@ impl Irqchip {
             .iter()
             .map(|apic| apic.counters())
             .fold([0; 3], |sum, next| [sum[0] + next[0], sum[1] + next[1], sum[2] + next[2]]);
+        let [rises, reinjected] = self.fabric.system_timer.counters();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Statistics::from([
             ("irq.apic_interrupts".into(), acknowledged),
@@ -268,7 +223,8 @@ impl Irqchip {
             ("irq.messages".into(), load(&self.fabric.messages)),
             ("irq.messages_undelivered".into(), load(&self.fabric.undelivered)),
             ("irq.apic_timer".into(), fired),
-            ("irq.pit_timer".into(), load(&self.pit_fired)),
+            ("irq.pit_timer".into(), rises),
+            ("irq.pit_reinjected".into(), reinjected),
         ])
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! PlatformTimers::guarded                        → IrqSink
-//! └─ Irqchip::pit
+//! └─ SystemTimer::pit
 //!    └─ Fabric::lines          8259s, I/O APIC
 //!       └─ Fabric::apics       the list, shared for reading
 //!          └─ LocalApic::registers                → Clock
@@ -40,6 +40,7 @@ mod pit;
 mod platform;
 mod rate;
 mod sync;
+mod system_timer;
 mod timer;
 
 pub use clock::{Clock, HostClock};

@@ -66,6 +66,19 @@ pub(crate) struct Message {
     pub(crate) destination: Destination,
     /// Send to one of the destinations even where the mode is not `LowestPriority` (MSI redirection hint).
     pub(crate) to_one: bool,
+    /// The sender wants to know of the EOI although the interrupt is edge-triggered.
+    pub(crate) reports_eoi: bool,
+}
+
+/// What became of a message, from worst to best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Delivery {
+    /// Nobody took it.
+    Refused,
+    /// It met the same request, not yet taken by the vCPU: the two count as one.
+    Merged,
+    /// It waits for the vCPU, or has been taken.
+    Accepted,
 }
 
 impl Message {
@@ -82,6 +95,7 @@ impl Message {
             level_triggered: data & 0x8000 != 0,
             destination: Destination::narrow((address >> 12) as u8, logical),
             to_one: logical && address & 8 != 0,
+            reports_eoi: false,
         })
     }
 }

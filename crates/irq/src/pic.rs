@@ -7,6 +7,8 @@
 //! platforms guests know; on the chip a line that falls before the acknowledgement becomes a spurious
 //! interrupt 7. Spurious interrupts still occur for level-triggered and for newly masked lines.
 
+use crate::message::Delivery;
+
 /// What an initialisation sequence expects next at the data port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Initialisation {
@@ -108,6 +110,16 @@ impl Pic {
             }
         }
         None
+    }
+
+    /// What a rise of an edge-triggered input would come to.
+    fn rise(&self, input: u8) -> Delivery {
+        let bit = 1 << input;
+        match (self.imr & bit != 0, self.latched & bit != 0) {
+            (true, _) => Delivery::Refused,
+            (false, true) => Delivery::Merged,
+            (false, false) => Delivery::Accepted,
+        }
     }
 
     fn take(&mut self, input: u8) {
@@ -287,6 +299,11 @@ impl PicPair {
             _ => self.chips[1].set_line(irq - 8, level),
         }
         self.cascade();
+    }
+
+    /// What a rise of IRQ 0 would come to.
+    pub(crate) fn timer_rise(&self) -> Delivery {
+        self.chips[0].rise(0)
     }
 
     fn cascade(&mut self) {

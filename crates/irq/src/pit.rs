@@ -7,6 +7,7 @@
 //! presented to IRQ 0 as a pulse at each of its rises.
 
 use crate::lapic::MIN_PERIOD_NS;
+use crate::message::Delivery;
 use crate::rate::{ns_of, ticks_at};
 
 /// Input clock in Hz.
@@ -15,6 +16,9 @@ pub const PIT_HZ: u64 = 1_193_182;
 const REFRESH_TOGGLE_NS: u64 = 15_085;
 /// Shortest time between two interrupts of channel 0, in ticks.
 const MIN_PERIOD: i64 = (MIN_PERIOD_NS * PIT_HZ / 1_000_000_000) as i64;
+
+/// Most ticks that are owed to a guest: one second at the rate of the fastest usual kernels.
+const MAX_OWED_TICKS: u32 = 1000;
 
 /// How a channel's bytes are read and written: control word bits 5:4.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -325,6 +329,8 @@ pub struct Pit {
     pub channels: [PitChannel; 3],
     /// The tick from which rises of channel 0 have not been delivered yet.
     pub delivered_until: i64,
+    /// Rises of channel 0 that the guest has not had an interrupt for, 0 to 1000.
+    pub owed_ticks: u32,
     /// Port 0x61 bits 3:1: speaker data, and the check enables, which are only stored.
     pub port_61: u8,
 }
@@ -334,6 +340,7 @@ impl Default for Pit {
         Self {
             channels: [PitChannel::new(true), PitChannel::new(true), PitChannel::new(false)],
             delivered_until: 0,
+            owed_ticks: 0,
             port_61: 0,
         }
     }
@@ -369,6 +376,7 @@ impl Pit {
                 self.channels[0].write(value, now);
                 // The caller has delivered what rose until now.
                 self.delivered_until = now + 1;
+                self.owed_ticks = 0;
             }
             0x41 | 0x42 => self.channels[usize::from(port & 3)].write(value, now),
             0x43 => self.write_control(value, now),
@@ -385,8 +393,13 @@ impl Pit {
         let channel = usize::from(word >> 6);
         match self.channels.get_mut(channel) {
             None => self.read_back(word, now),
-            Some(channel) if word & 0x30 == 0 => channel.latch_count(now),
-            Some(channel) => channel.set_control(word),
+            Some(selected) if word & 0x30 == 0 => selected.latch_count(now),
+            Some(selected) => {
+                selected.set_control(word);
+                if channel == 0 {
+                    self.owed_ticks = 0;
+                }
+            }
         }
     }
 
@@ -409,16 +422,37 @@ impl Pit {
         self.channels[0].next_rise(self.delivered_until).map(|tick| ns_of(tick, PIT_HZ))
     }
 
-    /// Whether channel 0's output has risen since the last call. Several rises count as one, and the
-    /// next one is at least `MIN_PERIOD` away.
-    pub(crate) fn take_rise(&mut self, now_ns: u64) -> bool {
+    /// Whether channel 0 gives ticks that are not lost when the guest is late: periodic, no faster than
+    /// `MIN_PERIOD`.
+    fn keeps_ticks(&self) -> bool {
+        self.channels[0].is_periodic() && i64::from(self.channels[0].count) >= MIN_PERIOD
+    }
+
+    /// Count channel 0's rises since the last call, and owe their ticks. Rises of a rate too fast to keep
+    /// count as one, and the next is at least `MIN_PERIOD` away.
+    pub(crate) fn take_rises(&mut self, now_ns: u64) -> u32 {
         let now = ticks_at(now_ns, PIT_HZ);
-        let due = self.channels[0].next_rise(self.delivered_until).is_some_and(|rise| rise <= now);
-        if due {
-            let fast = self.channels[0].is_periodic() && i64::from(self.channels[0].count) < MIN_PERIOD;
-            self.delivered_until = now + if fast { MIN_PERIOD } else { 1 };
-        }
-        due
+        let channel = &self.channels[0];
+        let Some(first) = channel.next_rise(self.delivered_until).filter(|rise| *rise <= now) else {
+            return 0;
+        };
+        let keeps = self.keeps_ticks();
+        let rises = if keeps { (now - first) / i64::from(channel.count.max(1)) + 1 } else { 1 };
+        let fast = channel.is_periodic() && !keeps;
+        self.delivered_until = now + if fast { MIN_PERIOD } else { 1 };
+        let rises = u32::try_from(rises).unwrap_or(u32::MAX);
+        self.owed_ticks = self.owed_ticks.saturating_add(rises).min(MAX_OWED_TICKS);
+        rises
+    }
+
+    /// Account for a tick that was presented to the interrupt controllers. A masked one takes with it
+    /// those before it; one that was merged stays owed where ticks are kept.
+    pub(crate) fn settle_tick(&mut self, delivery: Delivery) {
+        self.owed_ticks = match delivery {
+            Delivery::Accepted => self.owed_ticks.saturating_sub(1),
+            Delivery::Merged if self.keeps_ticks() => self.owed_ticks,
+            _ => 0,
+        };
     }
 
     /// The state with ticks moved by `delta`.
@@ -454,6 +488,7 @@ impl Pit {
             channel.previous_count = channel.previous_count.map(|count| count.clamp(2, 0x1_0000));
         }
         pit.port_61 &= 0xe;
+        pit.owed_ticks = pit.owed_ticks.min(MAX_OWED_TICKS);
         pit
     }
 }

@@ -191,7 +191,7 @@ impl LocalApic {
         let wide = self.is_x2apic();
         let id = (icr >> if wide { 32 } else { 56 }) as u32;
         let destination = Destination { id, logical: icr & 1 << 11 != 0, wide };
-        Some(Message { vector, mode, level_triggered: false, destination, to_one: false })
+        Some(Message { vector, mode, level_triggered: false, destination, to_one: false, reports_eoi: false })
     }
 }
 

@@ -13,7 +13,7 @@ pub use timer::APIC_TIMER_HZ;
 pub(crate) use timer::MIN_PERIOD_NS;
 
 use crate::fabric::Fabric;
-use crate::message::{DeliveryMode, Destination, Message};
+use crate::message::{Delivery, DeliveryMode, Destination, Message};
 use crate::sync::{lock, read, write};
 use crate::timer::{AlarmSlot, NEVER};
 use crate::{Clock, GeneralProtection, Waker};
@@ -328,14 +328,17 @@ impl LocalApic {
         registers.takes_vectors().then(|| registers.ppr())
     }
 
-    /// Take a message that is for this local APIC. Returns false when it is refused.
-    pub(crate) fn accept(&self, message: &Message) -> bool {
+    /// Take a message that is for this local APIC.
+    pub(crate) fn accept(&self, message: &Message) -> Delivery {
         self.update(|registers| {
             if !registers.is_enabled() {
-                return false;
+                return Delivery::Refused;
             }
             match message.mode {
                 DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                    if message.reports_eoi {
+                        registers.reported_vector = Some(message.vector);
+                    }
                     return registers.accept_vector(message.vector, message.level_triggered);
                 }
                 DeliveryMode::Nmi => registers.nmi = true,
@@ -344,7 +347,7 @@ impl LocalApic {
                 DeliveryMode::StartUp => registers.sipi = Some(message.vector),
                 DeliveryMode::ExtInt => registers.extint_message = true,
             }
-            true
+            Delivery::Accepted
         })
     }
 

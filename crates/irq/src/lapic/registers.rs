@@ -2,7 +2,7 @@
 
 use super::timer::{Timer, TimerMode};
 use super::vectors::VectorSet;
-use crate::message::DeliveryMode;
+use crate::message::{Delivery, DeliveryMode};
 
 /// Index of a register: bits 9:4 of its xAPIC offset, and its x2APIC MSR less 0x800.
 pub(crate) mod reg {
@@ -94,6 +94,8 @@ pub(crate) struct Registers {
     pub(crate) smi: bool,
     pub(crate) init: bool,
     pub(crate) sipi: Option<u8>,
+    /// The edge-triggered vector whose EOI is reported.
+    pub(crate) reported_vector: Option<u8>,
     /// A vector has entered the IRR since the last look of `LocalApic::publish`.
     pub(crate) fresh: bool,
 }
@@ -126,6 +128,7 @@ impl Registers {
             smi: false,
             init: false,
             sipi: None,
+            reported_vector: None,
             fresh: false,
         }
     }
@@ -192,21 +195,24 @@ impl Registers {
     }
 
     /// Take a vector into the IRR. Returns false when it is refused.
-    pub(crate) fn accept_vector(&mut self, vector: u8, level_triggered: bool) -> bool {
+    pub(crate) fn accept_vector(&mut self, vector: u8, level_triggered: bool) -> Delivery {
         if !self.takes_vectors() {
-            return false;
+            return Delivery::Refused;
         }
         if vector < 16 {
             self.record_error(error::RECEIVE_ILLEGAL_VECTOR);
-            return false;
+            return Delivery::Refused;
         }
         if level_triggered {
             self.tmr.insert(vector);
         } else {
             self.tmr.remove(vector);
         }
-        self.fresh |= self.irr.insert(vector);
-        true
+        if !self.irr.insert(vector) {
+            return Delivery::Merged;
+        }
+        self.fresh = true;
+        Delivery::Accepted
     }
 
     /// Note an error and raise the error interrupt. An illegal vector in its LVT entry is itself
@@ -247,7 +253,7 @@ impl Registers {
         if level && entry & lvt::REMOTE_IRR != 0 {
             return;
         }
-        if self.accept_vector(entry as u8, false) && level {
+        if self.accept_vector(entry as u8, false) != Delivery::Refused && level {
             self.lvt[index] |= lvt::REMOTE_IRR;
         }
     }
@@ -279,7 +285,7 @@ impl Registers {
                 self.fire_lvt(lvt::LINT0);
             }
         }
-        self.tmr.contains(vector).then_some(vector)
+        (self.tmr.contains(vector) || self.reported_vector == Some(vector)).then_some(vector)
     }
 
     /// Write SVR. Software disable masks every LVT entry (SDM vol. 3A §11.4.7.2).

@@ -115,6 +115,7 @@ impl LocalApic {
                 smi: state.smi,
                 init: state.init,
                 sipi: state.sipi,
+                reported_vector: None,
                 fresh: true,
             };
         });

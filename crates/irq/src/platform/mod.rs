@@ -147,7 +147,7 @@ impl PlatformTimers {
         let rtc = self.update(|guarded, moment| {
             guarded.rtc.settle(moment);
             // The clock's zero means nothing elsewhere.
-            Rtc { seen_tick: 0, ..guarded.rtc.clone() }
+            Rtc { seen_tick: 0, owed_from_tick: 0, ..guarded.rtc.clone() }
         });
         PlatformTimersState { rtc, pm_timer: self.pm_timer() }
     }

@@ -51,6 +51,9 @@ const VALID: u8 = 0x80;
 /// Register A after power-up: 32768 Hz crystal, periodic rate 1024 Hz.
 const DEFAULT_A: u8 = 0x26;
 
+/// Most periodic interrupts that are owed to a guest.
+const MAX_OWED_PERIODS: u32 = 1000;
+
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
@@ -77,6 +80,10 @@ pub struct Rtc {
     pub held: Option<Fields>,
     /// Flags are accounted for up to this crystal tick. 0 in saved state.
     pub seen_tick: i64,
+    /// Periods that ended while the interrupt of the one before waited, 0 to 1000.
+    pub owed_periods: u32,
+    /// The crystal tick from which one of them may be delivered. 0 in saved state.
+    pub owed_from_tick: i64,
     /// Flags are accounted for up to this second of the guest's time.
     pub seen_second: i64,
 }
@@ -92,6 +99,8 @@ impl Rtc {
             weekday_offset: 0,
             held: None,
             seen_tick: 0,
+            owed_periods: 0,
+            owed_from_tick: 0,
             seen_second: 0,
         };
         rtc.ram[usize::from(reg::A)] = DEFAULT_A;
@@ -128,6 +137,7 @@ impl Rtc {
         self.settle(moment);
         self.index = 0;
         self.flags = 0;
+        self.owed_periods = 0;
         self.ram[usize::from(reg::B)] &= !(FLAGS | 0x08);
     }
 
@@ -138,6 +148,8 @@ impl Rtc {
         self.flags &= FLAGS;
         self.weekday_offset %= 7;
         self.seen_tick = ticks_at(moment.now_ns, CRYSTAL_HZ);
+        self.owed_from_tick = self.seen_tick;
+        self.owed_periods = self.owed_periods.min(MAX_OWED_PERIODS);
         if (self.register(reg::B) & SET != 0) != self.held.is_some() {
             self.held = (self.held.is_none()).then(|| self.fields(moment));
         }
@@ -170,7 +182,10 @@ impl Rtc {
         }
     }
 
+    /// Read register C. A period that is owed follows half a period later: sooner than the next one,
+    /// and late enough for a guest that reads until the flag is clear.
     fn take_flags(&mut self) -> u8 {
+        self.owed_from_tick = self.seen_tick + self.period().unwrap_or(0) / 2;
         let irq = if self.output() { IRQ } else { 0 };
         std::mem::take(&mut self.flags) | irq
     }
@@ -180,7 +195,10 @@ impl Rtc {
         self.settle(moment);
         match self.index {
             reg::C | reg::D => {}
-            reg::A => self.ram[usize::from(reg::A)] = value & 0x7f,
+            reg::A => {
+                self.ram[usize::from(reg::A)] = value & 0x7f;
+                self.owed_periods = 0;
+            }
             reg::B => self.write_b(value, moment),
             reg::WEEKDAY => {
                 let shown = i64::from(self.decode(value)) - i64::from(self.weekday(moment));
@@ -195,6 +213,9 @@ impl Rtc {
         // SET clears the update interrupt's enable (MC146818A "Register B").
         let value = if held { value & !UPDATE_ENABLE } else { value };
         self.ram[usize::from(reg::B)] = value;
+        if value & PERIODIC == 0 {
+            self.owed_periods = 0;
+        }
         match (held, self.held) {
             (true, None) => self.held = Some(self.fields(moment)),
             (false, Some(fields)) => {
@@ -292,8 +313,8 @@ impl Rtc {
     /// Set the flags for what has happened since the last look.
     pub(super) fn settle(&mut self, moment: Moment) {
         let tick = ticks_at(moment.now_ns, CRYSTAL_HZ);
-        if self.period().is_some_and(|period| tick / period > self.seen_tick / period) {
-            self.flags |= PERIODIC;
+        if let Some(period) = self.period() {
+            self.settle_periods(tick / period - self.seen_tick / period, tick);
         }
         self.seen_tick = tick;
         let second = self.second(moment);
@@ -304,6 +325,21 @@ impl Rtc {
             }
         }
         self.seen_second = second;
+    }
+
+    /// Set the flag of the periodic interrupt for periods that have ended, or for one that is owed.
+    /// Periods that find the flag set are owed while the interrupt is enabled.
+    fn settle_periods(&mut self, ended: i64, tick: i64) {
+        let clear = self.flags & PERIODIC == 0;
+        if ended > 0 {
+            self.flags |= PERIODIC;
+            let missed = if self.register(reg::B) & PERIODIC == 0 { 0 } else { ended - i64::from(clear) };
+            let missed = u32::try_from(missed).unwrap_or(0);
+            self.owed_periods = self.owed_periods.saturating_add(missed).min(MAX_OWED_PERIODS);
+        } else if clear && self.owed_periods > 0 && tick >= self.owed_from_tick {
+            self.flags |= PERIODIC;
+            self.owed_periods -= 1;
+        }
     }
 
     /// The moment, in `Clock::now_ns` time, of the next interrupt; `None` while one is pending.
@@ -327,7 +363,9 @@ impl Rtc {
 
     fn next_period(&self) -> Option<u64> {
         let period = self.period()?;
-        Some(ns_of((self.seen_tick / period + 1).saturating_mul(period), CRYSTAL_HZ))
+        let next = (self.seen_tick / period + 1).saturating_mul(period);
+        let tick = if self.owed_periods > 0 { next.min(self.owed_from_tick) } else { next };
+        Some(ns_of(tick, CRYSTAL_HZ))
     }
 
     /// When the `seconds`-th second from the present one begins.

@@ -1,6 +1,6 @@
 //! Intel 8254 (231164-005): modes, latches, read-back; port 0x61.
 
-use crate::fixture::Machine;
+use crate::fixture::{offset, Machine};
 use sublet_irq::PIT_HZ;
 
 /// The first nanosecond of a PIT tick.
@@ -229,4 +229,94 @@ fn fast_rates_coalesce() {
     program(&machine, 0, 0, 5);
     machine.run(100_000);
     assert_eq!(machine.chip.next_deadline_ns(), None, "and the one-shot after it still fires");
+}
+
+/// Ticks of channel 0 that a guest takes through the local APIC, one EOI after the other, at one moment.
+fn take_ticks(machine: &Machine, vector: u8) -> u32 {
+    let mut taken = 0;
+    while machine.bsp().acknowledge() == Some(vector) {
+        taken += 1;
+        machine.bsp().mmio_write(offset::EOI, 0);
+    }
+    taken
+}
+
+/// A machine whose system timer ticks every millisecond into vector 0x42.
+fn ticking_machine() -> Machine {
+    let machine = Machine::new(1);
+    machine.write_entry(2, 0x42);
+    machine.out(0x21, 0xff);
+    program(&machine, 0, 2, 1193);
+    machine
+}
+
+#[test]
+fn a_late_guest_gets_every_tick() {
+    let machine = ticking_machine();
+    at_tick(&machine, 1 + 1193 * 10);
+    assert_eq!(take_ticks(&machine, 0x42), 10);
+    at_tick(&machine, 1 + 1193 * 11);
+    assert_eq!(take_ticks(&machine, 0x42), 1);
+    assert_eq!(machine.chip.statistics()["irq.pit_reinjected"], 9);
+}
+
+#[test]
+fn ticks_are_counted_although_the_timer_thread_is_late() {
+    let machine = ticking_machine();
+    at_tick(&machine, 1 + 1193);
+    machine.clock.advance(ns(1193 * 4));
+    assert_eq!(take_ticks(&machine, 0x42), 5);
+}
+
+#[test]
+fn a_late_guest_gets_every_tick_through_the_8259() {
+    for automatic in [false, true] {
+        let machine = Machine::new(1);
+        machine.initialise_pics();
+        if automatic {
+            machine.out(0x20, 0x11);
+            [0x20, 4, 3].into_iter().for_each(|word| machine.out(0x21, word));
+        }
+        program(&machine, 0, 2, 1193);
+        at_tick(&machine, 1 + 1193 * 10);
+        let mut ticks = 0;
+        while machine.extint() == Some(0x20) {
+            ticks += 1;
+            machine.out(0x20, 0x20);
+        }
+        assert_eq!(ticks, 10, "automatic EOI {automatic}");
+    }
+}
+
+#[test]
+fn a_masked_timer_owes_nothing() {
+    let machine = ticking_machine();
+    machine.write_entry(2, 1 << 16 | 0x42);
+    at_tick(&machine, 1 + 1193 * 10);
+    machine.write_entry(2, 0x42);
+    assert_eq!(take_ticks(&machine, 0x42), 0);
+    at_tick(&machine, 1 + 1193 * 11);
+    assert_eq!(take_ticks(&machine, 0x42), 1);
+}
+
+#[test]
+fn a_new_rate_forgets_the_old_ticks() {
+    let machine = ticking_machine();
+    at_tick(&machine, 1 + 1193 * 10);
+    program(&machine, 0, 2, 1193);
+    assert_eq!(take_ticks(&machine, 0x42), 1);
+}
+
+#[test]
+fn owed_ticks_are_bounded_and_saved() {
+    let machine = ticking_machine();
+    machine.clock.advance(3_600_000_000_000);
+    machine.chip.run_timers();
+    let state = machine.chip.save_state();
+    assert_eq!(state.pit.owed_ticks, 999);
+    assert_eq!(take_ticks(&machine, 0x42), 1000);
+    let other = ticking_machine();
+    other.chip.load_state(&state);
+    at_tick(&other, 2 + 1193);
+    assert_eq!(take_ticks(&other, 0x42), 1000);
 }

@@ -214,3 +214,32 @@ fn state_moves_to_another_machine() {
     assert_eq!(other.timers.pio_read(0x608, 4), platform.timers.pio_read(0x608, 4));
     assert_eq!(other.timers.save_state(), state);
 }
+
+#[test]
+fn a_late_guest_gets_every_period() {
+    let platform = Platform::new();
+    platform.write(0xb, 0x42);
+    platform.run(10 * 976_563);
+    let mut periods = 0;
+    while platform.clock.now_ns() < 40 * 976_563 {
+        if platform.read(0xc) & 0xc0 == 0xc0 {
+            periods += 1;
+            assert_eq!(platform.read(0xc), 0, "a second read finds nothing");
+        }
+        let next = platform.timers.next_deadline_ns().unwrap();
+        platform.run(next - platform.clock.now_ns());
+    }
+    assert_eq!(periods, 40);
+    let rises = platform.take_lines().iter().filter(|(_, level)| *level).count();
+    assert_eq!(rises, 40);
+}
+
+#[test]
+fn owed_periods_are_bounded_and_end_with_the_interrupt() {
+    let platform = Platform::new();
+    platform.write(0xb, 0x42);
+    platform.run(100_000_000_000);
+    assert_eq!(platform.timers.save_state().rtc.owed_periods, 1000);
+    platform.write(0xb, 0x02);
+    assert_eq!(platform.timers.save_state().rtc.owed_periods, 0);
+}

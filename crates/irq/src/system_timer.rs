@@ -1,0 +1,130 @@
+//! The 8254 as the source of IRQ 0, with the ticks that the guest has yet to be given.
+//!
+//! A guest that keeps time by counting ticks of channel 0 loses time when two of them meet in an interrupt
+//! controller before the vCPU takes the first. So a tick that was merged with the one before it is owed,
+//! and delivered once the guest has acknowledged that one. What is due by then is found from the clock, not
+//! from the timer thread, which on a busy host may not have run. A masked tick is lost, as on hardware.
+
+use crate::fabric::Fabric;
+use crate::message::Delivery;
+use crate::pit::Pit;
+use crate::sync::lock;
+use crate::timer::{AlarmSlot, NEVER};
+use crate::Clock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// The 8254 and its interrupt. Its lock is taken before that of the lines.
+pub(crate) struct SystemTimer {
+    clock: Arc<dyn Clock>,
+    alarm: Arc<AlarmSlot>,
+    pit: Mutex<Pit>,
+    /// When channel 0 next rises, written with `pit` locked.
+    deadline: AtomicU64,
+    rises: AtomicU64,
+    reinjected: AtomicU64,
+}
+
+impl SystemTimer {
+    /// An 8254 at reset state.
+    pub(crate) fn new(clock: Arc<dyn Clock>, alarm: Arc<AlarmSlot>) -> Self {
+        Self {
+            clock,
+            alarm,
+            pit: Mutex::new(Pit::default()),
+            deadline: AtomicU64::new(NEVER),
+            rises: AtomicU64::new(0),
+            reinjected: AtomicU64::new(0),
+        }
+    }
+
+    /// Read one byte of a port; `None` for another port.
+    pub(crate) fn read(&self, port: u16) -> Option<u8> {
+        let now = self.clock.now_ns();
+        lock(&self.pit).read(port, now)
+    }
+
+    /// Write one byte of a port; false for another port.
+    pub(crate) fn write(&self, fabric: &Fabric, port: u16, value: u8) -> bool {
+        let now = self.clock.now_ns();
+        let mut pit = lock(&self.pit);
+        self.tick(fabric, &mut pit, now);
+        let ours = pit.write(port, value, now);
+        self.publish(&pit);
+        ours
+    }
+
+    /// When `run` has something to do; `NEVER` if at no time.
+    pub(crate) fn deadline_ns(&self) -> u64 {
+        self.deadline.load(Ordering::SeqCst)
+    }
+
+    /// Deliver a tick if one is due.
+    pub(crate) fn run(&self, fabric: &Fabric, now_ns: u64) {
+        if self.deadline_ns() <= now_ns {
+            let mut pit = lock(&self.pit);
+            self.tick(fabric, &mut pit, now_ns);
+            self.publish(&pit);
+        }
+    }
+
+    /// The guest has acknowledged an interrupt, which may have been a tick: deliver the next one owed.
+    /// One atomic load while channel 0 does not count. Precondition: no lock of the crate is held.
+    pub(crate) fn catch_up(&self, fabric: &Fabric) {
+        if self.deadline_ns() == NEVER {
+            return;
+        }
+        let now = self.clock.now_ns();
+        let mut pit = lock(&self.pit);
+        if pit.owed_ticks > 0 || self.deadline_ns() <= now {
+            if self.tick(fabric, &mut pit, now) == Delivery::Accepted {
+                self.reinjected.fetch_add(1, Ordering::Relaxed);
+            }
+            self.publish(&pit);
+        }
+    }
+
+    /// Account for channel 0's rises and deliver one of the ticks owed.
+    fn tick(&self, fabric: &Fabric, pit: &mut Pit, now_ns: u64) -> Delivery {
+        self.rises.fetch_add(u64::from(pit.take_rises(now_ns)), Ordering::Relaxed);
+        if pit.owed_ticks == 0 {
+            return Delivery::Refused;
+        }
+        let delivery = fabric.pulse_timer();
+        pit.settle_tick(delivery);
+        delivery
+    }
+
+    fn publish(&self, pit: &Pit) {
+        let deadline = pit.deadline_ns().unwrap_or(NEVER);
+        if self.deadline.swap(deadline, Ordering::SeqCst) != deadline && deadline != NEVER {
+            self.alarm.request(deadline);
+        }
+    }
+
+    /// RESET.
+    pub(crate) fn reset(&self) {
+        self.replace(Pit::default());
+    }
+
+    /// The state, relative to now.
+    pub(crate) fn save_state(&self) -> Pit {
+        lock(&self.pit).saved(self.clock.now_ns())
+    }
+
+    /// Continue a saved state from now.
+    pub(crate) fn load_state(&self, state: &Pit) {
+        self.replace(state.restored(self.clock.now_ns()));
+    }
+
+    fn replace(&self, state: Pit) {
+        let mut pit = lock(&self.pit);
+        *pit = state;
+        self.publish(&pit);
+    }
+
+    /// Rises of channel 0's output, and ticks delivered at the acknowledgement of another.
+    pub(crate) fn counters(&self) -> [u64; 2] {
+        [&self.rises, &self.reinjected].map(|counter| counter.load(Ordering::Relaxed))
+    }
+}
