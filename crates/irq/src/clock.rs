@@ -37,7 +37,7 @@ struct Sample {
 /// (and the host's clock discipline) never accumulates.
 pub struct HostClock {
     read_tsc: fn() -> u64,
-    hz: u64,
+    hz: OnceLock<u64>,
     offset: AtomicU64,
     anchor: RwLock<Sample>,
 }
@@ -46,10 +46,10 @@ impl HostClock {
     /// A clock whose guest TSC starts at the host's value.
     ///
     /// `read_tsc` reads the host's TSC; `known_hz` is its frequency where CPUID tells
-    /// (leaf 0x15, or a hypervisor's 0x40000010). Without it the first clock of the process
+    /// (leaf 0x15, or a hypervisor's 0x40000010). Without it the first use of the frequency in the process
     /// measures once, for 50 ms less what has passed since [`HostClock::prepare`].
     pub fn new(read_tsc: fn() -> u64, known_hz: Option<u64>) -> Self {
-        let hz = known_hz.filter(|hz| *hz > 0).unwrap_or_else(|| measured_hz(read_tsc));
+        let hz = known_hz.filter(|hz| *hz > 0).map_or_else(OnceLock::new, OnceLock::from);
         Self { read_tsc, hz, offset: AtomicU64::new(0), anchor: RwLock::new(sample(read_tsc)) }
     }
 
@@ -60,7 +60,7 @@ impl HostClock {
 
     /// Frequency of the TSC, host's and guest's, in Hz.
     pub fn tsc_hz(&self) -> u64 {
-        self.hz
+        *self.hz.get_or_init(|| measured_hz(self.read_tsc))
     }
 
     /// Make the guest's TSC read `value` now. Deadlines armed before keep their moment.
@@ -81,7 +81,7 @@ impl HostClock {
     /// A recent pair of readings, renewed when it is too old.
     fn anchor(&self, host_tsc: u64) -> Sample {
         let known = *read(&self.anchor);
-        if host_tsc.wrapping_sub(known.tsc) <= self.hz / ANCHOR_FRACTION {
+        if host_tsc.wrapping_sub(known.tsc) <= self.tsc_hz() / ANCHOR_FRACTION {
             return known;
         }
         let fresh = sample(self.read_tsc);
@@ -104,7 +104,7 @@ impl Clock for HostClock {
         let anchor = self.anchor(host_now);
         let ahead = guest_tsc.saturating_sub(host_now.wrapping_add(self.tsc_offset()));
         let since_anchor = u128::from(host_now.saturating_sub(anchor.tsc)) + u128::from(ahead);
-        let ns = (since_anchor * 1_000_000_000).div_ceil(u128::from(self.hz));
+        let ns = (since_anchor * 1_000_000_000).div_ceil(u128::from(self.tsc_hz()));
         u64::try_from(ns + u128::from(anchor.ns)).unwrap_or(u64::MAX)
     }
 }

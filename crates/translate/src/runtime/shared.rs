@@ -31,8 +31,15 @@ pub struct Requests {
     pub flush: AtomicBool,
     /// Blocks were dropped by another thread.
     pub jumps: AtomicBool,
-    woken: Mutex<bool>,
+    rest: Mutex<Rest>,
     bell: Condvar,
+}
+
+/// Between a vCPU that sleeps and those who wake it.
+#[derive(Debug, Default)]
+struct Rest {
+    woken: bool,
+    sleeping: bool,
 }
 
 #[derive(Debug)]
@@ -58,23 +65,28 @@ impl Requests {
             // the lock held here.
             unsafe { &*permit.0 }.store(0, Ordering::SeqCst);
         }
-        *lock(&self.woken) = true;
-        self.bell.notify_one();
+        let mut rest = lock(&self.rest);
+        rest.woken = true;
+        // A notification is a system call; a vCPU that is awake looks at `woken` before it sleeps.
+        if rest.sleeping {
+            self.bell.notify_one();
+        }
     }
 
     /// Sleep until [`Self::attention`], or for `limit`.
     pub fn sleep(&self, limit: Option<Duration>) {
-        let mut woken = lock(&self.woken);
-        while !*woken {
+        let mut rest = lock(&self.rest);
+        rest.sleeping = true;
+        while !rest.woken {
             match limit {
-                None => woken = self.bell.wait(woken).unwrap_or_else(PoisonError::into_inner),
+                None => rest = self.bell.wait(rest).unwrap_or_else(PoisonError::into_inner),
                 Some(limit) => {
-                    woken = self.bell.wait_timeout(woken, limit).unwrap_or_else(PoisonError::into_inner).0;
+                    rest = self.bell.wait_timeout(rest, limit).unwrap_or_else(PoisonError::into_inner).0;
                     break;
                 }
             }
         }
-        *woken = false;
+        *rest = Rest::default();
     }
 }
 

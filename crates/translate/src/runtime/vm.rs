@@ -48,6 +48,13 @@ impl TranslateEngine {
     }
 }
 
+/// What the engine can honour, with the TSC frequency that `clock` measures.
+fn offered_cpuid(clock: &HostClock) -> Vec<CpuidEntry> {
+    let mut entries = cpuid::supported_cpuid();
+    cpuid::set_tsc_khz(&mut entries, u32::try_from(clock.tsc_hz() / 1000).unwrap_or(0));
+    entries
+}
+
 impl Engine for TranslateEngine {
     fn name(&self) -> &'static str {
         "translate"
@@ -67,7 +74,7 @@ impl Engine for TranslateEngine {
     }
 
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
-        Ok(cpuid::supported_cpuid())
+        Ok(offered_cpuid(&HostClock::new(read_tsc, None)))
     }
 }
 
@@ -172,7 +179,7 @@ impl Vm for TranslateVm {
             let ports: Arc<dyn InCorePorts> = timers.clone();
             cpu.in_core_ports.push(ports);
         }
-        cpu.set_cpuid(cpuid::supported_cpuid());
+        cpu.set_cpuid(offered_cpuid(&self.clock));
         let core = VcpuCore::new(cpu, self.shared.clone());
         if let Some(apic) = &core.cpu.apic {
             apic.set_waker(core.requests.clone());
