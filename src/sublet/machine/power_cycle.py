@@ -123,3 +123,4 @@ def _enter(vcpu: Vcpu, boot: BootState) -> None:
     """Put the boot processor where the kernel expects it."""
     vcpu.set_sregs(**(vcpu.get_sregs() | boot.sregs))
     vcpu.set_regs(**dict.fromkeys(vcpu.get_regs(), 0) | boot.regs)
+    vcpu.set_msrs(boot.msrs)

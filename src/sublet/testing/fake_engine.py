@@ -6,7 +6,7 @@ Shaped like the core's classes (``_native.pyi``), as far as the machine uses the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ class FakeVcpu:
         )
         self.sregs: dict[str, object] = {"apic_base": 0xFEE00900}
         self.cpuid: list[tuple[int, int, bool, int, int, int, int]] = []
+        self.msrs: dict[int, int] = {}
 
     def run(self) -> FakeExit:
         """The next exit of the script; after its end, waits for `kick`."""
@@ -145,6 +146,10 @@ class FakeVcpu:
     def set_sregs(self, **sregs: object) -> None:
         """As ``Vcpu.set_sregs``."""
         self.sregs.update(sregs)
+
+    def set_msrs(self, entries: Sequence[tuple[int, int]]) -> None:
+        """As ``Vcpu.set_msrs``."""
+        self.msrs.update(entries)
 
     def set_cpuid(self, entries: list[tuple[int, int, bool, int, int, int, int]]) -> None:
         """As ``Vcpu.set_cpuid``."""

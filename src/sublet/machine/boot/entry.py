@@ -29,6 +29,12 @@ _CR4_PAE: Final = 0x20
 _EFER_LME_LMA: Final = 0x500
 _RFLAGS_RESERVED: Final = 0x2
 
+# MTRRs on, all memory write-back, as firmware leaves RAM: kernels set up the PAT only then
+# (Intel SDM vol. 3A §12.11.2.1 "IA32_MTRR_DEF_TYPE MSR").
+_MTRR_DEF_TYPE: Final = 0x2FF
+_MTRR_ENABLED_WRITE_BACK: Final = 0x806
+_MEMORY_TYPES: Final = ((_MTRR_DEF_TYPE, _MTRR_ENABLED_WRITE_BACK),)
+
 _PTE_PRESENT_WRITE: Final = 0x3
 _PDE_LARGE: Final = 0x80
 _MAPPED_GIB: Final = 4
@@ -40,6 +46,7 @@ class BootState:
 
     regs: dict[str, int]
     sregs: dict[str, object]
+    msrs: tuple[tuple[int, int], ...] = _MEMORY_TYPES
 
 
 def _descriptor(attributes: int, base: int, limit: int) -> int:
