@@ -1,0 +1,168 @@
+"""Extents: the pieces that a VMDK disk is put together from, and the plain ones among them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sublet.block.contract import BlockStatus
+from sublet.block.format import CheckReport, MapExtent
+from sublet.block.hostfile import HostFile, refuse_readonly
+from sublet.errors import UsageError
+
+
+class Extent(Protocol):
+    """``size`` bytes of a disk. Offsets count from the extent's start. Any thread may call any method."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of 512."""
+
+    @property
+    def file(self) -> HostFile | None:
+        """What it is stored in; None for zeroes."""
+
+    def readinto(self, offset: int, view: memoryview) -> None:
+        """Fill ``view``."""
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write all of ``view``."""
+
+    def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        """Make the range zero."""
+
+    def discard(self, offset: int, size: int) -> None:
+        """Give storage back where that is possible."""
+
+    def map(self, offset: int, size: int) -> MapExtent:
+        """What begins at ``offset``, of this image alone."""
+
+    def flush(self) -> None:
+        """Put everything on stable storage."""
+
+    def resize(self, size: int) -> None:
+        """Make it ``size`` bytes; new bytes are zero. No other request may be running."""
+
+    def check(self, report: CheckReport, *, repair: bool) -> None:
+        """Look for damage. Everything is flushed."""
+
+    def finish(self) -> None:
+        """Mark it closed cleanly; called once, after the last flush."""
+
+
+class FlatExtent:
+    """Bytes of a file or block device as they are (``Extent``).
+
+    Args:
+        file: What holds them.
+        base: Byte of the file where the extent begins.
+        size: Bytes.
+        fixed: Whether the storage is to stay allocated.
+    """
+
+    def __init__(self, file: HostFile, base: int, size: int, *, fixed: bool = False) -> None:
+        self.file = file
+        self.size = size
+        self._base = base
+        self._fixed = fixed
+
+    def readinto(self, offset: int, view: memoryview) -> None:
+        """Fill ``view``."""
+        self.file.readinto(self._base + offset, view)
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write all of ``view``."""
+        self._check_writable()
+        self.file.write(self._base + offset, view)
+
+    def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        """Make the range zero."""
+        self._check_writable()
+        self.file.write_zeroes(self._base + offset, size, unmap=unmap and not self._fixed)
+
+    def discard(self, offset: int, size: int) -> None:
+        """Make a hole, unless the storage is to stay."""
+        self._check_writable()
+        if not self._fixed:
+            self.file.discard(self._base + offset, size)
+
+    def map(self, offset: int, size: int) -> MapExtent:
+        """Holes of the file are zero."""
+        stored = self.file.extent(self._base + offset, size)
+        host = self._base + offset
+        return MapExtent(offset, stored.size, stored.status, host_offset=host, file=self.file.path)
+
+    def flush(self) -> None:
+        """Put everything on stable storage."""
+        self.file.flush()
+
+    def resize(self, size: int) -> None:
+        """Make the file longer or shorter.
+
+        Raises:
+            UsageError: It is a part of a device, or begins somewhere inside a file.
+        """
+        if self._base:
+            raise UsageError(f"{self.file.path}: an extent that begins inside its file cannot be resized")
+        self.file.truncate(size)
+        self.file.flush()
+        self.size = size
+
+    def check(self, report: CheckReport, *, repair: bool) -> None:
+        """The file has to be long enough."""
+        end = self._base + self.size
+        if self.file.size() < end:
+            report.error(f"{self.file.path} ends before the extent's end at {end}", repaired=repair)
+            if repair:
+                self.file.truncate(end)
+
+    def finish(self) -> None:
+        """Nothing marks it."""
+
+    def _check_writable(self) -> None:
+        if self.file.readonly:
+            raise refuse_readonly(self.file.path)
+
+
+class ZeroExtent:
+    """Zeroes that are stored nowhere (``Extent``)."""
+
+    file = None
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def readinto(self, offset: int, view: memoryview) -> None:
+        """Zeroes."""
+        view[:] = bytes(len(view))
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Refused, but for zeroes.
+
+        Raises:
+            UsageError: There is no place for anything else.
+        """
+        if bytes(view).strip(b"\0"):
+            raise UsageError("this part of the VMDK disk is an extent of type ZERO, which holds nothing")
+
+    def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        """They are there already."""
+
+    def discard(self, offset: int, size: int) -> None:
+        """Nothing."""
+
+    def map(self, offset: int, size: int) -> MapExtent:
+        """Zero."""
+        return MapExtent(offset, size, BlockStatus.ZERO)
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def resize(self, size: int) -> None:
+        """Any size will do."""
+        self.size = size
+
+    def check(self, report: CheckReport, *, repair: bool) -> None:
+        """Nothing can be wrong."""
+
+    def finish(self) -> None:
+        """Nothing."""
