@@ -147,6 +147,8 @@ class Image(ABC):
     """
 
     format: str
+    sequential = False
+    """Whether data can only be written in order, from the disk's start to its end, and once."""
 
     def __init__(self, path: Path, size: int, *, readonly: bool, block_size: int = SECTOR) -> None:
         self.path = path
@@ -300,6 +302,10 @@ class Image(ABC):
     def set_backing(self, backing: BackingReference | None) -> None:
         """Name another parent, without looking at what either holds."""
         raise UsageError(f"{self.format} images cannot change their parent")
+
+    def make_empty(self) -> None:
+        """Let the parent answer for everything again; without a cheap way to, nothing happens."""
+        self._check_writable(0, 0)
 
     @abstractmethod
     def info(self) -> ImageInfo:

@@ -25,6 +25,24 @@ FORMATS: Final = {
     "vhdx": "sublet.block.vhdx",
 }
 """Names of formats, and the modules whose ``FORMAT`` implements them."""
+SUFFIXES: Final = {
+    ".raw": "raw",
+    ".img": "raw",
+    ".iso": "raw",
+    ".bin": "raw",
+    ".dd": "raw",
+    ".qcow2": "qcow2",
+    ".qcow": "qcow2",
+    ".q2": "qcow2",
+    ".vdi": "vdi",
+    ".vmdk": "vmdk",
+    ".vhd": "vhd",
+    ".vpc": "vhd",
+    ".vhdx": "vhdx",
+    ".avhd": "vhd",
+    ".avhdx": "vhdx",
+}
+"""Endings of names, lower-case, and what they say; here, so that nothing else is imported to ask."""
 ALIASES: Final = {"vpc": "vhd", "file": "raw"}
 """What other tools call them."""
 
@@ -44,18 +62,22 @@ def find_format(name: str) -> ImageFormat:
 
 def format_of_name(path: Path) -> str | None:
     """What the ending of a file's name says."""
-    suffix = path.suffix.lower()
-    return next((name for name in FORMATS if suffix in find_format(name).extensions), None)
+    return SUFFIXES.get(path.suffix.lower())
 
 
 def probe(file: HostFile) -> str | None:
     """The format that a file's content looks like; None for raw."""
+    names = (name for name in FORMATS if name != "raw")
+    return next((name for name in names if looks_like(file, name)), None)
+
+
+def looks_like(file: HostFile, name: str) -> bool:
+    """Whether a file's content is of that format."""
     size = file.size()
     head = file.read(0, min(size, HEAD_SIZE))
     tail_size = min(size, TAIL_SIZE)
     tail = file.read(size - tail_size, tail_size)
-    names = (name for name in FORMATS if name != "raw")
-    return next((name for name in names if find_format(name).probe(head, tail, size)), None)
+    return find_format(name).probe(head, tail, size)
 
 
 def choose_format(file: HostFile, asked: str | None) -> ImageFormat:
@@ -71,19 +93,19 @@ def choose_format(file: HostFile, asked: str | None) -> ImageFormat:
     if asked is not None:
         return find_format(asked)
     named = format_of_name(file.path)
-    if named == "raw" and file.path.suffix.lower() == ".raw":
+    if file.path.suffix.lower() == ".raw":
         return find_format("raw")
+    if named is not None and named != "raw" and looks_like(file, named):
+        return find_format(named)
     found = probe(file)
     if named in (None, "raw"):
-        if found is not None:
-            raise UsageError(
-                f"{file.path} looks like a {found} image, but its name does not say so",
-                remedy=f"Say which it is: format={found}, or format=raw if a guest may have written that.",
-            )
-        return find_format("raw")
-    if found != named:
-        raise ImageError(
-            f"{file.path} is no {named} image, though its name says so",
-            remedy=f"Say what it is: format={found or 'raw'}.",
+        if found is None:
+            return find_format("raw")
+        raise UsageError(
+            f"{file.path} looks like a {found} image, but its name does not say so",
+            remedy=f"Say which it is: format={found}, or format=raw if a guest may have written that.",
         )
-    return find_format(named)
+    raise ImageError(
+        f"{file.path} is no {named} image, though its name says so",
+        remedy=f"Say what it is: format={found or 'raw'}.",
+    )

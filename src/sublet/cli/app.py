@@ -10,6 +10,7 @@ from typing import Final
 
 import typer
 
+from sublet.cli.disk import disk
 from sublet.cli.guests import guests
 from sublet.cli.info import info
 from sublet.cli.messages import report, report_internal
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command(epilog=RUN_EPILOG)(run)
 for verb in (info, guests, version):
     app.command()(verb)
+app.add_typer(disk)
 
 
 @app.callback()
@@ -88,7 +90,7 @@ def _with_default_stats(words: list[str]) -> list[str]:
 
 
 def _help_command(words: list[str]) -> str:
-    verb = next((word for word in words if word in {"run", "info", "guests", "version"}), None)
+    verb = next((word for word in words if word in {"run", "disk", "info", "guests", "version"}), None)
     return f"sublet {verb} --help" if verb else "sublet --help"
 
 

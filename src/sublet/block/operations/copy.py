@@ -1,0 +1,125 @@
+"""Copying what an image holds into another: large pieces, several at once, zeroes left out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from sublet.block.contract import BlockStatus
+from sublet.block.format import Image, MapExtent
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+WINDOW: Final = 2 << 20
+"""Bytes read at once, from a multiple of it."""
+_WORKERS: Final = 4
+_ZERO_GRANULARITY: Final = 4096
+_ZEROES: Final = bytes(WINDOW)
+
+Select = Callable[[int, int], MapExtent]
+
+
+def no_progress(done: int, total: int) -> None:
+    """For callers who do not watch."""
+
+
+def copy(
+    source: Image,
+    target: Image,
+    *,
+    compress: bool = False,
+    select: Select | None = None,
+    erase: bool = False,
+    progress: Progress = no_progress,
+) -> None:
+    """Copy all data of ``source`` to the same offsets of ``target``, which is at least as large.
+
+    Args:
+        compress: Write whole clusters compressed where the format can.
+        select: Maps (offset, size) to an extent; what is ZERO or not present there is not read.
+        erase: The target may hold data already: write zeroes where the source has them (and is present).
+        progress: Called from this thread.
+    """
+    cluster = target.info().cluster_size or _ZERO_GRANULARITY
+    job = _Job(source, target, cluster, compress=compress, erase=erase)
+    choose = select or source.map
+    workers = 1 if target.sequential else _WORKERS
+    pending: deque[tuple[int, Future[None]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
+        try:
+            for extent in _windows(source, choose):
+                pending.append((extent.offset, pool.submit(job.run, extent)))
+                if len(pending) > 2 * workers:
+                    offset, future = pending.popleft()
+                    future.result()
+                    progress(offset, source.size)
+            for offset, future in pending:
+                future.result()
+                progress(offset, source.size)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    progress(source.size, source.size)
+
+
+def _windows(source: Image, choose: Select) -> Iterator[MapExtent]:
+    """Extents to copy: data cut at multiples of ``WINDOW``, zeroes as long as they are."""
+    offset = 0
+    while offset < source.size:
+        extent = choose(offset, source.size - offset)
+        if not extent.present and extent.status is BlockStatus.ZERO and extent.depth == 0:
+            offset += extent.size
+            continue
+        if extent.status is BlockStatus.ZERO:
+            yield extent
+            offset += extent.size
+            continue
+        end = min(source.size, (offset // WINDOW + 1) * WINDOW)
+        # Small pieces are read with what follows up to the window's end; holes there read as zeroes.
+        size = end - offset if choose == source.map else min(extent.size, end - offset)
+        yield MapExtent(offset, size, BlockStatus.DATA)
+        offset += size
+
+
+class _Job:
+    def __init__(self, source: Image, target: Image, cluster: int, *, compress: bool, erase: bool) -> None:
+        self._source = source
+        self._target = target
+        self._granularity = min(cluster, WINDOW)
+        self._write = target.write_compressed if compress else target.write
+        self._erase = erase
+
+    def run(self, extent: MapExtent) -> None:
+        """Copy an extent; of data, only the blocks that are not zero."""
+        if extent.status is BlockStatus.ZERO:
+            if self._erase:
+                self._target.write_zeroes(extent.offset, extent.size)
+            return
+        data = bytearray(extent.size)
+        self._source.readinto(extent.offset, data)
+        view = memoryview(data)
+        for start, end, zero in _runs(data, extent.offset, self._granularity):
+            if not zero:
+                self._write(extent.offset + start, view[start:end])
+            elif self._erase:
+                self._target.write_zeroes(extent.offset + start, end - start)
+
+
+def _runs(data: bytearray, offset: int, granularity: int) -> Iterator[tuple[int, int, bool]]:
+    """Half-open runs of blocks that are all zero or not, as (start, end, zero)."""
+    start, size = 0, len(data)
+    position = 0
+    state: bool | None = None
+    while position < size:
+        end = min(size, position + granularity - (offset + position) % granularity)
+        zero = data.startswith(_ZEROES[: end - position] if end - position < WINDOW else _ZEROES, position)
+        if state is not None and zero is not state:
+            yield start, position, state
+            start = position
+        state = zero
+        position = end
+    if state is not None:
+        yield start, size, state
