@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from tests.integration.guest import Guest
@@ -15,11 +16,11 @@ StartGuest = Callable[..., Guest]
 
 @pytest.fixture
 def start_guest() -> Iterator[StartGuest]:
-    """``start_guest(*arguments, stdin=True)`` runs ``sublet run``; all are killed at the end."""
+    """``start_guest(*arguments, **options)`` runs ``sublet run`` as a `Guest`; all are killed at the end."""
     started: list[Guest] = []
 
-    def start(*arguments: str, stdin: bool = True, environment: dict[str, str] | None = None) -> Guest:
-        started.append(Guest(arguments, stdin=stdin, environment=environment))
+    def start(*arguments: str, **options: Any) -> Guest:
+        started.append(Guest(arguments, **options))
         return started[-1]
 
     yield start

@@ -22,7 +22,9 @@ OTHERS: Final = (
     "ata_piix",
     "e1000",
 )
-INITRAMFS: Final = VIRTIO + FILE_SYSTEMS + OTHERS
+PLATFORM: Final = ("button", "evdev", "pvpanic_mmio")
+"""The power button, what reads it, and the device that reports a panic."""
+INITRAMFS: Final = VIRTIO + FILE_SYSTEMS + OTHERS + PLATFORM
 """What an initramfs of ours carries, where the kernel has it as a module."""
 
 _MODULE_PATH: Final = re.compile(r"(?:usr/)?lib/modules/([^/]+)/(kernel/.+/)?([^/]+)\.ko$")

@@ -44,7 +44,9 @@ class Board:
         self.buses = Buses()
         clock = MonotonicClock()
         self._workers = WorkerPool(lambda error: end(Request.FAILED, error))
-        self._virtio = VirtioDevices(config, write, self._workers, clock)
+        # Without console=hvc0 a second login would share the terminal: systemd starts one on any hvc0.
+        hvc0 = write if "hvc0" in _consoles(config.cmdline) else _discard
+        self._virtio = VirtioDevices(config, hvc0, self._workers, clock)
         self._serial = Serial(GsiLine(vm, COM1_GSI), write, clock)
         self._power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
         self._pci = _make_pci_host(self.buses, layout, vm)
@@ -53,7 +55,8 @@ class Board:
         for slot, device in enumerate(self._virtio.all, start=1):
             self._pci.plug(slot, VirtioPci(device, vm.memory, MsiPort(vm)))
         self._pci.assign_bars()
-        self.receive = self._virtio.console.receive if _reads_hvc0(config.cmdline) else self._serial.receive
+        reads_hvc0 = _consoles(config.cmdline)[-1:] == ["hvc0"]
+        self.receive = self._virtio.console.receive if reads_hvc0 else self._serial.receive
         """Type on the guest's console; returns how many bytes were taken."""
 
     def _add_ports(self, end: EndMachine) -> None:
@@ -80,10 +83,17 @@ class Board:
             self._virtio.close()
 
 
-def _reads_hvc0(cmdline: str) -> bool:
-    """Whether the guest's /dev/console is the virtio console: the last ``console=`` counts."""
-    consoles = [word for word in cmdline.split() if word.startswith("console=")]
-    return bool(consoles) and consoles[-1].startswith("console=hvc0")
+def _consoles(cmdline: str) -> list[str]:
+    """Devices that the kernel's messages go to, in order; the last is the guest's /dev/console.
+
+    Reference: Linux 6.1 Documentation/admin-guide/serial-console.rst.
+    """
+    named = [word.removeprefix("console=") for word in cmdline.split() if word.startswith("console=")]
+    return [name.partition(",")[0] for name in named]
+
+
+def _discard(data: bytes) -> None:
+    """Where output goes that nobody shows."""
 
 
 def _make_pci_host(buses: Buses, layout: mm.MemoryMap, vm: Vm) -> PciHost:

@@ -37,6 +37,9 @@ class Control:
         """Hand a request to the owner; never blocks."""
         self._queue.put(Message(request, error))
 
-    def wait(self) -> Message:
-        """The next request, in order; only the owner's thread calls this."""
-        return self._queue.get()
+    def wait(self, timeout_s: float | None = None) -> Message | None:
+        """The next request, in order; None when none comes in time. Only the owner's thread calls this."""
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None

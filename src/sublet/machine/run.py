@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ EXIT_CODES: Final = {
 }
 """Exit codes of ends that are no errors; docs/guide/exit-codes.md explains them."""
 _REBOOTS: Final = (Request.RESET, Request.TRIPLE_FAULT)
+POWER_BUTTON_LIMIT_S: Final = 10.0
+"""How long a guest may take to power off after SIGTERM before its machine is stopped."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class MachineResult:
 def run_machine(config: MachineConfig, console: Console) -> MachineResult:
     """Boot the machine and keep it until it powers off, panics, fails, or the user leaves.
 
-    Call it on the main thread: SIGINT and SIGHUP leave at once, the first SIGTERM presses the power
-    button and the second leaves. On another thread it works without signals.
+    Call it on the main thread: SIGINT and SIGHUP leave at once. The first SIGTERM presses the power
+    button; a second one, or `POWER_BUTTON_LIMIT_S` without a power-off, leaves. On another thread it
+    works without signals.
 
     Raises:
         UsageError: The definition asks for something impossible.
@@ -116,17 +120,19 @@ def _power_on_until_done(
 
 
 def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:
-    """Serve requests until one ends the cycle."""
-    pressed = False
+    """Serve requests until one ends the cycle, or the guest ignores the power button for too long."""
+    deadline: float | None = None
     while True:
-        message = control.wait()
+        message = control.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+        if message is None:
+            return Request.LEFT
         if message.request is Request.FAILED:
             raise _failure(message)
         if message.request is not Request.POWER_BUTTON:
             return message.request
-        if pressed:
+        if deadline is not None:
             return Request.LEFT
-        pressed = True
+        deadline = time.monotonic() + POWER_BUTTON_LIMIT_S
         cycle.board.press_power_button()
 
 

@@ -210,6 +210,19 @@ def test_sigterm_presses_the_power_button_and_a_second_one_leaves(
     assert run_on(fake, config).exit_code == (0 if obeys else 130)
 
 
+def test_a_guest_that_ignores_the_power_button_is_stopped(
+    run_on: Run, config: MachineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boot() -> Iterator[FakeExit]:
+        yield from press_power_button(fake)
+        while True:
+            yield FakeExit(core.EXIT_INTERRUPTED)
+
+    monkeypatch.setattr(run, "POWER_BUTTON_LIMIT_S", 0.01)
+    fake = FakeEngine(boot)
+    assert run_on(fake, config).exit_code == 130
+
+
 def test_input_reaches_the_guest(run_on: Run, config: MachineConfig, console: RecordingConsole) -> None:
     def boot() -> Iterator[FakeExit]:
         vcpu = fake.vms[0].vcpus[0]
