@@ -127,7 +127,8 @@ class BlockStore:
         Raises:
             HostRefused: The file cannot grow beyond what an entry can say.
         """
-        base = self._spare.pop() if self._spare else self._append()
+        self.data_end()
+        base = self._take_spare() if self._spare else self._append()
         if self.differencing:
             self._bitmaps[block] = bytes(self._bits_size)
         else:
@@ -138,6 +139,7 @@ class BlockStore:
 
     def free(self, block: int, base: int) -> None:
         """Take a block's storage away."""
+        self.data_end()  # A hole that the table still has on disk must not be found as one.
         self._set(block, FREE)
         self._bitmaps.pop(block, None)
         self._dirty_bitmaps.pop(block, None)
@@ -201,12 +203,26 @@ class BlockStore:
     def data_end(self) -> int:
         """Bytes up to the end of all that the file holds before its last footer."""
         if self._next is None:
-            limit = self._file_end // SECTOR
-            last = max((sector for _, sector in self.entries() if sector < limit), default=0)
-            locators = max((entry.offset + entry.length for entry in self.header.locators), default=0)
-            ends = (last * SECTOR + self.total_size if last else 0, self.table_end, locators)
-            self._next = -(-max(*ends, FOOTER_SIZE + HEADER_SIZE) // SECTOR) * SECTOR
+            self._next = self._scan()
         return self._next
+
+    def _scan(self) -> int:
+        """Find the end of the data, and the holes before it that are large enough for a block."""
+        end = max(FOOTER_SIZE + HEADER_SIZE, self.table_end)
+        end = (
+            -(-max(end, *(entry.offset + entry.length for entry in self.header.locators)) // SECTOR) * SECTOR
+        )
+        limit = self._file_end // SECTOR
+        for sector in sorted(sector for _, sector in self.entries() if sector < limit):
+            gap = (sector * SECTOR - end) // self.total_size
+            self._spare += [end + index * self.total_size for index in range(gap)]
+            end = max(end, sector * SECTOR + self.total_size)
+        return end
+
+    def _take_spare(self) -> int:
+        base = self._spare.pop()
+        self._file.write_zeroes(base, self.total_size)
+        return base
 
     @property
     def table_end(self) -> int:

@@ -1,7 +1,7 @@
 """Looking for damage in the blocks of a dynamic or differencing VHD.
 
 Errors: a block outside the file's data area, or two that share storage. Leaks: a footer that only one copy is
-left of, and space between blocks that is large enough for one and belongs to none.
+left of, and space behind the last block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_blocks(file: HostFile, store: BlockStore, *, tail_is_good: bool, repai
     _check_footers(file, store, report, tail_is_good, repair)
     regions = _check_entries(file, store, report, repair)
     _check_overlaps(regions, store.total_size, report)
-    _check_room(file, store, regions, report, repair)
+    _check_room(file, store, report, repair)
     return report
 
 
@@ -83,17 +83,10 @@ def _check_overlaps(regions: list[tuple[int, int]], size: int, report: CheckRepo
             report.error(f"blocks {block} and {other} share storage at {following}")
 
 
-def _check_room(
-    file: HostFile, store: BlockStore, regions: list[tuple[int, int]], report: CheckReport, repair: bool
-) -> None:
-    """Count whole blocks' worth of unused space; only that behind all data can be given back in place."""
+def _check_room(file: HostFile, store: BlockStore, report: CheckReport, repair: bool) -> None:
+    """Space behind all data is leaked; holes between blocks are what the next ones are put into."""
     behind = max(0, file.size() - FOOTER_SIZE - store.data_end())
     if behind >= SECTOR:
         report.leak(f"{behind} bytes behind the last block are unused", repaired=repair)
-    between = 0
-    for (base, _), (following, _) in itertools.pairwise(regions):
-        between += max(0, following - base - store.total_size) // store.total_size
-    if between:
-        report.leak(f"space for {between} blocks lies unused between others", count=between)
     if repair and not report.errors - report.errors_repaired:
         store.trim()
