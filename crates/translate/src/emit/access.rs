@@ -39,6 +39,7 @@ impl Descriptor {
     const STACK: u32 = 1 << 9;
     const STAY: u32 = 1 << 10;
     const ALIGNED: u32 = 1 << 11;
+    const PROBE: u32 = 1 << 30;
     const LOAD_TOO: u32 = 1 << 12;
     const MATH: u32 = 1 << 13;
     const SEGMENT_CHECK: u32 = 1 << 14;
@@ -81,6 +82,15 @@ impl Descriptor {
     #[must_use]
     pub fn segment_check(self, segment: usize) -> Self {
         Self(self.0 | Self::SEGMENT_CHECK | (segment as u32) << Self::SEGMENT_SHIFT)
+    }
+    /// Not an access: find the page if it is plain RAM, and decline (as for the bounce buffer) if not.
+    #[must_use]
+    pub fn probe(self) -> Self {
+        Self(self.0 | Self::PROBE)
+    }
+    /// See [`Self::probe`].
+    pub fn is_probe(self) -> bool {
+        self.0 & Self::PROBE != 0
     }
     /// Bits 0 to `count` - 1 (`count` 1 to 64) of opmask register `opmask` (1 to 7) select elements
     /// of `element` (1, 2, 4 or 8) bytes. When there are more bits than elements the elements are
@@ -221,7 +231,7 @@ impl Builder {
         Ok([other_type, self.jump_unless_rcx_zero()])
     }
 
-    fn three_operands(
+    pub(super) fn three_operands(
         &mut self,
         code: Code,
         to: Register,
@@ -232,7 +242,7 @@ impl Builder {
         self.encode(&instruction)
     }
 
-    fn jump_unless_rcx_zero(&mut self) -> super::assembler::Patch {
+    pub(super) fn jump_unless_rcx_zero(&mut self) -> super::assembler::Patch {
         let zero = self.asm.jrcxz();
         let patch = self.asm.jump();
         self.asm.bind_short(zero);

@@ -88,6 +88,7 @@ impl Builder {
             Kind::Nothing => Ok(()),
             Kind::Generic => self.generic(instruction, bytes),
             Kind::Special => self.special(instruction),
+            Kind::RepeatedString => self.repeated_string(instruction),
             Kind::System | Kind::Undefined | Kind::DeviceNotAvailable => {
                 self.exit_system(instruction);
                 Ok(())

@@ -7,6 +7,7 @@ mod builder;
 mod generic;
 mod masked;
 mod registers;
+mod repeat;
 mod special;
 mod system;
 

@@ -10,6 +10,8 @@ pub enum Kind {
     Generic,
     /// Emitted by code of its own.
     Special,
+    /// REP MOVS or REP STOS, run by the host's where it stays in a page, else by compiled code.
+    RepeatedString,
     /// Carried out by compiled code; ends the block.
     System,
     /// #UD.
@@ -257,6 +259,26 @@ fn is_repeated(instruction: &Instruction) -> bool {
     compares || instruction.has_rep_prefix() || instruction.has_repne_prefix() || !wide || based
 }
 
+/// A forward REP MOVS or REP STOS whose operands have plain 64-bit addresses.
+fn is_native_repeat(instruction: &Instruction, mode: Mode) -> bool {
+    let moves = instruction.op1_kind() == OpKind::MemorySegRSI;
+    let stores = instruction.op1_kind() == OpKind::Register;
+    is_string(instruction)
+        && instruction.op0_kind() == OpKind::MemoryESRDI
+        && (moves || stores)
+        && !is_scan(instruction)
+        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+        && !matches!(instruction.segment_prefix(), Register::FS | Register::GS)
+        && mode.is64()
+        && !mode.backwards()
+        && !mode.single_step()
+}
+
+fn is_scan(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instruction.mnemonic(), M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Insb | M::Insw | M::Insd)
+}
+
 fn is_special(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     instruction.is_jcc_short_or_near()
@@ -328,6 +350,9 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
     }
     if matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2) {
         return Kind::Undefined;
+    }
+    if is_native_repeat(instruction, mode) {
+        return Kind::RepeatedString;
     }
     if is_system(instruction, mode) {
         return Kind::System;

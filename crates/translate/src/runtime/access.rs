@@ -229,6 +229,9 @@ impl VcpuCore {
         pieces: [Piece; 2],
         selected: u128,
     ) -> Result<u64, Stop> {
+        if descriptor.is_probe() {
+            return Ok(resume::BOUNCE);
+        }
         if !self.mmio_writes.is_empty() {
             // Device accesses stay in order: the earlier store is carried out first.
             return Err(Stop::Exit(Exit::Interrupted));
