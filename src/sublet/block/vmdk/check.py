@@ -30,8 +30,6 @@ class _Use:
         for start, end in [(0, grains.first_grain), *grains.metadata()]:
             first, last = start // self._size, min(-(-end // self._size), len(self._units))
             self._units[first:last] = bytes([_METADATA]) * max(0, last - first)
-        if self._units and grains.file.size() % self._size:
-            self._units[-1] = self._units[-1] or _METADATA
 
     def add(self, host: int) -> bool:
         """A grain is at byte ``host``; False when another is there already."""
@@ -78,13 +76,14 @@ def check_grains(grains: Grains, report: CheckReport, *, repair: bool) -> None:
     use = _Use(grains)
     for cluster, entry in allocated(grains):
         _check_entry(grains, report, use, cluster, entry, repair)
-    leaked = use.holes()
-    if leaked:
-        report.leak(f"{name}: {leaked} grains of the file are in no table", count=leaked, repaired=repair)
     if repair:
         grains.flush()
-        if leaked:
-            close_holes(grains)
+    leaked = use.holes()
+    if leaked:
+        report.leak(f"{name}: {leaked} grains of the file are in no table", count=leaked)
+    if leaked and repair:
+        close_holes(grains)
+        report.leaks_repaired += leaked - _count_holes(grains)
 
 
 def allocated(grains: Grains) -> Iterator[tuple[int, int]]:
@@ -115,10 +114,17 @@ def close_holes(grains: Grains) -> None:
     grains.cut_file(_end(grains))
 
 
+def _count_holes(grains: Grains) -> int:
+    use = _Use(grains)
+    for _, entry in allocated(grains):
+        use.add(entry * SECTOR)
+    return use.holes()
+
+
 def _end(grains: Grains) -> int:
     """Where the last thing in the file ends."""
     grain = max((entry * SECTOR + grains.cluster_size for _, entry in allocated(grains)), default=0)
-    return max(grain, grains.metadata()[-1][1])
+    return max(grain, grains.metadata()[-1][1], grains.first_grain)
 
 
 def _check_tables_inside(grains: Grains, report: CheckReport) -> bool:
@@ -151,16 +157,23 @@ def _check_redundant(grains: Grains, report: CheckReport, repair: bool) -> None:
 def _check_pair(
     grains: Grains, report: CheckReport, number: int, within: int, entry: int, copy: int, *, repair: bool
 ) -> None:
-    """Two entries that differ: where one is empty, the other one is newer."""
+    """Two entries that differ: where one has no grain, the one that has is newer.
+
+    Grains of the same content are one that was being moved.
+    """
     where = f"grain table {number}, entry {within}: {entry}, in its redundant copy {copy}"
-    if GTE_UNALLOCATED in (entry, copy):
+    hosts = grains.grain_of(entry), grains.grain_of(copy)
+    if hosts[0] is None or hosts[1] is None:
         report.leak(where, repaired=repair)
+        newer = max(entry, copy)
+    elif grains.same_content(hosts[0], hosts[1]):
+        report.leak(where, repaired=repair)
+        newer = entry
     else:
         report.error(where, repaired=repair)
-    if repair and entry:
-        grains.set_redundant(number, within, entry)
-    elif repair:
-        grains.set_entry(number * grains.page_entries + within, copy)
+        newer = entry
+    if repair:
+        grains.set_entry(number * grains.page_entries + within, newer)
 
 
 def _check_entry(

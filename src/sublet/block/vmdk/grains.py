@@ -128,11 +128,6 @@ class Grains(ClusterStore):
         if self.redundant is not None and self.redundant[number]:
             self._pages.set(self.redundant[number] * SECTOR, within, entry)
 
-    def set_redundant(self, number: int, within: int, entry: int) -> None:
-        """Change an entry of a redundant table alone."""
-        if self.redundant is not None and self.redundant[number]:
-            self._pages.set(self.redundant[number] * SECTOR, within, entry)
-
     def overlaps_metadata(self, host: int) -> bool:
         """Whether a grain at byte ``host`` would lie on something else; False for a read-only file."""
         place = bisect_right(self._starts, host + self.cluster_size - 1) - 1
@@ -142,6 +137,10 @@ class Grains(ClusterStore):
         """Copy a grain's bytes from byte ``source`` of the file to ``target``."""
         self.file.write(target, self.file.read(source, self.cluster_size))
         self._file_size = max(self._file_size, target + self.cluster_size)
+
+    def same_content(self, first: int, second: int) -> bool:
+        """Whether the grains at two bytes of the file hold the same."""
+        return self.file.read(first, self.cluster_size) == self.file.read(second, self.cluster_size)
 
     def new_grain(self) -> int:
         """Byte of the file where a new grain is."""
