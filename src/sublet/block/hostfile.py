@@ -20,6 +20,7 @@ import mmap
 import os
 import stat
 import struct
+import threading
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -179,15 +180,13 @@ class OsFiles:
 class OsFile:
     """A regular file or block device (``HostFile``): positioned calls only, so threads need no lock."""
 
-    _EXTRA_FLAGS = 0
-
     def __init__(self, path: Path, flags: int, lock: Lock, *, sync: bool = True) -> None:
         self.path = path
         self.readonly = not flags & os.O_RDWR
         self._sync = sync and not self.readonly
         self._closed = False
         self._can_fallocate = not self.readonly
-        self.fd = _open(path, flags | self._EXTRA_FLAGS, self.readonly)
+        self.fd = _open(path, flags, self.readonly)
         try:
             self.is_device = _check_kind(path, self.fd)
             _lock(path, self.fd, lock)
@@ -304,63 +303,77 @@ class OsFile:
 
 
 class DirectFile(OsFile):
-    """A file past the host's page cache (O_DIRECT): pieces go through an aligned buffer of their own.
+    """A file past the host's page cache (O_DIRECT), through a buffer of each thread that is aligned.
 
-    Unaligned writes read the blocks at both ends first; two that share a block must not run concurrently,
-    which the images above see to by writing whole sectors of 4096 bytes or under their lock.
+    What is not aligned goes through the page cache, which the host keeps coherent with the direct accesses;
+    reading and writing back the blocks around it instead would lose what another thread writes there.
+
+    Reference: open(2) "O_DIRECT".
     """
 
-    _EXTRA_FLAGS = os.O_DIRECT
+    def __init__(self, path: Path, flags: int, lock: Lock, *, sync: bool = True) -> None:
+        super().__init__(path, flags, lock, sync=sync)
+        mode = os.O_RDONLY if self.readonly else os.O_RDWR
+        try:
+            self._direct = os.open(path, mode | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            super().close()
+            raise HostRefused(
+                f"cannot open {path} without the page cache: {error.strerror}",
+                remedy="Its file system has no O_DIRECT: take another cache mode.",
+            ) from error
+        self._buffers = threading.local()
+
+    def _buffer(self) -> mmap.mmap:
+        """Page-aligned memory of this thread."""
+        buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
+        if buffer is None:
+            buffer = self._buffers.buffer = mmap.mmap(-1, _DIRECT_PIECE)
+        return buffer
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes, zeroes past the end."""
+        if (offset | size) % DIRECT_ALIGNMENT:
+            return super().read(offset, size)
         data = bytearray(size)
         self.readinto(offset, data)
         return bytes(data)
 
     def readinto(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill ``buffer`` through aligned reads."""
+        """Fill ``buffer``, with zeroes past the end."""
         view = memoryview(buffer).cast("B")
+        if (offset | len(view)) % DIRECT_ALIGNMENT:
+            super().readinto(offset, view)
+            return
         while view:
-            skip = offset % DIRECT_ALIGNMENT
-            count = min(len(view), _DIRECT_PIECE - skip)
-            with _aligned(skip + count) as area:
-                self._fill(offset - skip, area)
-                view[:count] = area[skip : skip + count]
+            count = min(len(view), _DIRECT_PIECE)
+            with memoryview(self._buffer()) as area, area[:count] as piece:
+                found = os.preadv(self._direct, [piece], offset)
+                view[:found] = piece[:found]
+            view[found:count] = bytes(count - found)
             view = view[count:]
             offset += count
-
-    def _fill(self, offset: int, area: mmap.mmap) -> None:
-        count = os.preadv(self.fd, [area], offset)
-        if count < len(area):
-            area[count:] = bytes(len(area) - count)
 
     def write(self, offset: int, data: Bytes) -> None:
-        """Write all of ``data`` through aligned writes."""
+        """Write all of ``data``."""
         view = memoryview(data).cast("B")
+        if (offset | len(view)) % DIRECT_ALIGNMENT:
+            super().write(offset, view)
+            return
         while view:
-            skip = offset % DIRECT_ALIGNMENT
-            count = min(len(view), _DIRECT_PIECE - skip)
-            self._write_piece(offset - skip, skip, view[:count])
+            count = min(len(view), _DIRECT_PIECE)
+            with memoryview(self._buffer()) as area, area[:count] as piece:
+                piece[:] = view[:count]
+                if os.pwrite(self._direct, piece, offset) != count:
+                    raise OSError(errno.EIO, "short write", str(self.path))
             view = view[count:]
             offset += count
 
-    def _write_piece(self, start: int, skip: int, piece: memoryview) -> None:
-        before = self.size()
-        with _aligned(skip + len(piece)) as area:
-            if skip or (skip + len(piece)) % DIRECT_ALIGNMENT:
-                self._fill(start, area)
-            area[skip : skip + len(piece)] = bytes(piece)
-            if os.pwrite(self.fd, area, start) != len(area):
-                raise OSError(errno.EIO, "short write", str(self.path))
-        end = max(before, start + skip + len(piece))
-        if not self.is_device and end < start + skip + len(piece) + DIRECT_ALIGNMENT and self.size() > end:
-            os.ftruncate(self.fd, end)
-
-
-def _aligned(size: int) -> mmap.mmap:
-    """Page-aligned memory of ``size`` bytes rounded up to the alignment."""
-    return mmap.mmap(-1, -(-size // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT)
+    def close(self) -> None:
+        """Flush and close."""
+        if not self._closed:
+            os.close(self._direct)
+        super().close()
 
 
 def _open(path: Path, flags: int, readonly: bool) -> int:

@@ -92,10 +92,11 @@ def run(
         ),
     ] = None,
     disk: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE",
-            help="Raw disk image to attach, after the guest's own.",
+            metavar="FILE[,NAME=VALUE...]",
+            help="Disk image to attach, after the guest's own. Names: format, readonly (on, off), cache "
+            "(writeback, writethrough, none, unsafe), serial, iops, bps. A comma in FILE is written twice.",
             rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
@@ -181,13 +182,14 @@ class _Boot:
         self,
         memory_mib: int | None,
         cpus: int,
-        disks: list[Path],
+        disks: list[str],
         net: list[str],
         engine: EngineName,
         *,
         reboot: bool,
     ) -> MachineConfig:
         """The machine's definition from the guest's and the user's wishes."""
+        from sublet.cli.disk_option import parse_disk
         from sublet.machine import DiskConfig, MachineConfig
 
         kernel, initrd, cmdline, own_disks, default_mib = self._image()
@@ -197,7 +199,10 @@ class _Boot:
             cmdline=cmdline,
             memory_mib=default_mib if memory_mib is None else memory_mib,
             cpus=cpus,
-            disks=tuple(DiskConfig(path=path) for path in (*own_disks, *disks)),
+            disks=(
+                *(DiskConfig(path=path, format="raw") for path in own_disks),
+                *(parse_disk(text) for text in disks),
+            ),
             net=tuple(net),
             engine=engine.value,
             reboot=reboot,

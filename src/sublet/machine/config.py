@@ -15,6 +15,16 @@ class DiskConfig(BaseModel):
 
     path: Path
     readonly: bool = False
+    format: str | None = None
+    """Name of a disk format; None: what the file's name says (`sublet.block.registry`)."""
+    cache: Literal["writeback", "writethrough", "none", "unsafe"] = "writeback"
+    """The host's page cache: used; used but flushed by each write; bypassed; used and never flushed."""
+    serial: str | None = Field(default=None, max_length=20)
+    """What the guest reads as the disk's serial number; None: one by its position."""
+    iops: int = Field(default=0, ge=0)
+    """Requests a second, 0 for no limit."""
+    bytes_per_second: int = Field(default=0, ge=0)
+    """Bytes a second, 0 for no limit."""
 
 
 class MachineConfig(BaseModel):

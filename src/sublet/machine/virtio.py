@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from sublet.block import RawImage
 from sublet.devices.virtio import VirtioDevice
 from sublet.devices.virtio.block.device import VirtioBlock
 from sublet.devices.virtio.console.device import VirtioConsole
@@ -18,6 +17,7 @@ from sublet.devices.virtio.rng.device import VirtioRng
 from sublet.errors import UsageError
 from sublet.hw import Clock, Executor
 from sublet.machine.config import DiskConfig, MachineConfig
+from sublet.machine.disks import open_disk
 from sublet.net import NullSink, PacketSink, UnixSocketSink
 
 MAXIMUM_DEVICES: Final = 31
@@ -69,8 +69,9 @@ class VirtioDevices:
 
 
 def _make_disk(index: int, disk: DiskConfig, cpus: int, executor: Executor) -> VirtioBlock:
-    image = RawImage(disk.path, readonly=disk.readonly)
-    return VirtioBlock(image, executor, serial=f"disk{index}", queues=min(cpus, _BLOCK_QUEUES_MAXIMUM))
+    serial = f"disk{index}" if disk.serial is None else disk.serial
+    queues = min(cpus, _BLOCK_QUEUES_MAXIMUM)
+    return VirtioBlock(open_disk(disk), executor, serial=serial, queues=queues)
 
 
 def _make_net(index: int, backend: str, executor: Executor) -> VirtioNet:

@@ -1,0 +1,58 @@
+"""Numbers and structures of the NBD protocol.
+
+Reference: "The NBD protocol" (NetworkBlockDevice/nbd, doc/proto.md, version 3.25).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+NBD_MAGIC: Final = 0x4E42444D41474943
+OPTION_MAGIC: Final = 0x49484156454F5054
+REPLY_MAGIC: Final = 0x0003E889045565A9
+REQUEST_MAGIC: Final = 0x25609513
+SIMPLE_MAGIC: Final = 0x67446698
+STRUCTURED_MAGIC: Final = 0x668E33EF
+
+FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES = 1, 2
+
+OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO = 1, 2, 3, 6, 7
+OPT_STRUCTURED_REPLY, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT = 8, 9, 10
+
+REP_ACK, REP_SERVER, REP_INFO, REP_META_CONTEXT = 1, 2, 3, 4
+REP_ERR_UNSUP, REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_ERR_TOO_BIG = (
+    0x80000001,
+    0x80000003,
+    0x80000006,
+    0x80000009,
+)
+INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
+
+HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA = 1, 2, 4, 8
+SEND_TRIM, SEND_WRITE_ZEROES, SEND_DF, CAN_MULTI_CONN = 0x20, 0x40, 0x80, 0x100
+
+CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_TRIM, CMD_WRITE_ZEROES, CMD_BLOCK_STATUS = 0, 1, 2, 3, 4, 6, 7
+CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_DF, CMD_FLAG_REQ_ONE = 1, 2, 4, 8
+
+CHUNK_DONE: Final = 1
+CHUNK_NONE, CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, CHUNK_BLOCK_STATUS = 0, 1, 2, 5
+CHUNK_ERROR: Final = 32769
+
+STATE_HOLE, STATE_ZERO = 1, 2
+
+EPERM, EIO, EINVAL, ENOSPC = 1, 5, 22, 28
+
+OPTION: Final = struct.Struct(">QII")
+OPTION_REPLY: Final = struct.Struct(">QIII")
+REQUEST: Final = struct.Struct(">IHHQQI")
+SIMPLE: Final = struct.Struct(">IIQ")
+STRUCTURED: Final = struct.Struct(">IHHQI")
+
+OPTION_MAXIMUM: Final = 65536
+"""Bytes of an option that we read; names have at most 4096."""
+PAYLOAD_MAXIMUM: Final = 32 << 20
+"""Bytes of one read or write (§ "Values", NBD_INFO_BLOCK_SIZE)."""
+META_BASE_ALLOCATION: Final = "base:allocation"
+EXTENTS_MAXIMUM: Final = 4096
+"""Extents in one answer about block status."""
