@@ -97,10 +97,10 @@ def write_hosted(file: HostFile, header: HostedHeader, descriptor: bytes) -> Non
 
 
 def _write_cowd(file: HostFile, capacity: int) -> None:
-    header = CowdHeader(capacity, _COWD_GRAIN, CowdHeader.SIZE // SECTOR, 0, 0)
-    directory = max(1, sectors(4 * header.grain_tables))
-    end = header.gd_offset + directory
-    header = CowdHeader(capacity, _COWD_GRAIN, header.gd_offset, header.grain_tables, end)
+    start = CowdHeader.SIZE // SECTOR
+    tables = max(1, CowdHeader(capacity, _COWD_GRAIN, start, 0, 0).grain_tables)
+    end = start + sectors(4 * tables)
+    header = CowdHeader(capacity, _COWD_GRAIN, start, tables, end)
     file.truncate(end * SECTOR)
     file.flush()
     file.write(0, header.pack())
