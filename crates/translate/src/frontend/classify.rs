@@ -146,6 +146,9 @@ fn refused(feature: CpuidFeature) -> bool {
             | F::PADLOCK_PHE
             | F::PADLOCK_PMM
             | F::PADLOCK_RNG
+            | F::PADLOCK_GMI
+            | F::PADLOCK_UNDOC
+            | F::UDBG
             | F::SMX
             | F::MCOMMIT
             | F::INVLPGB
@@ -348,7 +351,7 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
     if let Some(kind) = trap(instruction, mode) {
         return kind;
     }
-    if matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2) {
+    if matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Vmfunc) {
         return Kind::Undefined;
     }
     if is_native_repeat(instruction, mode) {
@@ -360,5 +363,67 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
     if is_special(instruction) {
         return Kind::Special;
     }
+    // What only privileged code may execute and nothing here carries out: not offered.
+    if !code.op_code().cpl3() {
+        return Kind::Undefined;
+    }
     Kind::Generic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{classify, Kind};
+    use crate::mode::Mode;
+    use iced_x86::{
+        Code, EncodingKind, Instruction, InstructionInfoFactory, OpCodeInfo, OpCodeOperandKind, OpKind,
+    };
+
+    /// 64-bit code at privilege 3 with every unit enabled.
+    const USER_64: Mode = Mode(2 | 2 << 2 | 3 << 4 | 1 << 6 | 7 << 12 | 1 << 17 | 1 << 19);
+
+    fn names_memory(op_code: &OpCodeInfo) -> bool {
+        use OpCodeOperandKind as K;
+        (0..op_code.op_count()).any(|operand| {
+            matches!(
+                op_code.op_kind(operand),
+                K::mem
+                    | K::mem_offs
+                    | K::mem_mpx
+                    | K::mem_mib
+                    | K::seg_rBX_al
+                    | K::seg_rSI
+                    | K::seg_rDI
+                    | K::es_rDI
+            )
+        })
+    }
+
+    /// The instruction with registers where it has operands.
+    fn register_form(code: Code) -> Instruction {
+        let mut instruction = Instruction::default();
+        instruction.set_code(code);
+        for operand in 0..code.op_code().op_count().min(4) {
+            instruction.set_op_kind(operand, OpKind::Register);
+        }
+        instruction
+    }
+
+    /// Memory that no operand names would be the host's: such instructions are not emitted as they are.
+    #[test]
+    fn nothing_is_emitted_that_touches_memory_unseen() {
+        let mut info = InstructionInfoFactory::new();
+        for code in Code::values() {
+            let op_code = code.op_code();
+            let decoded =
+                op_code.is_instruction() && op_code.mode64() && code.encoding() != EncodingKind::MVEX;
+            if !decoded || names_memory(op_code) {
+                continue;
+            }
+            let instruction = register_form(code);
+            if classify(&instruction, USER_64) == Kind::Generic {
+                assert!(info.info(&instruction).used_memory().is_empty(), "{code:?}");
+                assert!(op_code.cpl3(), "{code:?} is privileged");
+            }
+        }
+    }
 }
