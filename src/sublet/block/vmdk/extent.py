@@ -21,6 +21,14 @@ class Extent(Protocol):
     def file(self) -> HostFile | None:
         """What it is stored in; None for zeroes."""
 
+    @property
+    def cluster_size(self) -> int:
+        """Bytes of a grain; 0 where there are none."""
+
+    @property
+    def unclean(self) -> bool:
+        """Whether it says that it was not closed."""
+
     def readinto(self, offset: int, view: memoryview) -> None:
         """Fill ``view``."""
 
@@ -58,6 +66,9 @@ class FlatExtent:
         size: Bytes.
         fixed: Whether the storage is to stay allocated.
     """
+
+    cluster_size = 0
+    unclean = False
 
     def __init__(self, file: HostFile, base: int, size: int, *, fixed: bool = False) -> None:
         self.file = file
@@ -127,6 +138,8 @@ class ZeroExtent:
     """Zeroes that are stored nowhere (``Extent``)."""
 
     file = None
+    cluster_size = 0
+    unclean = False
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -168,6 +168,11 @@ class Grains(ClusterStore):
 
     # Extent
 
+    @property
+    def unclean(self) -> bool:
+        """Whether it says that it was not closed."""
+        return False
+
     def check(self, report: CheckReport, *, repair: bool) -> None:
         """See ``check.check_grains``."""
         with self._table_lock:
@@ -312,6 +317,11 @@ class HostedGrains(Grains):
                 self._shrink(size)
             else:
                 self._grow(size)
+
+    @property
+    def unclean(self) -> bool:
+        """Whether it was not closed."""
+        return self.header.unclean
 
     @property
     def redundant(self) -> array[int] | None:

@@ -93,7 +93,7 @@ class VmdkImage(Image):
     def info(self) -> ImageInfo:
         """Kind, sizes, identities and extents."""
         files = list(self._open_files.values())
-        sparse = [extent for extent in self._extents if isinstance(extent, HostedGrains)]
+        sizes = [extent.cluster_size for extent in self._extents if extent.cluster_size]
         hint = self.descriptor.parent_hint
         return ImageInfo(
             self.format,
@@ -101,9 +101,9 @@ class VmdkImage(Image):
             self.size,
             sum(file.size() for file in files),
             sum(file.allocated() for file in files),
-            cluster_size=sparse[0].cluster_size if sparse else None,
+            cluster_size=max(sizes, default=None),
             backing=None if hint is None else BackingReference(hint, self.format),
-            dirty=any(extent.header.unclean for extent in sparse),
+            dirty=any(extent.unclean for extent in self._extents),
             details={
                 "create_type": self.descriptor.create_type,
                 "cid": f"{self.descriptor.content_id:08x}",
@@ -165,6 +165,8 @@ class VmdkImage(Image):
             raise CorruptImage(f"{self.path}: neither a VMDK extent nor a descriptor")
         self._place()
         self._size = self._starts[-1]
+        # Compressed grains out of order are legal, but readers of streams do not expect them.
+        self.sequential = any(isinstance(extent, StreamExtent) for extent in self._extents)
 
     def _load_embedded(self) -> None:
         header = HostedHeader.parse(self._file.read(0, SECTOR), str(self.path))

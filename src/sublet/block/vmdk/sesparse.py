@@ -35,6 +35,9 @@ class SeSparseExtent:
         UnsupportedImage: Its journal is not empty, or its version is another.
     """
 
+    cluster_size = _GRAIN
+    unclean = False
+
     def __init__(self, file: HostFile, *, below: ReadBelow | None) -> None:
         self.file = file
         self.below = below

@@ -59,6 +59,8 @@ class StreamExtent:
         below: Reads what the parent holds of the extent.
     """
 
+    unclean = False
+
     def __init__(
         self,
         file: HostFile,
@@ -75,7 +77,7 @@ class StreamExtent:
         self.header = header
         self.below = below
         self._stored = stored
-        self._grain_size = header.grain_size * SECTOR
+        self.cluster_size = header.grain_size * SECTOR
         self._table_lock = lock
         self._flush_lock = threading.Lock()
         offset = header.gd_offset * SECTOR
@@ -92,16 +94,16 @@ class StreamExtent:
     def readinto(self, offset: int, view: memoryview) -> None:
         """Fill ``view``."""
         while view:
-            number, skip = divmod(offset, self._grain_size)
-            length = min(len(view), self._grain_size - skip)
+            number, skip = divmod(offset, self.cluster_size)
+            length = min(len(view), self.cluster_size - skip)
             self._read_part(number, skip, view[:length])
             view, offset = view[length:], offset + length
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of ``view``; a grain that is written in part is read, changed and compressed anew."""
         while view:
-            number, skip = divmod(offset, self._grain_size)
-            length = min(len(view), self._grain_size - skip)
+            number, skip = divmod(offset, self.cluster_size)
+            length = min(len(view), self.cluster_size - skip)
             with self._table_lock:
                 self._write_grain(number, self._merge(number, skip, view[:length]))
             view, offset = view[length:], offset + length
@@ -111,8 +113,8 @@ class StreamExtent:
     def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
         """Make the range zero; whole grains are dropped, which costs nothing."""
         while size:
-            number, skip = divmod(offset, self._grain_size)
-            length = min(size, self._grain_size - skip)
+            number, skip = divmod(offset, self.cluster_size)
+            length = min(size, self.cluster_size - skip)
             with self._table_lock:
                 self._zero_part(number, skip, length)
             offset, size = offset + length, size - length
@@ -159,7 +161,7 @@ class StreamExtent:
             self._directory_changed = True
         self._grains.clear()
         if size > old:
-            rest = size if self.below is not None else min(size, align(old, self._grain_size))
+            rest = size if self.below is not None else min(size, align(old, self.cluster_size))
             self.write_zeroes(old, rest - old, unmap=True)
         self.flush()
 
@@ -185,7 +187,7 @@ class StreamExtent:
     # Reading.
 
     def _check_table(self, report: CheckReport, first: int) -> None:
-        end = min(first + self.header.gtes_per_gt, -(-self.size // self._grain_size))
+        end = min(first + self.header.gtes_per_gt, -(-self.size // self.cluster_size))
         for number in range(first, end):
             entry = self._entry(number)
             if self._state(entry) < 0:
@@ -204,7 +206,7 @@ class StreamExtent:
         if data:
             view[:] = data[skip : skip + len(view)]
         elif state == UNALLOCATED and self.below is not None:
-            self.below(number * self._grain_size + skip, view)
+            self.below(number * self.cluster_size + skip, view)
         else:
             view[:] = bytes(len(view))
 
@@ -223,12 +225,12 @@ class StreamExtent:
 
     def _state_run(self, offset: int, size: int) -> tuple[int, int]:
         """The state at ``offset`` (0 for data), and how many bytes share it."""
-        number, skip = divmod(offset, self._grain_size)
+        number, skip = divmod(offset, self.cluster_size)
         first, length = self._kind(number), 0
         for following in range(number, number + (1 << 16)):
             if length >= size or (following - number and self._kind(following) != first):
                 break
-            length += self._grain_size - (skip if following == number else 0)
+            length += self.cluster_size - (skip if following == number else 0)
         return first, min(size, length)
 
     def _kind(self, number: int) -> int:
@@ -253,13 +255,13 @@ class StreamExtent:
     def _inflate(self, number: int, stored: bytes) -> bytes:
         expander = zlib.decompressobj()
         try:
-            data = expander.decompress(stored, self._grain_size)
+            data = expander.decompress(stored, self.cluster_size)
         except zlib.error as error:
             raise CorruptImage(f"{self.file.path}: grain {number} does not decompress: {error}") from error
-        wanted = min(self._grain_size, self.size - number * self._grain_size)
+        wanted = min(self.cluster_size, self.size - number * self.cluster_size)
         if len(data) < wanted:
             raise CorruptImage(f"{self.file.path}: grain {number} has {len(data)} bytes, not {wanted}")
-        return data.ljust(self._grain_size, b"\0")
+        return data.ljust(self.cluster_size, b"\0")
 
     def _grain_marker(self, number: int, entry: int) -> tuple[Marker, bytes]:
         """The marker in front of a grain, and the first bytes of the file from there on."""
@@ -269,7 +271,7 @@ class StreamExtent:
         marker = Marker.parse(head)
         if marker.value != number * self.header.grain_size:
             raise CorruptImage(f"{self.file.path}: the grain at sector {entry} is not grain {number}")
-        if not 0 < marker.size <= 2 * self._grain_size:
+        if not 0 < marker.size <= 2 * self.cluster_size:
             raise CorruptImage(f"{self.file.path}: grain {number} has {marker.size} compressed bytes")
         return marker, head
 
@@ -277,11 +279,11 @@ class StreamExtent:
 
     def _merge(self, number: int, skip: int, part: memoryview) -> bytes | memoryview:
         """A whole grain, ``part`` of which is new."""
-        if len(part) == self._grain_size:
+        if len(part) == self.cluster_size:
             return part
-        start = number * self._grain_size
-        data = bytearray(self._grain_size)
-        known = min(self._grain_size, self.size - start)
+        start = number * self.cluster_size
+        data = bytearray(self.cluster_size)
+        known = min(self.cluster_size, self.size - start)
         if len(part) < known:
             self._read_part(number, 0, memoryview(data)[:known])
         data[skip : skip + len(part)] = part
@@ -295,8 +297,8 @@ class StreamExtent:
         self._set(number, host // SECTOR)
 
     def _zero_part(self, number: int, skip: int, length: int) -> None:
-        start = number * self._grain_size
-        whole = length == min(self._grain_size, self.size - start)
+        start = number * self.cluster_size
+        whole = length == min(self.cluster_size, self.size - start)
         state = self._state(self._entry(number))
         if state == ZERO or (state == UNALLOCATED and self.below is None):
             return
@@ -312,7 +314,7 @@ class StreamExtent:
     def _forget(self, first: int, end: int) -> None:
         """Drop the grains that lie wholly past byte ``first``."""
         with self._table_lock:
-            for number in range(-(-first // self._grain_size), -(-end // self._grain_size)):
+            for number in range(-(-first // self.cluster_size), -(-end // self.cluster_size)):
                 if self._entry(number) != GTE_UNALLOCATED:
                     self._begin()
                     self._set(number, GTE_UNALLOCATED)
