@@ -327,7 +327,7 @@ impl Builder {
         let index = operand_segment(instruction, self.mode.is64());
         // Only limits and types ask what the access does.
         let kind = if self.mode.is64() { AccessKind::Read } else { self.memory_access(instruction) };
-        if !self.segment_matters(index, kind) {
+        if !self.segment_matters(index) {
             if let Some(base) = self.plain_base(instruction) {
                 return Ok(base);
             }
@@ -347,9 +347,10 @@ impl Builder {
     }
 
     /// Whether an access through segment register `index` needs a check or has a base.
-    fn segment_matters(&self, index: usize, kind: AccessKind) -> bool {
-        let to_code = index == seg::CS && kind == AccessKind::Write && !self.mode.is64();
-        to_code || self.base_offset(index).is_some()
+    fn segment_matters(&self, index: usize) -> bool {
+        // A flat code segment still takes no stores, and may not be readable.
+        let through_code = index == seg::CS && !self.mode.is64();
+        through_code || self.base_offset(index).is_some()
     }
 
     /// Turn the offset in R14 of `size` bytes into a linear address, with the segment's checks.
@@ -360,7 +361,7 @@ impl Builder {
         size: u64,
         kind: AccessKind,
     ) -> Result<(), Unencodable> {
-        if !self.segment_matters(index, kind) {
+        if !self.segment_matters(index) {
             return Ok(());
         }
         if !self.mode.is64() {
