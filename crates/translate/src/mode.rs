@@ -46,6 +46,8 @@ mod bit {
     pub const V86: u32 = 1 << 20;
     pub const CS_BASE: u32 = 1 << 21;
     pub const UNUSUAL_FLAGS: u32 = 1 << 22;
+    pub const ALONE: u32 = 1 << 23;
+    pub const ALIGNMENT: u32 = 1 << 24;
 }
 
 /// What a block's translation assumes of the processor's state; part of its key.
@@ -111,6 +113,7 @@ impl Mode {
         set(state.cr4 & (1 << 2) != 0, TSD);
         set(state.protected(), PROTECTED);
         set(state.v86(), V86);
+        set(cpl == 3 && state.rflags & flag::AC != 0 && state.cr0 & (1 << 18) != 0, ALIGNMENT);
         set(state.rflags & (flag::IOPL | flag::NT) != 0, UNUSUAL_FLAGS);
         Self(bits)
     }
@@ -175,6 +178,20 @@ impl Mode {
     pub fn single_step(self) -> bool {
         self.has(bit::STEP)
     }
+    /// This mode for one instruction, after which the run loop has another look.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self(self.0 | bit::ALONE)
+    }
+    /// See [`Self::alone`]: such blocks are entered and left by the run loop only, and each access
+    /// checks for itself.
+    pub fn is_alone(self) -> bool {
+        self.has(bit::ALONE)
+    }
+    /// Misaligned accesses are #AC.
+    pub fn checks_alignment(self) -> bool {
+        self.has(bit::ALIGNMENT)
+    }
     /// IOPL or NT is set.
     pub fn unusual_flags(self) -> bool {
         self.has(bit::UNUSUAL_FLAGS)
@@ -212,8 +229,12 @@ impl Mode {
         self.has(bit::AVX512)
     }
 
-    /// Which software TLB serves data accesses: 0 user, 1 kernel, 2 kernel that may touch user pages.
+    /// Which software TLB serves data accesses: 0 user, 1 kernel, 2 kernel that may touch user pages,
+    /// 3 (never filled, so that every access is seen) user with alignment checks.
     pub fn mmu_index(self) -> usize {
+        if self.checks_alignment() {
+            return 3;
+        }
         match (self.cpl(), self.has(bit::SMAP) && !self.has(bit::AC)) {
             (3, _) => 0,
             (_, true) => 1,
@@ -223,7 +244,7 @@ impl Mode {
 
     /// Which jump cache serves indirect branches, if any does.
     pub fn jump_cache(self) -> Option<usize> {
-        if self.single_step() || self.has(bit::CS_BASE) {
+        if self.single_step() || self.has(bit::CS_BASE | bit::ALONE) {
             return None;
         }
         match (self.code(), self.cpl()) {

@@ -177,7 +177,7 @@ pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each jump cache; a power of two.
 pub const JUMP_ENTRIES: usize = 4096;
 /// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
-pub const MMU_INDICES: usize = 3;
+pub const MMU_INDICES: usize = 4;
 /// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user.
 pub const JUMP_CACHES: usize = 4;
 /// Largest access that may leave the inline path, in bytes (FRSTOR has 108).
@@ -213,6 +213,8 @@ pub struct JumpCache {
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct HotState {
+    /// Data of an access that cannot be done in place. First, so that it is aligned as the struct is.
+    pub bounce: [u8; BOUNCE_BYTES],
     /// Non-zero while translated code may go on; zeroed (from any thread) to make it leave.
     pub permit: std::sync::atomic::AtomicU64,
     /// Zero while an event waits for the guest to enable it: STI must leave the cache.
@@ -245,6 +247,10 @@ pub struct HotState {
     pub fault_vector: u64,
     /// A value kept across an access check.
     pub temporary: u64,
+    /// Addends kept by leaders for their followers (see `emit::sharing`).
+    pub shared: [u64; 32],
+    /// The range that a leader checks, see `Descriptor::leader`.
+    pub range: u64,
     /// PEXT mask that selects a TLB index.
     pub tlb_mask: u64,
     /// PEXT mask of the page number.
@@ -275,8 +281,6 @@ pub struct HotState {
     pub opmask: [u64; 8],
     /// ZMM (or YMM) registers outside the cache.
     pub zmm: [[u8; 64]; 32],
-    /// Data of an access that cannot be done in place.
-    pub bounce: [u8; BOUNCE_BYTES],
     /// Read TLBs by MMU index.
     pub read_tlb: [Tlb; MMU_INDICES],
     /// Write TLBs by MMU index.

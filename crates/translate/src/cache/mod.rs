@@ -76,6 +76,8 @@ pub struct Block {
     pub alive: bool,
     locations: Vec<Location>,
     incoming: Vec<u32>,
+    /// How often a shared check failed for want of one page that holds its range.
+    blamed: u8,
 }
 
 /// Counters.
@@ -132,6 +134,8 @@ pub struct CodeCache {
     system: Vec<Instruction>,
     by_address: AddressMap<(u64, u32), BlockId>,
     by_page: AddressMap<u64, Vec<BlockId>>,
+    /// Blocks that are translated without shared checks.
+    unshared: AddressMap<(u64, u32), ()>,
     /// Changes when all block numbers and host addresses become invalid.
     pub epoch: u64,
     /// Counters.
@@ -153,6 +157,7 @@ impl CodeCache {
             system: Vec::new(),
             by_address: AddressMap::default(),
             by_page: AddressMap::default(),
+            unshared: AddressMap::default(),
             epoch: 0,
             statistics: CacheStatistics::default(),
         }
@@ -240,6 +245,7 @@ impl CodeCache {
             alive: true,
             locations: translation.locations,
             incoming: Vec::new(),
+            blamed: 0,
         });
         self.by_address.insert((gpa, mode.0), id);
         self.by_page.entry(gpa & !0xfff).or_default().push(id);
@@ -262,6 +268,25 @@ impl CodeCache {
         self.statistics.instructions += u64::from(translation.instructions);
         self.statistics.guest_bytes += u64::from(translation.guest_length);
         self.statistics.host_bytes += translation.code.len() as u64;
+    }
+
+    /// A shared check of the block at host address `pc` failed. After a few times the block goes, and
+    /// is to be translated without sharing.
+    pub fn blame(&mut self, pc: u64) {
+        const PATIENCE: u8 = 8;
+        let Some((id, _)) = self.locate(pc) else { return };
+        let block = &mut self.blocks[id as usize];
+        block.blamed = block.blamed.saturating_add(1);
+        if block.blamed == PATIENCE && block.alive {
+            let key = (block.gpa, block.mode.0);
+            self.unshared.insert(key, ());
+            self.kill(id);
+        }
+    }
+
+    /// Whether blocks at `gpa` may share checks.
+    pub fn may_share(&self, gpa: u64, mode: Mode) -> bool {
+        !self.unshared.contains_key(&(gpa, mode.0))
     }
 
     /// Make link `number` go straight to block `to`.
@@ -346,6 +371,7 @@ impl CodeCache {
         self.links.clear();
         self.system.clear();
         self.by_address.clear();
+        self.unshared.clear();
         self.epoch += 1;
         self.statistics.flushes += 1;
         self.by_page.drain().map(|(page, _)| page).collect()

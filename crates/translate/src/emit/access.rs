@@ -2,6 +2,7 @@
 
 use super::builder::{hot, Unencodable};
 use super::registers::{home, number, Home};
+use super::sharing::Part;
 use super::{Builder, Host};
 use crate::mode::Width;
 use crate::state::{seg, CpuState, HotState, SegmentRegister};
@@ -15,6 +16,8 @@ use std::rc::Rc;
 pub enum Place {
     /// At `[register + r15]`.
     Direct(Host),
+    /// At `[register + r15 + offset]`.
+    Offset(Host, i32),
     /// At `[register]`.
     At(Host),
     /// In the bounce buffer.
@@ -47,6 +50,7 @@ impl Descriptor {
     const OPMASK_SHIFT: u32 = 18;
     const ELEMENT_SHIFT: u32 = 21;
     const COUNT_SHIFT: u32 = 24;
+    const LEADER: u32 = 1 << 31;
 
     /// Describe an access of `size` bytes.
     pub fn new(size: usize, kind: AccessKind) -> Self {
@@ -101,6 +105,16 @@ impl Descriptor {
             | (element.trailing_zeros() & 3) << Self::ELEMENT_SHIFT
             | ((count as u32 - 1) & 63) << Self::COUNT_SHIFT;
         Self(self.0 | selection)
+    }
+    /// The check covers more than the access: `HotState::range` holds the bytes below it (bits
+    /// 15:0) and above it (31:16), which must lie in the same page of plain RAM.
+    #[must_use]
+    pub fn leader(self) -> Self {
+        Self(self.0 | Self::LEADER)
+    }
+    /// See [`Self::leader`].
+    pub fn is_leader(self) -> bool {
+        self.0 & Self::LEADER != 0
     }
     /// Bytes.
     pub fn size(self) -> u64 {
@@ -186,6 +200,70 @@ impl Builder {
             builder.slow_access(address, descriptor, resume, done, &operation);
         });
         Ok(())
+    }
+
+    /// An access at `[base + offset]` that shares its check with others of the block. 64-bit mode only.
+    pub(super) fn shared_access(
+        &mut self,
+        part: Part,
+        base: usize,
+        offset: i32,
+        descriptor: Descriptor,
+        operation: &Operation,
+    ) -> Result<(), Unencodable> {
+        let address = match home(base) {
+            Home::Host(host) => host,
+            Home::Memory(slot) => {
+                self.asm.load(Host::R14, slot);
+                Host::R14
+            }
+        };
+        match part {
+            Part::Follower { slot } => {
+                self.asm.load(Host::R15, shared_slot(slot));
+                operation(self, Place::Offset(address, offset))
+            }
+            Part::Leader { slot, before, after } => {
+                self.lead(address, offset, descriptor, i32::from(before), i32::from(after), slot);
+                operation(self, Place::Offset(Host::R14, i32::from(before)))
+            }
+        }
+    }
+
+    /// Check `before` bytes below to `after` bytes above the access at `[base + offset]`, and keep the
+    /// addend in the slot. Leaves R14 at the range's start and R15 = addend.
+    fn lead(
+        &mut self,
+        base: Host,
+        offset: i32,
+        descriptor: Descriptor,
+        before: i32,
+        after: i32,
+        slot: usize,
+    ) {
+        let (tags, addends) = self.tlb(descriptor.is_write());
+        let size = descriptor.size() as i32;
+        self.asm.lea_base(Host::R14, base, offset.wrapping_sub(before));
+        self.asm.pext(Host::RCX, Host::R14, hot!(tlb_mask));
+        self.asm.load_indexed(Host::R15, addends, Host::RCX);
+        self.asm.load_indexed(Host::RCX, tags, Host::RCX);
+        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), before + size + after - 1);
+        self.asm.pext(Host::RCX, Host::RCX, hot!(page_mask));
+        let hit = self.asm.jrcxz();
+        let miss = self.asm.jump();
+        self.asm.bind_short(hit);
+        let resume = self.asm.position();
+        self.asm.store(shared_slot(slot), Host::R15);
+        self.later(move |builder| {
+            builder.asm.bind(miss);
+            builder.asm.lea_base(Host::R14, Host::R14, before);
+            builder.asm.mov_immediate(Host::RCX, u64::from(descriptor.leader().0));
+            builder.asm.store_immediate(hot!(range), before | after << 16);
+            builder.asm.call_gs(hot!(slow_access));
+            builder.asm.lea_base(Host::R14, Host::R14, -before);
+            let back = builder.asm.jump();
+            builder.asm.point(back, resume);
+        });
     }
 
     /// Whether SS has a limit or type that stack accesses must be checked against.
@@ -304,7 +382,9 @@ impl Builder {
     pub(super) fn set_place(instruction: &mut Instruction, place: Place) {
         instruction.set_memory_index_scale(1);
         let (base, index) = match place {
-            Place::Direct(base) => (super::registers::sized(base, Register::RAX), Register::R15),
+            Place::Direct(base) | Place::Offset(base, _) => {
+                (super::registers::sized(base, Register::RAX), Register::R15)
+            }
             Place::At(base) => (super::registers::sized(base, Register::RAX), Register::None),
             Place::Bounce => (Register::None, Register::None),
         };
@@ -315,9 +395,10 @@ impl Builder {
             instruction.set_memory_displacement64(hot!(bounce) as u64);
             instruction.set_memory_displ_size(8);
         } else {
+            let offset = if let Place::Offset(_, offset) = place { offset } else { 0 };
             instruction.set_segment_prefix(Register::None);
-            instruction.set_memory_displacement64(0);
-            instruction.set_memory_displ_size(0);
+            instruction.set_memory_displacement64(i64::from(offset) as u64);
+            instruction.set_memory_displ_size(if offset == 0 { 0 } else { 8 });
         }
     }
 
@@ -460,4 +541,9 @@ pub(super) fn address_width(instruction: &Instruction, code: Width) -> Width {
         (Register::None, index) => by_size(index.size()),
         (base, _) => by_size(base.size()),
     }
+}
+
+/// Offset of a slot that keeps a shared addend.
+fn shared_slot(slot: usize) -> i32 {
+    hot!(shared) + 8 * slot as i32
 }

@@ -40,7 +40,7 @@ impl Builder {
 
     /// Whether a direct link may go to `target`: the same page, so the same mapping.
     fn linkable(&self, target: i64) -> bool {
-        (0..4096).contains(&target) && !self.straddles && !self.mode.single_step()
+        (0..4096).contains(&target) && !self.straddles && !self.mode.single_step() && !self.mode.is_alone()
     }
 
     /// Leave for `target`; ends the block.

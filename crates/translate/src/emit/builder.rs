@@ -1,6 +1,7 @@
 //! A block under construction.
 
 use super::assembler::Patch;
+use super::sharing::{self, Part};
 use super::{Assembler, Host};
 use crate::cache::{Location, Translation};
 use crate::frontend::{classify, Kind};
@@ -35,6 +36,8 @@ pub struct Builder {
     pub(super) current: i64,
     /// Page offset of the next one.
     pub(super) next: i64,
+    /// How the current instruction's access shares a check.
+    pub(super) part: Option<Part>,
     /// The block's only instruction straddles two pages: no direct links.
     pub(super) straddles: bool,
     /// An exit was emitted: nothing follows.
@@ -57,9 +60,26 @@ impl Builder {
             cold: Vec::new(),
             current: 0,
             next: 0,
+            part: None,
             straddles,
             ended: false,
         }
+    }
+
+    /// Decide which accesses of the block's instructions share a check.
+    pub fn plan(&mut self, instructions: &[Instruction]) -> Vec<Option<Part>> {
+        if !self.mode.is64() || self.mode.is_alone() || self.mode.single_step() || self.straddles {
+            return vec![None; instructions.len()];
+        }
+        sharing::plan(instructions, &mut self.info)
+    }
+
+    /// Translate one instruction of the plan.
+    pub fn planned(&mut self, instruction: &Instruction, bytes: &[u8], part: Option<Part>) -> bool {
+        self.part = part;
+        let goes_on = self.instruction(instruction, bytes);
+        self.part = None;
+        goes_on
     }
 
     /// Translate one instruction, decoded with its page offset as address. Returns whether the

@@ -44,6 +44,13 @@ impl Builder {
             return self.bit_string(&instruction);
         }
         let descriptor = self.describe(&instruction, memory);
+        if let Some(part) = self.part {
+            let base = number(instruction.memory_base()).ok_or(Unencodable)?;
+            let offset = instruction.memory_displacement64() as i32;
+            let operation: Operation =
+                Rc::new(move |builder, place| builder.renamed(&instruction, Some(place)));
+            return self.shared_access(part, base, offset, descriptor, &operation);
+        }
         let address = self.linear_address(&instruction)?;
         if is_cache_control(&instruction) {
             return self.access(address, descriptor, Rc::new(|_, _| Ok(())));
@@ -195,7 +202,7 @@ impl Builder {
         match place {
             None | Some(Place::Bounce) => free.extend([Host::R14, Host::R15]),
             Some(Place::At(base)) if base != Host::R14 => free.extend([Host::R14, Host::R15]),
-            Some(Place::Direct(base)) if base != Host::R14 => {
+            Some(Place::Direct(base) | Place::Offset(base, _)) if base != Host::R14 => {
                 free.push(Host::R14);
                 if wanted > free.len() {
                     // R14 takes the sum, R15 becomes free instead; see `free_r15`.
@@ -214,6 +221,10 @@ impl Builder {
         match place {
             Some(Place::Direct(base)) if needed => {
                 self.asm.lea(true, Host::R14, Some(base), Some((Host::R15, 1)), 0);
+                Some(Place::At(Host::R14))
+            }
+            Some(Place::Offset(base, offset)) if needed => {
+                self.asm.lea(true, Host::R14, Some(base), Some((Host::R15, 1)), offset);
                 Some(Place::At(Host::R14))
             }
             other => other,
@@ -347,7 +358,7 @@ impl Builder {
 }
 
 /// The index of the explicit memory operand.
-fn memory_operand(instruction: &Instruction) -> Option<u32> {
+pub(super) fn memory_operand(instruction: &Instruction) -> Option<u32> {
     (0..instruction.op_count()).find(|&index| instruction.op_kind(index) == OpKind::Memory)
 }
 
@@ -355,7 +366,7 @@ fn is_cache_control(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb)
 }
 
-fn has_high_byte(instruction: &Instruction) -> bool {
+pub(super) fn has_high_byte(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|index| {
         instruction.op_kind(index) == OpKind::Register && is_high_byte(instruction.op_register(index))
     })

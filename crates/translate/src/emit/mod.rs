@@ -8,6 +8,7 @@ mod generic;
 mod masked;
 mod registers;
 mod repeat;
+mod sharing;
 mod special;
 mod system;
 

@@ -1,6 +1,6 @@
 //! Instructions with implicit stack or string operands, LEA and RDTSC.
 
-use super::access::{AccessKind, Descriptor, Place};
+use super::access::{AccessKind, Descriptor, Operation, Place};
 use super::builder::{hot, Unencodable};
 use super::registers::{number, sized, slot, GUEST_RSP};
 use super::{Builder, Host};
@@ -9,6 +9,8 @@ use crate::state::{CpuState, HotState};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use std::rc::Rc;
+
+const RSP: usize = 4;
 
 /// What PUSH stores.
 #[derive(Debug, Clone, Copy)]
@@ -123,20 +125,16 @@ impl Builder {
 
     /// Push onto the guest's stack; `stay` if a branch follows.
     pub(super) fn push_value(&mut self, pushed: Pushed, size: usize, stay: bool) -> Result<(), Unencodable> {
-        let address = self.stack_address(-(size as i32));
         let mut descriptor = Descriptor::new(size, AccessKind::Write).stack();
         if stay {
             descriptor = descriptor.stay();
         }
-        self.access(
-            address,
-            descriptor,
-            Rc::new(move |builder, place| {
-                builder.store_pushed(pushed, place, size)?;
-                builder.adjust_stack(-(size as i32));
-                Ok(())
-            }),
-        )
+        let operation: Operation = Rc::new(move |builder, place| {
+            builder.store_pushed(pushed, place, size)?;
+            builder.adjust_stack(-(size as i32));
+            Ok(())
+        });
+        self.stack_access(-(size as i32), descriptor, operation)
     }
 
     fn store_pushed(&mut self, pushed: Pushed, place: Place, size: usize) -> Result<(), Unencodable> {
@@ -160,6 +158,20 @@ impl Builder {
             }
         }
         self.store_place(Host::RCX, place, size)
+    }
+
+    /// An access `delta` bytes from the top of the stack.
+    pub(super) fn stack_access(
+        &mut self,
+        delta: i32,
+        descriptor: Descriptor,
+        operation: Operation,
+    ) -> Result<(), Unencodable> {
+        if let Some(part) = self.part {
+            return self.shared_access(part, RSP, delta, descriptor, &operation);
+        }
+        let address = self.stack_address(delta);
+        self.access(address, descriptor, operation)
     }
 
     /// The linear address `delta` bytes from the top of the stack; R14, or RSP's own register.
@@ -207,13 +219,11 @@ impl Builder {
             return self.pop_memory(instruction, size);
         }
         let guest = number(instruction.op0_register()).ok_or(Unencodable)?;
-        let address = self.stack_address(0);
-        self.access(
-            address,
+        self.stack_access(
+            0,
             Descriptor::new(size, AccessKind::Read).stack(),
             Rc::new(move |builder, place| {
-                builder.load_place(Host::RCX, place, size)?;
-                builder.asm.mov(Host::R14, Host::RCX);
+                builder.load_place(Host::R14, place, size)?;
                 builder.adjust_stack(size as i32);
                 builder.write_sized(guest, Host::R14, size);
                 Ok(())

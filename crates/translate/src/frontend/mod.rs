@@ -7,7 +7,7 @@ pub use classify::{classify, waits_for_x87, Kind};
 use crate::cache::Translation;
 use crate::emit::{Builder, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 /// Longest instruction, in bytes.
 pub const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -23,11 +23,17 @@ pub enum Fetched {
 /// Translate the code at `page_offset` of a page, given the page's bytes.
 ///
 /// `next_page` holds the first bytes of the following page when the first instruction is known to
-/// straddle the two.
-pub fn translate(mode: Mode, page: &[u8], page_offset: usize, next_page: Option<&[u8]>) -> Fetched {
+/// straddle the two. `share` allows accesses to share TLB checks.
+pub fn translate(
+    mode: Mode,
+    page: &[u8],
+    page_offset: usize,
+    next_page: Option<&[u8]>,
+    share: bool,
+) -> Fetched {
     match next_page {
         Some(next) => straddling(mode, page, page_offset, next),
-        None => within_page(mode, page, page_offset),
+        None => within_page(mode, page, page_offset, share),
     }
 }
 
@@ -36,29 +42,45 @@ fn decoder(mode: Mode, bytes: &[u8], page_offset: usize) -> Decoder<'_> {
     Decoder::with_ip(mode.code().bits(), bytes, page_offset as u64, DecoderOptions::NONE)
 }
 
-fn within_page(mode: Mode, page: &[u8], page_offset: usize) -> Fetched {
+fn within_page(mode: Mode, page: &[u8], page_offset: usize, share: bool) -> Fetched {
     let bytes = &page[page_offset..];
-    let mut decoder = decoder(mode, bytes, page_offset);
+    let Some(instructions) = decode_block(mode, bytes, page_offset) else { return Fetched::NeedsNextPage };
     let mut builder = Builder::new(mode, false);
-    let mut instruction = Instruction::default();
-    let limit = if mode.single_step() { 1 } else { MAX_INSTRUCTIONS };
-    for count in 0..limit {
-        let start = decoder.position();
-        if !decoder.can_decode() {
-            break;
-        }
-        decoder.decode_out(&mut instruction);
-        if decoder.last_error() == DecoderError::NoMoreBytes {
-            if count == 0 {
-                return Fetched::NeedsNextPage;
-            }
-            break;
-        }
-        if !builder.instruction(&instruction, &bytes[start..decoder.position()]) {
+    let parts = if share { builder.plan(&instructions) } else { vec![None; instructions.len()] };
+    for (instruction, part) in instructions.iter().zip(parts) {
+        let start = (instruction.ip() as usize) - page_offset;
+        if !builder.planned(instruction, &bytes[start..start + instruction.len()], part) {
             break;
         }
     }
     Fetched::Block(builder.finish(page_offset as i64))
+}
+
+/// The instructions up to the first that ends a block; `None` if the first leaves the page.
+fn decode_block(mode: Mode, bytes: &[u8], page_offset: usize) -> Option<Vec<Instruction>> {
+    let mut decoder = decoder(mode, bytes, page_offset);
+    let limit = if mode.single_step() || mode.is_alone() { 1 } else { MAX_INSTRUCTIONS };
+    let mut instructions = Vec::with_capacity(16);
+    while instructions.len() < limit && decoder.can_decode() {
+        let instruction = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return (!instructions.is_empty()).then_some(instructions);
+        }
+        instructions.push(instruction);
+        if ends_block(&instruction) {
+            break;
+        }
+    }
+    Some(instructions)
+}
+
+/// Whether nothing after the instruction can belong to its block.
+fn ends_block(instruction: &Instruction) -> bool {
+    instruction.is_invalid()
+        || !matches!(
+            instruction.flow_control(),
+            FlowControl::Next | FlowControl::Interrupt | FlowControl::Exception
+        )
 }
 
 fn straddling(mode: Mode, page: &[u8], page_offset: usize, next: &[u8]) -> Fetched {

@@ -56,6 +56,8 @@ fn runs(pieces: [Piece; 2], selected: u128) -> impl Iterator<Item = Run> {
     })
 }
 
+const ALIGNMENT_CHECK: u8 = 17;
+
 /// A store that waits in the bounce buffer for its commit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PendingStore {
@@ -72,7 +74,7 @@ pub struct PendingStore {
 pub unsafe extern "sysv64" fn slow_access(core: *mut VcpuCore, descriptor: u32, la: u64, pc: u64) -> u64 {
     // SAFETY: as the caller promises; the run loop holds no reference while translated code runs.
     let core = unsafe { &mut *core };
-    core.guarded(|core| match core.resolve(Descriptor(descriptor), la) {
+    core.guarded(|core| match core.resolve(Descriptor(descriptor), la, pc) {
         Ok(action) => action,
         Err(stop) => {
             core.stop_at(pc, stop);
@@ -92,7 +94,7 @@ pub unsafe extern "sysv64" fn commit(core: *mut VcpuCore, pc: u64) -> u64 {
 }
 
 impl VcpuCore {
-    fn resolve(&mut self, descriptor: Descriptor, la: u64) -> Result<u64, Stop> {
+    fn resolve(&mut self, descriptor: Descriptor, la: u64, pc: u64) -> Result<u64, Stop> {
         self.counters.slow_accesses += 1;
         if let Some(segment) = descriptor.checked_segment() {
             return self.check_segment(descriptor, segment, la);
@@ -107,13 +109,24 @@ impl VcpuCore {
         self.check_stack_limit(descriptor, la)?;
         self.check_address(descriptor, la, selected)?;
         let size = descriptor.size();
+        if self.mode().checks_alignment() && size <= 8 && la % size.next_power_of_two() != 0 {
+            return Err(Exception::with_code(ALIGNMENT_CHECK, 0).into());
+        }
         let crosses = (la & 0xfff) + size > 4096;
+        if descriptor.is_leader() && !self.range_in_page(la, size) {
+            return self.unshare(pc);
+        }
         if crosses {
             return self.resolve_crossing(descriptor, la, selected);
         }
         let walk = self.walk_for(la, descriptor.is_write())?;
         self.watch(la, size, descriptor.is_write());
-        let Some(page) = self.cpu.memory.host_page(walk.gpa) else {
+        let page = self.cpu.memory.host_page(walk.gpa);
+        let plain = page.is_some_and(|page| !descriptor.is_write() || !(page.code || page.readonly));
+        if descriptor.is_leader() && !plain {
+            return self.unshare(pc);
+        }
+        let Some(page) = page else {
             return self.through_bounce(
                 descriptor,
                 la,
@@ -130,6 +143,23 @@ impl VcpuCore {
         }
         self.fill(la, &walk, page.host as u64, descriptor.is_write());
         Ok(resume::DIRECT)
+    }
+
+    /// Whether the range of a leader lies in one page.
+    fn range_in_page(&self, la: u64, size: u64) -> bool {
+        let range = self.cpu.state.hot.range;
+        let (before, after) = (range & 0xffff, range >> 16 & 0xffff);
+        let offset = la & 0xfff;
+        offset >= before && offset + size + after <= 4096
+    }
+
+    /// Leave, to run this instruction on its own. Nothing has happened yet. A block that does this
+    /// again and again is translated anew without sharing.
+    fn unshare(&mut self, pc: u64) -> Result<u64, Stop> {
+        lock(&self.shared.cache).blame(pc - 1);
+        self.counters.unshared += 1;
+        self.alone = true;
+        Err(Stop::Exit(Exit::Interrupted))
     }
 
     /// Limit and type checks of an access at offset `offset` of a segment; no access yet.
@@ -168,14 +198,14 @@ impl VcpuCore {
     }
 
     fn fill(&mut self, la: u64, walk: &Walk, host_page: u64, write: bool) {
-        let mmu = self.mode().mmu_index();
+        let mode = self.mode();
         let hot = &mut self.cpu.state.hot;
         hot.access_addend = host_page.wrapping_sub(la & !0xfff);
         // With a data breakpoint every access must be seen.
-        if self.watching {
+        if self.watching || mode.checks_alignment() {
             return;
         }
-        self.tlb.fill_data(hot, mmu, write, la, host_page, walk.global);
+        self.tlb.fill_data(hot, mode.mmu_index(), write, la, host_page, walk.global);
     }
 
     fn watch(&mut self, la: u64, size: u64, write: bool) {

@@ -4,13 +4,14 @@ use super::signals;
 use crate::cache::{CodeCache, CodeMemory};
 use crate::emit::{Assembler, Host};
 use crate::state::{CpuState, HotState};
+use std::cell::Cell;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use sublet_engine::{EngineError, Result};
 use sublet_irq::Waker;
-use sublet_memory::{CodeWatcher, GuestMemory};
+use sublet_memory::{CodeWatcher, GuestMemory, Memslot};
 
 /// Bytes of translated code a VM may have.
 const CACHE_BYTES: usize = 128 << 20;
@@ -27,10 +28,14 @@ pub struct Requests {
     permit: Mutex<Option<PermitPointer>>,
     /// `run` is to return `Exit::Interrupted`.
     pub kicked: AtomicBool,
-    /// Memslots or the dirty log changed: nothing cached holds.
+    /// Memslots or the dirty log changed: no host address holds.
     pub flush: AtomicBool,
-    /// Blocks were dropped by another thread.
-    pub jumps: AtomicBool,
+    /// With `flush`: guest-physical addresses may hold other code now.
+    pub remapped: AtomicBool,
+    /// Devices stored into pages with code: `Shared::take_stores` has where.
+    pub stores: AtomicBool,
+    /// `run` is active.
+    pub running: AtomicBool,
     rest: Mutex<Rest>,
     bell: Condvar,
 }
@@ -103,6 +108,32 @@ impl sublet_engine::Kick for Requests {
     }
 }
 
+/// Guest-physical runs of bytes: address and size.
+type Runs = Vec<(u64, u64)>;
+/// More device stores into code than this are taken as one of everything.
+const MAX_STORES: usize = 1024;
+
+thread_local! {
+    /// The VM whose vCPU this thread runs: its stores take effect at once.
+    static RUNNING_VM: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Marks this thread as running a vCPU until dropped.
+pub struct OnThread(*const Shared);
+
+impl OnThread {
+    /// This thread runs a vCPU of `shared` from now on.
+    pub fn enter(shared: &Shared) -> Self {
+        Self(RUNNING_VM.replace(shared))
+    }
+}
+
+impl Drop for OnThread {
+    fn drop(&mut self) {
+        RUNNING_VM.set(self.0);
+    }
+}
+
 /// Translated code and the vCPUs that run it.
 pub struct Shared {
     /// Guest memory.
@@ -111,6 +142,10 @@ pub struct Shared {
     pub cache: Mutex<CodeCache>,
     /// The vCPUs, by index.
     pub vcpus: RwLock<Vec<Arc<Requests>>>,
+    /// Stores by devices into pages with code, for the vCPU to act on.
+    stores: Mutex<Runs>,
+    /// The memslots that vCPUs may hold addresses of: their RAM stays mapped while listed here.
+    held: Mutex<Vec<Arc<Vec<Arc<Memslot>>>>>,
     _registration: signals::Registration,
 }
 
@@ -132,22 +167,76 @@ impl Shared {
             memory: memory.clone(),
             cache: Mutex::new(cache),
             vcpus: RwLock::new(Vec::new()),
+            stores: Mutex::new(Vec::new()),
+            held: Mutex::new(Vec::new()),
             _registration: registration,
         });
         memory.set_code_watcher(Arc::new(Watcher(Arc::downgrade(&shared))));
         Ok(shared)
     }
 
-    /// Make every vCPU drop what it cached of memslots and page tables.
-    pub fn flush_all_vcpus(&self) {
-        for vcpu in self.vcpus.read().unwrap_or_else(PoisonError::into_inner).iter() {
+    /// Make every vCPU drop what it cached of memslots and page tables (and code, if
+    /// memory was `remapped`), and wait until those
+    /// that run have done so. Only then is the RAM of slots that are gone unmapped.
+    pub fn flush_all_vcpus(&self, remapped: bool) {
+        lock(&self.held).push(self.memory.slots());
+        let vcpus = self.vcpus.read().unwrap_or_else(PoisonError::into_inner);
+        for vcpu in vcpus.iter() {
+            vcpu.remapped.fetch_or(remapped, Ordering::SeqCst);
             vcpu.flush.store(true, Ordering::SeqCst);
+            vcpu.attention();
+        }
+        let mine = RUNNING_VM.get() == std::ptr::from_ref(self);
+        for vcpu in vcpus.iter().filter(|_| !mine) {
+            while vcpu.running.load(Ordering::SeqCst) && vcpu.flush.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+        let idle = vcpus.iter().all(|vcpu| !vcpu.running.load(Ordering::SeqCst));
+        if idle || vcpus.iter().all(|vcpu| !vcpu.flush.load(Ordering::SeqCst)) {
+            // A vCPU that does not run flushes before it does.
+            self.release_old_slots();
+        }
+    }
+
+    /// No vCPU holds addresses of slots that are gone.
+    pub fn release_old_slots(&self) {
+        let mut held = lock(&self.held);
+        let keep = held.len().saturating_sub(1);
+        held.drain(..keep);
+    }
+
+    /// Bytes have changed: drop the blocks made of them. Stores by other threads are left to the
+    /// vCPU, which may be inside such a block; it looks before it takes an interrupt, at every
+    /// back-edge and at every branch to another page.
+    pub fn code_written(&self, gpa: u64, size: u64) {
+        if RUNNING_VM.get() == std::ptr::from_ref(self) {
+            return self.drop_code(gpa, size);
+        }
+        let mut stores = lock(&self.stores);
+        if stores.len() >= MAX_STORES {
+            stores.clear();
+            stores.push((0, u64::MAX));
+        } else {
+            stores.push((gpa, size));
+        }
+        drop(stores);
+        for vcpu in self.vcpus.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            vcpu.stores.store(true, Ordering::SeqCst);
             vcpu.attention();
         }
     }
 
-    /// Drop blocks that cover bytes about to change.
-    pub fn code_written(&self, gpa: u64, size: u64) {
+    /// Act on the stores that devices made. Returns whether all code has to go.
+    pub fn take_stores(&self) -> bool {
+        let stores = std::mem::take(&mut *lock(&self.stores));
+        for &(gpa, size) in stores.iter().filter(|store| store.1 != u64::MAX) {
+            self.drop_code(gpa, size);
+        }
+        stores.iter().any(|store| store.1 == u64::MAX)
+    }
+
+    fn drop_code(&self, gpa: u64, size: u64) {
         let mut cache = lock(&self.cache);
         cache.invalidate(gpa, size);
         if !cache.page_has_code(gpa & !0xfff) {

@@ -1,7 +1,7 @@
 //! A vCPU's run loop.
 
 use super::entry::{self, exit};
-use super::shared::{lock, Requests, Shared};
+use super::shared::{lock, OnThread, Requests, Shared};
 use crate::cache::BlockId;
 use crate::cpu::{Cpu, Exception, Stop};
 use crate::frontend::{self, Fetched};
@@ -11,7 +11,7 @@ use crate::mode::{Mode, Width};
 use crate::state::{flag, seg, XSAVE_AREA_BYTES};
 use crate::system::interrupt::Event;
 use crate::system::memory::AccessMode;
-use iced_x86::Mnemonic;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
@@ -50,6 +50,8 @@ pub struct Counters {
     pub indirect: u64,
     /// Unlinked direct branches resolved in the run loop.
     pub links: u64,
+    /// Leaders whose range was not one page of plain RAM.
+    pub unshared: u64,
 }
 
 /// A block to enter.
@@ -91,6 +93,8 @@ pub struct VcpuCore {
     pub window_wanted: bool,
     /// A read exit was left whose data the caller gives before the next run.
     pub(super) awaiting: Option<(bool, u64, u8)>,
+    /// The next instruction is to run on its own: without shared checks, and back here after it.
+    pub(super) alone: bool,
     /// The last exit from the cache delivered an exception: no debug trap follows.
     event_was_exception: bool,
     panicked: bool,
@@ -122,6 +126,7 @@ impl VcpuCore {
             debug_hits: 0,
             window_wanted: false,
             awaiting: None,
+            alone: false,
             event_was_exception: false,
             panicked: false,
             event_waits: true,
@@ -177,10 +182,14 @@ impl VcpuCore {
             // The caller gave nothing: the bus floats.
             self.cpu.completed_read = Some((port, address, size, u64::MAX));
         }
+        let _here = OnThread::enter(&self.shared);
+        let requests = self.requests.clone();
+        requests.running.store(true, Ordering::SeqCst);
         let gs = GsBase::set(std::ptr::from_ref(&*self.cpu.state) as u64);
         let result = catch_unwind(AssertUnwindSafe(|| self.run_loop()));
         self.store_vectors();
         drop(gs);
+        requests.running.store(false, Ordering::SeqCst);
         let exit = result.unwrap_or(Exit::InternalError { code: PANIC_CODE });
         self.note_read(&exit);
         exit
@@ -219,7 +228,8 @@ impl VcpuCore {
         self.mode_stale = true;
         self.set_event_waits(true);
         // Events wait for the instruction whose read has been answered: the data would be lost.
-        let mut next = if self.cpu.has_answered_read() { self.enter_current() } else { Next::Continue };
+        self.alone = self.cpu.has_answered_read();
+        let mut next = if self.alone { self.enter_current() } else { Next::Continue };
         loop {
             next = match next {
                 Next::Leave(exit) => return exit,
@@ -258,14 +268,34 @@ impl VcpuCore {
         if self.requests.kicked.swap(false, Ordering::SeqCst) {
             return Some(Exit::Interrupted);
         }
-        if self.requests.flush.swap(false, Ordering::SeqCst) {
-            self.cpu.mmu.flush(crate::cpu::Flush::All);
-            self.mode_stale = true;
-        }
-        if self.requests.jumps.swap(false, Ordering::SeqCst) {
-            self.tlb.clear_jumps(&mut self.cpu.state.hot);
+        self.take_flush();
+        if self.requests.stores.swap(false, Ordering::SeqCst) && self.shared.take_stores() {
+            self.clear_code();
         }
         None
+    }
+
+    /// Memslots changed: forget host addresses, and code of pages that may be others now.
+    fn take_flush(&mut self) {
+        if !self.requests.flush.load(Ordering::SeqCst) {
+            return;
+        }
+        self.cpu.mmu.flush(crate::cpu::Flush::All);
+        self.apply_flushes();
+        if self.requests.remapped.swap(false, Ordering::SeqCst) {
+            self.clear_code();
+        }
+        self.mode_stale = true;
+        self.requests.flush.store(false, Ordering::SeqCst);
+        self.shared.release_old_slots();
+    }
+
+    /// Drop all translated code.
+    fn clear_code(&mut self) {
+        for page in lock(&self.shared.cache).clear() {
+            self.cpu.memory.mark_code_page(page, false);
+        }
+        self.tlb.clear_jumps(&mut self.cpu.state.hot);
     }
 
     fn take_events(&mut self) -> Option<Exit> {
@@ -351,9 +381,7 @@ impl VcpuCore {
         }
         self.counters.halts += 1;
         self.requests.sleep(Some(Duration::from_secs(1)));
-        if self.requests.flush.swap(false, Ordering::SeqCst) {
-            self.cpu.mmu.flush(crate::cpu::Flush::All);
-        }
+        self.take_flush();
         None
     }
 
@@ -381,20 +409,20 @@ impl VcpuCore {
     /// Find or make the block at RIP and enter it.
     fn enter_current(&mut self) -> Next {
         self.prepare_mode();
+        let alone = std::mem::take(&mut self.alone);
+        let shadow = std::mem::take(&mut self.cpu.events.interrupt_shadow);
+        if alone || (shadow && self.event_waits) {
+            // One instruction on its own; what waits is looked at after it.
+            self.cpu.state.hot.mode = u64::from(self.mode().alone().0);
+            self.mode_stale = true;
+        }
         if self.mode().single_step() {
             if let Some(next) = self.code_breakpoint() {
                 return next;
             }
         }
         match self.block_at_rip() {
-            Ok(found) => {
-                let shadow = std::mem::take(&mut self.cpu.events.interrupt_shadow);
-                if shadow && self.event_waits {
-                    // Interrupts wait for one instruction; a block is as good, if it is soon over.
-                    self.cpu.state.hot.permit.store(0, Ordering::SeqCst);
-                }
-                Next::Enter(found.host)
-            }
+            Ok(found) => Next::Enter(found.host),
             Err(Stop::Exception(exception)) => self.deliver_exception(exception),
             Err(Stop::Exit(exit)) => Next::Leave(exit),
         }
@@ -414,10 +442,14 @@ impl VcpuCore {
             self.watching = self.cpu.any_breakpoint_enabled();
             self.cpu.mmu.flush(crate::cpu::Flush::All);
         }
+        self.apply_flushes();
+        self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
+    }
+
+    fn apply_flushes(&mut self) {
         while let Some(flush) = self.cpu.mmu.take_pending() {
             self.tlb.flush(&mut self.cpu.state.hot, flush);
         }
-        self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
     }
 
     fn code_breakpoint(&mut self) -> Option<Next> {
@@ -502,12 +534,13 @@ impl VcpuCore {
     fn translate(&mut self, la: u64, gpa: u64) -> Result<BlockId, Stop> {
         let offset = (gpa & 0xfff) as usize;
         let page = self.code_page(gpa);
-        let (translation, second) = match frontend::translate(self.mode(), &page[..], offset, None) {
+        let share = lock(&self.shared.cache).may_share(gpa, self.mode());
+        let (translation, second) = match frontend::translate(self.mode(), &page[..], offset, None, share) {
             Fetched::Block(translation) => (translation, None),
             Fetched::NeedsNextPage => {
                 let next_gpa = self.fetch_address((la | 0xfff).wrapping_add(1))?;
                 let next = self.code_page(next_gpa);
-                match frontend::translate(self.mode(), &page[..], offset, Some(&next[..])) {
+                match frontend::translate(self.mode(), &page[..], offset, Some(&next[..]), share) {
                     Fetched::Block(translation) => (translation, Some(next_gpa & !0xfff)),
                     Fetched::NeedsNextPage => return Err(Exception::UNDEFINED.into()),
                 }
@@ -627,7 +660,8 @@ impl VcpuCore {
         self.counters.links += 1;
         let link = lock(&self.shared.cache).link(number);
         self.set_rip_in_page(link.delta);
-        if self.cpu.state.hot.permit.load(Ordering::SeqCst) == 0 || self.mode().single_step() {
+        let alone = self.mode().single_step() || self.mode().is_alone();
+        if alone || self.cpu.state.hot.permit.load(Ordering::SeqCst) == 0 {
             return Next::Continue;
         }
         let epoch = lock(&self.shared.cache).epoch;
@@ -653,7 +687,10 @@ impl VcpuCore {
         let instruction = lock(&self.shared.cache).system_instruction(number);
         self.set_rip_in_page(instruction.ip() as i64);
         match frontend::classify(&instruction, self.mode()) {
-            frontend::Kind::Undefined => return self.raise(Exception::UNDEFINED),
+            frontend::Kind::Undefined => {
+                let exception = self.undefined_or_too_long(&instruction);
+                return self.raise(exception);
+            }
             frontend::Kind::DeviceNotAvailable => return self.raise(Exception::DEVICE_NOT_AVAILABLE),
             _ => {}
         }
@@ -667,6 +704,30 @@ impl VcpuCore {
             Ok(()) => Next::Continue,
             Err(Stop::Exception(exception)) => self.raise(exception),
             Err(Stop::Exit(exit)) => Next::Leave(exit),
+        }
+    }
+
+    /// #UD, or #GP(0) for an instruction of more than 15 bytes.
+    fn undefined_or_too_long(&mut self, instruction: &iced_x86::Instruction) -> Exception {
+        if !instruction.is_invalid() || instruction.len() < frontend::MAX_INSTRUCTION_BYTES {
+            return Exception::UNDEFINED;
+        }
+        // It would be valid with fewer prefixes.
+        let mut bytes = [0; 2 * frontend::MAX_INSTRUCTION_BYTES];
+        let la = self.linear_rip();
+        if self.cpu.read_bytes(la, &mut bytes, AccessMode::System).is_err() {
+            return Exception::UNDEFINED;
+        }
+        let bits = self.mode().code().bits();
+        let too_long = (1..frontend::MAX_INSTRUCTION_BYTES)
+            .take_while(|&skipped| is_legacy_prefix(bytes[skipped - 1]))
+            .any(|skipped| {
+                !Decoder::new(bits, &bytes[skipped..], DecoderOptions::NONE).decode().is_invalid()
+            });
+        if too_long {
+            Exception::protection(0)
+        } else {
+            Exception::UNDEFINED
         }
     }
 
@@ -707,6 +768,10 @@ impl Drop for VcpuCore {
     fn drop(&mut self) {
         self.requests.detach();
     }
+}
+
+fn is_legacy_prefix(byte: u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
 }
 
 /// Instructions whose compiled form reads or writes `state.vector`.

@@ -189,7 +189,7 @@ impl Vm for TranslateVm {
     }
 
     fn memslots_changed(&self) -> Result<()> {
-        self.shared.flush_all_vcpus();
+        self.shared.flush_all_vcpus(true);
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl Vm for TranslateVm {
         let log =
             self.memory.take_dirty(slot).ok_or_else(|| EngineError::Invalid(format!("no memslot {slot}")))?;
         // Pages whose bits were cleared must be seen at their next store.
-        self.shared.flush_all_vcpus();
+        self.shared.flush_all_vcpus(false);
         Ok(log)
     }
 
@@ -464,6 +464,7 @@ impl Vcpu for TranslateVcpu {
             ("vcpu.slow_accesses", counted.slow_accesses),
             ("vcpu.tlb_misses", counted.walks),
             ("vcpu.page_crossings", counted.crossings),
+            ("vcpu.unshared_checks", counted.unshared),
             ("vcpu.system_instructions", counted.system),
             ("vcpu.interrupts", counted.interrupts),
             ("vcpu.exceptions", counted.exceptions),

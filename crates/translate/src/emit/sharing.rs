@@ -1,0 +1,299 @@
+//! Which accesses of a block can share one TLB check.
+//!
+//! Accesses off the same base register, with nothing but known constants added to it in between,
+//! mostly lie in one page. The first of them (the leader) checks the whole range that they span and
+//! keeps the page's addend in memory; the others (followers) use it without a check of their own.
+//! A leader whose range is not all in one page of plain RAM gives up: the block is run in a
+//! translation without sharing (see `VcpuCore::unshare`). Nothing inside a block changes a mapping
+//! (that takes the run loop), so that a checked page stays good to the block's end.
+
+use super::generic::memory_operand;
+use super::registers::number;
+use iced_x86::{
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
+};
+
+/// Widest range that a leader checks, in bytes.
+const MAX_SPAN: i64 = 256;
+const RSP: usize = 4;
+
+/// How an instruction's access takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Checks `before` bytes below its own first and `after` bytes above its own last as well.
+    Leader {
+        /// Number of the slot that keeps the addend.
+        slot: usize,
+        /// Bytes below.
+        before: u16,
+        /// Bytes above.
+        after: u16,
+    },
+    /// Uses the addend in the slot.
+    Follower {
+        /// Number of the slot.
+        slot: usize,
+    },
+}
+
+/// An access relative to what its base register held when the group was opened.
+#[derive(Debug, Clone, Copy)]
+struct Access {
+    instruction: usize,
+    offset: i64,
+    size: i64,
+    write: bool,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    delta: i64,
+    accesses: Vec<Access>,
+}
+
+/// Decide for each instruction of a 64-bit block.
+pub fn plan(instructions: &[Instruction], info: &mut InstructionInfoFactory) -> Vec<Option<Part>> {
+    let mut parts = vec![None; instructions.len()];
+    let mut groups: [Group; 16] = Default::default();
+    for (index, instruction) in instructions.iter().enumerate() {
+        if let Some((base, mut access)) = access_of(instruction, info) {
+            access.instruction = index;
+            access.offset += groups[base].delta;
+            groups[base].accesses.push(access);
+        }
+        follow_registers(instruction, &mut groups, &mut parts, info);
+    }
+    for (base, group) in groups.iter_mut().enumerate() {
+        close(base, group, &mut parts);
+    }
+    parts
+}
+
+/// The base register and access of an instruction that may take part.
+fn access_of(instruction: &Instruction, info: &mut InstructionInfoFactory) -> Option<(usize, Access)> {
+    let stack =
+        |offset: i64, size: i64, write: bool| Some((RSP, Access { instruction: 0, offset, size, write }));
+    let explicit = memory_operand(instruction);
+    let moved = i64::from(instruction.stack_pointer_increment());
+    match instruction.mnemonic() {
+        Mnemonic::Push if explicit.is_none() && !segment_operand(instruction) => stack(moved, -moved, true),
+        Mnemonic::Pop if explicit.is_none() && !segment_operand(instruction) => stack(0, moved, false),
+        Mnemonic::Call if explicit.is_none() => stack(moved, -moved, true),
+        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call | Mnemonic::Jmp | Mnemonic::Lea => None,
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => None,
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => None,
+        _ => explicit_access(instruction, explicit?, info),
+    }
+}
+
+fn segment_operand(instruction: &Instruction) -> bool {
+    instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_segment_register()
+}
+
+fn explicit_access(
+    instruction: &Instruction,
+    operand: u32,
+    info: &mut InstructionInfoFactory,
+) -> Option<(usize, Access)> {
+    let base = instruction.memory_base();
+    let plain = base.is_gpr64()
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS)
+        && !instruction.has_op_mask()
+        && !super::generic::has_high_byte(instruction);
+    let size = instruction.memory_size().size() as i64;
+    if !plain || !(1..=64).contains(&size) {
+        return None;
+    }
+    let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+    let access = info.info_options(instruction, options).op_access(operand);
+    let write = match access {
+        OpAccess::Read => false,
+        OpAccess::Write | OpAccess::ReadWrite => true,
+        // Whether it happens at all depends on data.
+        _ => return None,
+    };
+    let offset = instruction.memory_displacement64() as i64;
+    i32::try_from(offset).ok()?;
+    Some((number(base)?, Access { instruction: 0, offset, size, write }))
+}
+
+/// Account for what the instruction does to base registers.
+fn follow_registers(
+    instruction: &Instruction,
+    groups: &mut [Group; 16],
+    parts: &mut [Option<Part>],
+    info: &mut InstructionInfoFactory,
+) {
+    if let Some((register, constant)) = constant_added(instruction) {
+        groups[register].delta += constant;
+        return;
+    }
+    let moved = i64::from(instruction.stack_pointer_increment());
+    let tracked_stack = matches!(instruction.mnemonic(), Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call);
+    if tracked_stack {
+        groups[RSP].delta += moved;
+    }
+    let mut written: u16 = 0;
+    if writes_only_first_operand(instruction) {
+        written = first_operand(instruction);
+    } else if !is_read_only(instruction) {
+        let options = InstructionInfoOptions::NO_MEMORY_USAGE;
+        for used in info.info_options(instruction, options).used_registers() {
+            if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
+                written |= number(used.register()).map_or(0, |register| 1 << register);
+            }
+        }
+        if tracked_stack {
+            written = written & !(1 << RSP)
+                | if instruction.mnemonic() == Mnemonic::Pop { first_operand(instruction) } else { 0 };
+        }
+    }
+    for (register, group) in groups.iter_mut().enumerate() {
+        if written >> register & 1 != 0 {
+            close(register, group, parts);
+        }
+    }
+}
+
+fn first_operand(instruction: &Instruction) -> u16 {
+    if instruction.op_count() == 0 || instruction.op0_kind() != OpKind::Register {
+        return 0;
+    }
+    number(instruction.op0_register()).map_or(0, |register| 1 << register)
+}
+
+/// Common instructions whose only register result is their first operand.
+fn writes_only_first_operand(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Mov
+            | M::Add
+            | M::Sub
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Adc
+            | M::Sbb
+            | M::Lea
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+    ) || (instruction.mnemonic() == M::Imul && instruction.op_count() > 1)
+}
+
+fn is_read_only(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Nop)
+        || instruction.is_jcc_short_or_near()
+}
+
+/// `add`, `sub` and `lea` that move a 64-bit register by a constant.
+fn constant_added(instruction: &Instruction) -> Option<(usize, i64)> {
+    let register = instruction.op0_register();
+    if instruction.op_count() == 0 || instruction.op0_kind() != OpKind::Register || !register.is_gpr64() {
+        return None;
+    }
+    let constant = match instruction.code() {
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 => instruction.immediate(1) as i64,
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 => -(instruction.immediate(1) as i64),
+        Code::Inc_rm64 => 1,
+        Code::Dec_rm64 => -1,
+        Code::Lea_r64_m
+            if instruction.memory_base() == register && instruction.memory_index() == Register::None =>
+        {
+            instruction.memory_displacement64() as i64
+        }
+        _ => return None,
+    };
+    Some((number(register)?, constant))
+}
+
+/// Assign parts to the accesses of a group, and empty it.
+fn close(base: usize, group: &mut Group, parts: &mut [Option<Part>]) {
+    let accesses = std::mem::take(&mut group.accesses);
+    group.delta = 0;
+    if accesses.len() < 2 {
+        return;
+    }
+    let first_write = accesses.iter().position(|access| access.write).unwrap_or(accesses.len());
+    let (reads, writes) = accesses.split_at(first_write);
+    share(2 * base, reads, parts);
+    share(2 * base + 1, writes, parts);
+}
+
+/// The first access leads those within reach.
+fn share(slot: usize, accesses: &[Access], parts: &mut [Option<Part>]) {
+    let Some((leader, rest)) = accesses.split_first() else { return };
+    let (mut low, mut high) = (leader.offset, leader.offset + leader.size);
+    let mut followers = Vec::with_capacity(rest.len());
+    for access in rest {
+        let (new_low, new_high) = (low.min(access.offset), high.max(access.offset + access.size));
+        if new_high - new_low <= MAX_SPAN {
+            (low, high) = (new_low, new_high);
+            followers.push(access.instruction);
+        }
+    }
+    if followers.is_empty() {
+        return;
+    }
+    let (before, after) = (leader.offset - low, high - leader.offset - leader.size);
+    parts[leader.instruction] = Some(Part::Leader { slot, before: before as u16, after: after as u16 });
+    for instruction in followers {
+        parts[instruction] = Some(Part::Follower { slot });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{plan, Part};
+    use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
+
+    fn parts(code: &[u8]) -> Vec<Option<Part>> {
+        let instructions: Vec<_> = Decoder::new(64, code, DecoderOptions::NONE).into_iter().collect();
+        plan(&instructions, &mut InstructionInfoFactory::new())
+    }
+
+    #[test]
+    fn pushes_share_the_first_ones_check() {
+        // push rbp; push rbx; push r12
+        let parts = parts(&[0x55, 0x53, 0x41, 0x54]);
+        assert_eq!(parts[0], Some(Part::Leader { slot: 9, before: 16, after: 0 }));
+        assert_eq!(parts[1], Some(Part::Follower { slot: 9 }));
+        assert_eq!(parts[2], Some(Part::Follower { slot: 9 }));
+    }
+
+    #[test]
+    fn a_changed_base_starts_anew() {
+        // mov eax,[rdi]; mov rdi,rsi; mov eax,[rdi]
+        assert_eq!(parts(&[0x8b, 0x07, 0x48, 0x89, 0xf7, 0x8b, 0x07]), [None, None, None]);
+        // pop rsp between two pops
+        assert_eq!(parts(&[0x58, 0x5c, 0x59])[2], None);
+    }
+
+    #[test]
+    fn constants_added_are_followed() {
+        // mov eax,[rdi]; add rdi,8; mov eax,[rdi+4]
+        let parts = parts(&[0x8b, 0x07, 0x48, 0x83, 0xc7, 8, 0x8b, 0x47, 4]);
+        assert_eq!(parts[0], Some(Part::Leader { slot: 14, before: 0, after: 12 }));
+        assert_eq!(parts[2], Some(Part::Follower { slot: 14 }));
+    }
+
+    #[test]
+    fn a_read_before_the_first_store_is_not_checked_for_writing() {
+        // mov eax,[rdi]; mov [rdi+4],eax; mov eax,[rdi+8]
+        let parts = parts(&[0x8b, 0x07, 0x89, 0x47, 4, 0x8b, 0x47, 8]);
+        assert_eq!(parts[0], None);
+        assert_eq!(parts[1], Some(Part::Leader { slot: 15, before: 0, after: 4 }));
+        assert_eq!(parts[2], Some(Part::Follower { slot: 15 }));
+    }
+}
