@@ -1,4 +1,4 @@
-"""Cases that are easily missed: slots and code that change under a running guest, windows of one instruction."""
+"""Easily missed: slots and code that change under a running guest, windows of one instruction."""
 
 from __future__ import annotations
 
