@@ -125,6 +125,18 @@ class Blocks(ClusterStore):
         self._holes = []
         return max(0, before - target)
 
+    def clear(self) -> None:
+        """Make every block unallocated. The map must be flushed; the header is not written yet."""
+        header = self.header
+        empty = UNALLOCATED.to_bytes(4, "little")
+        for start in range(0, header.map_size, _MAP_PIECE):
+            count = min(_MAP_PIECE, header.map_size - start) // 4
+            self.file.write(header.map_offset + start, empty * count)
+        self.file.flush()
+        self._pages.forget()
+        self._holes = []
+        self.header = header.replace(allocated=0)
+
     def cut_file(self) -> None:
         """Give back what lies after the last block."""
         header = self.header

@@ -129,6 +129,18 @@ class VdiImage(Image):
             self._blocks.header = header
             self._blocks.flush()
 
+    def make_empty(self) -> None:
+        """Let the parent, as it now is, answer for everything again."""
+        self._check_writable(0, 0)
+        if self._reference is None:
+            return
+        self.flush()
+        with self._lock:
+            self._blocks.clear()
+            self._blocks.header = _with_parent(self.header, self.path, self._reference, self._chain.files)
+            self._blocks.flush()
+            self._blocks.cut_file()
+
     def _open_parent(self, header: Header, *, check: bool) -> BackingReference | None:
         if header.kind is not Kind.DIFFERENCING:
             return None

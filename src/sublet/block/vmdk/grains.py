@@ -150,6 +150,17 @@ class Grains(ClusterStore):
             self._file_size = host + self.cluster_size
             return host
 
+    def clear(self) -> None:
+        """Make every grain unallocated. Everything is flushed."""
+        with self._table_lock:
+            for directory in (self.directory, self.redundant or ()):
+                for sector in directory:
+                    if sector:
+                        self.file.write(sector * SECTOR, bytes(self.table_size))
+            self.file.flush()
+            self._pages.forget()
+            self.cut_file(max(self.metadata()[-1][1], self.first_grain))
+
     def cut_file(self, end: int) -> None:
         """Give back what lies past byte ``end``."""
         if end < self._file_size:

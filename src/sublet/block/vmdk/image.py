@@ -137,6 +137,18 @@ class VmdkImage(Image):
             self._store_descriptor()
             self._file.flush()
 
+    def make_empty(self) -> None:
+        """Let the parent, as it now is, answer for everything again; compressed grains stay."""
+        self._check_writable(0, 0)
+        hint = self.descriptor.parent_hint
+        if hint is None:
+            return
+        self.flush()
+        for extent in self._extents:
+            if isinstance(extent, HostedGrains | CowdGrains):
+                extent.clear()
+        self.set_backing(BackingReference(hint, self.format))
+
     # Opening.
 
     def _open_file(self, path: Path, readonly: bool) -> HostFile:

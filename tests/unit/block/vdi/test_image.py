@@ -138,6 +138,20 @@ def test_set_backing_takes_the_parent_as_it_is() -> None:
         assert disk.read(0, 512) == b"p" * 512
 
 
+def test_an_emptied_child_is_its_parent_as_it_now_is() -> None:
+    files = MemoryFiles()
+    child_of(files)
+    with open_disk(files) as disk:
+        disk.write(BLOCK, b"c" * BLOCK)
+    with open_disk(files, path=PARENT) as parent:
+        parent.write(0, b"q" * BLOCK)
+    with open_disk(files, check=True) as disk:
+        disk.make_empty()
+    with open_disk(files) as disk:
+        assert disk.read(0, 2 * BLOCK) == b"q" * BLOCK + b"p" * BLOCK
+        assert disk.check().clean
+
+
 def test_a_parent_of_another_format_is_refused() -> None:
     with pytest.raises(UsageError, match="qcow2"):
         FORMAT.create(PATH, BLOCK, options={}, backing=BackingReference("x", "qcow2"), files=MemoryFiles())

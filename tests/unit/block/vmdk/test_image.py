@@ -101,6 +101,22 @@ def test_a_parent_that_changed_is_refused_until_it_is_taken_as_it_is(shelf: Shel
         assert disk.read(0, 7) == bytes(7)
 
 
+@pytest.mark.parametrize("kind", SPARSE)
+def test_an_emptied_child_is_its_parent_as_it_now_is(shelf: Shelf, kind: str) -> None:
+    shelf.create(4 * GRAIN, name="base.vmdk")
+    shelf.create(4 * GRAIN, parent="base.vmdk", subformat=kind)
+    with shelf.open() as disk:
+        disk.write(GRAIN, b"c" * GRAIN)
+    with shelf.open("base.vmdk") as base:
+        base.write(0, b"q" * GRAIN)
+    with shelf.open(check=True) as disk:
+        disk.make_empty()
+    with shelf.open() as disk:
+        assert disk.read(0, 2 * GRAIN) == b"q" * GRAIN + bytes(GRAIN)
+        disk.write(0, b"again")
+        assert disk.check().errors == 0
+
+
 def test_the_content_id_changes_with_the_content_alone(shelf: Shelf) -> None:
     shelf.create(GRAIN)
     before = bytes(shelf.content("disk.vmdk")[512:1024])
