@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from sublet.block.format import BackingReference, CreateOption, read_flag, read_options
-from sublet.block.hostfile import HostFiles
+from sublet.block.hostfile import HostFile, HostFiles
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.refcounts import RefcountBlock
 from sublet.errors import UsageError
@@ -43,7 +43,7 @@ def create(
         file = files.create(path)
         made.append(path)
         try:
-            write_empty(file.write, header)
+            write_empty(file, header)
             file.flush()
         finally:
             file.close()
@@ -117,8 +117,11 @@ def _cluster_bits(text: str, extended: bool) -> int:
     return size.bit_length() - 1
 
 
-def write_empty(write: Callable[[int, bytes], None], header: q.Header) -> None:
-    """Place the tables of an empty image and write it: header, refcount table, block(s), L1 table."""
+def write_empty(file: HostFile, header: q.Header) -> None:
+    """Place the tables of an empty image and write it: refcount block(s) and table, L1 table, header.
+
+    The header follows a flush: until it is there, the file is no image, and then all of it is.
+    """
     size = header.cluster_size
     header.l1_entries = header.l1_needed
     if header.l1_entries * 8 > q.L1_BYTES_MAXIMUM:
@@ -141,11 +144,12 @@ def write_empty(write: Callable[[int, bytes], None], header: q.Header) -> None:
         table[number] = (1 + table_clusters + number) * size
         block = RefcountBlock(bytearray(size), header.refcount_order)
         block.fill(0, max(0, min(per_block, used - number * per_block)))
-        write(table[number], bytes(block.data))
-    write(header.reftable_offset, q.table_to_bytes(table))
-    write(header.l1_offset, bytes(l1_clusters * size))
+        file.write(table[number], bytes(block.data))
+    file.write(header.reftable_offset, q.table_to_bytes(table))
+    file.write(header.l1_offset, bytes(l1_clusters * size))
     try:
         packed = header.pack()
     except Exception as error:
         raise UsageError(str(error)) from error
-    write(0, packed + bytes(size - len(packed)))
+    file.flush()
+    file.write(0, packed + bytes(size - len(packed)))

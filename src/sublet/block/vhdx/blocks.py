@@ -1,7 +1,7 @@
 """Blocks of a VHDX disk: block allocation table, sector bitmaps, and free space of the file.
 
-Table and bitmaps change in memory; ``commit`` puts the changed pages through the log, behind the data that they
-refer to, bitmaps before table entries. Storage of a freed block is used again only after that.
+Table and bitmaps change in memory; ``commit`` puts the changed pages through the log, behind the data that
+they refer to, bitmaps before table entries. Storage of a freed block is used again only after that.
 
 Reference: MS-VHDX 8.0 §2.4 "Blocks", §2.5 "BAT".
 """
@@ -121,7 +121,7 @@ class BlockMap:
             number, at = divmod(self.bat.offset + self._index(block + count) * 8, PAGE)
             page = self._pages.page(number)
             if at == 0 and page == _EMPTY_PAGE:
-                # At most one of a page's entries is a bitmap's, as a chunk has 128 blocks or more or few pages.
+                # Bitmap entries among them are no blocks; short of the page's end, the loop goes on.
                 count += max(1, PAGE // 8 - 1 - PAGE // 8 // self.geometry.chunk_ratio)
             elif page[at] & 7 == BlockState.NOT_PRESENT:
                 count += 1

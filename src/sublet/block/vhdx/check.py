@@ -1,7 +1,7 @@
 """Looking for damage in a VHDX: headers, region tables, and the blocks that the table names.
 
-Errors: a block outside the file or over metadata, two that share storage, a reserved state. Leaks: a header or
-region table of which only one copy is good, and space behind all data.
+Errors: a block outside the file or over metadata, two that share storage, a reserved state. Leaks: a header
+or region table of which only one copy is good, and space behind all data.
 """
 
 from __future__ import annotations
