@@ -288,6 +288,39 @@ impl GuestMemory {
         })
     }
 
+    /// A guest's copy of `size` bytes, all in one slot each, as `memmove` does it: marks pages dirty
+    /// and reports code.
+    ///
+    /// Returns false, and writes nothing, where there is no RAM or none that takes stores.
+    pub fn copy(&self, source: u64, target: u64, size: u64) -> bool {
+        let view = self.view();
+        let holds = |slot: &&Memslot, gpa: u64| size <= slot.size - (gpa - slot.gpa);
+        let from = view.find(source).filter(|slot| holds(slot, source));
+        let to = view.find(target).filter(|slot| !slot.readonly && holds(slot, target));
+        let (Some(from), Some(to)) = (from, to) else { return false };
+        // SAFETY: the filters keep both ranges inside their slots, which the view keeps alive.
+        unsafe {
+            let source = from.host_base().add((source - from.gpa) as usize);
+            let target = to.host_base().add((target - to.gpa) as usize);
+            std::ptr::copy(source, target, size as usize);
+        }
+        self.note_write(to, target - to.gpa, size);
+        true
+    }
+
+    /// As [`Self::copy`], with `size` times the same byte.
+    pub fn fill(&self, target: u64, size: u64, byte: u8) -> bool {
+        let view = self.view();
+        let takes = |slot: &&Memslot| !slot.readonly && size <= slot.size - (target - slot.gpa);
+        let Some(slot) = view.find(target).filter(takes) else { return false };
+        // SAFETY: the filter keeps the range inside the slot, which the view keeps alive.
+        unsafe {
+            std::ptr::write_bytes(slot.host_base().add((target - slot.gpa) as usize), byte, size as usize)
+        };
+        self.note_write(slot, target - slot.gpa, size);
+        true
+    }
+
     /// Called after the store, so that nothing derived from the old bytes stays: a translation made
     /// in between is reported stale.
     fn note_write(&self, slot: &Memslot, offset: u64, size: u64) {

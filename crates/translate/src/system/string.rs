@@ -362,21 +362,20 @@ impl Cpu {
 
     fn store_piece(&mut self, op: &StringOp, la: u64, elements: u64) -> Outcome<u64> {
         let Some(gpa) = self.ram_address(op, la, elements, Kind::Write)? else { return Ok(0) };
-        let mut data = [0; PIECE];
         let bytes = elements as usize * usize::from(op.size);
         let pattern = self.state.gpr[gpr::RAX].to_le_bytes();
-        if op.size == 1 {
-            data[..bytes].fill(pattern[0]);
-        } else {
-            for element in data[..bytes].chunks_exact_mut(usize::from(op.size)) {
-                element.copy_from_slice(&pattern[..usize::from(op.size)]);
-            }
+        if pattern[..usize::from(op.size)].iter().all(|byte| *byte == pattern[0]) {
+            return Ok(if self.memory.fill(gpa, bytes as u64, pattern[0]) { elements } else { 0 });
+        }
+        let mut data = [0; PIECE];
+        for element in data[..bytes].chunks_exact_mut(usize::from(op.size)) {
+            element.copy_from_slice(&pattern[..usize::from(op.size)]);
         }
         let written = self.memory.write(gpa, &data[..bytes]).is_ok();
         Ok(if written { elements } else { 0 })
     }
 
-    /// Copy through a buffer. Overlapping operands whose elements feed each other are left to the
+    /// Overlapping operands whose elements feed each other are left to the
     /// caller's element-by-element way, except forward copies, which repeat a pattern.
     fn move_piece(&mut self, op: &StringOp, from: u64, to: u64, elements: u64) -> Outcome<u64> {
         let source = self.ram_address(op, from, elements, Kind::Read)?;
@@ -386,18 +385,17 @@ impl Cpu {
         let ahead = target.wrapping_sub(source);
         let behind = source.wrapping_sub(target);
         let backwards = self.state.rflags & flag::DF != 0;
-        let mut data = [0; PIECE];
         let feeding = if backwards { behind } else { ahead };
-        let copied = if feeding == 0 || feeding >= bytes as u64 {
-            self.memory.read(source, &mut data[..bytes]).is_ok()
-        } else if backwards || feeding < u64::from(op.size) {
-            false
-        } else {
-            let period = feeding as usize;
-            let read = self.memory.read(source, &mut data[..period]).is_ok();
-            repeat_pattern(&mut data[..bytes], period);
-            read
-        };
+        if feeding == 0 || feeding >= bytes as u64 {
+            return Ok(if self.memory.copy(source, target, bytes as u64) { elements } else { 0 });
+        }
+        if backwards || feeding < u64::from(op.size) {
+            return Ok(0);
+        }
+        let mut data = [0; PIECE];
+        let period = feeding as usize;
+        let copied = self.memory.read(source, &mut data[..period]).is_ok();
+        repeat_pattern(&mut data[..bytes], period);
         let written = copied && self.memory.write(target, &data[..bytes]).is_ok();
         Ok(if written { elements } else { 0 })
     }
