@@ -1,7 +1,5 @@
 //! A few instructions from entry to exit: the shortest way through every layer of the engine.
 #![allow(clippy::unwrap_used)]
-// A fixture that cannot be made fails its test.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use sublet_engine::{Engine, Exit, Regs, Segment, Sregs, Vcpu, Vm};
