@@ -118,4 +118,4 @@ def _first_that_exists(file: HostFile, names: list[str], chain: Chain) -> str:
 def reference(file: HostFile, header: DynamicHeader) -> BackingReference | None:
     """What ``sublet disk info`` shows."""
     names = stored_names(file, header)
-    return BackingReference(names[0], "vhd") if names else None
+    return BackingReference(names[0].removeprefix("./"), "vhd") if names else None
