@@ -24,7 +24,10 @@ from sublet.guest import prepare_guest
 
 TIME_LIMIT_S: Final = 120
 GUESTS: Final = ("default", "default-amd64")
-EXPECTED: Final = re.compile(rb"device-mapper: core: CONFIG_IMA_DISABLE_HTABLE")
+EXPECTED: Final = re.compile(
+    rb"device-mapper: core: CONFIG_IMA_DISABLE_HTABLE|tsc: Unable to calibrate against PIT"
+)
+"""The second: the host took the machine's thread off its processor during 10 ms of calibration."""
 _PROMPT: Final = b"sublet:~# "
 _COMMANDS: Final = b"dmesg -r | grep '^<[0-9]*[0-4]>'; echo shell-$((6 * 7)); poweroff\n"
 _WARNING: Final = re.compile(rb"^<\d+>\[ *[\d.]+\] (.*?)\r?$", re.MULTILINE)

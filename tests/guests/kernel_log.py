@@ -16,7 +16,7 @@ _WARNING: Final = 4
 """Levels up to this one count (syslog(2): 0 emergency … 4 warning … 7 debug)."""
 _LINE: Final = re.compile(r"^<(\d+)>(?:\[ *\d+\.\d+\] )?(.*)$", re.MULTILINE)
 _TIMING: Final = re.compile(r"tsc: Unable to calibrate against PIT")
-"""Printed by any emulator whose thread the host takes off the processor during 10 ms of calibration."""
+"""Printed, by chance, where the host takes the machine's thread off its processor during 10 ms."""
 
 
 def warnings(guest: Guest) -> list[str]:

@@ -2,6 +2,46 @@
 
 from __future__ import annotations
 
-from sublet.cli.app import main
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
-__all__ = ["main"]
+EXIT_INTERRUPTED = 130
+"""Left with Ctrl-] or Ctrl-C, as shells report SIGINT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, as `sublet.cli.app.main` documents; its modules are loaded only here.
+
+    A Ctrl-C while they are loaded ends the process at once, and one while the process ends changes nothing:
+    neither has anything to clean up.
+    """
+    with _quiet_interrupts():
+        from sublet.cli.app import main as run
+    status = run(arguments)
+    if arguments is None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
+@contextmanager
+def _quiet_interrupts() -> Iterator[None]:
+    """Exit without a traceback on SIGINT."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)
+
+
+__all__ = ["EXIT_INTERRUPTED", "main"]

@@ -6,10 +6,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 import typer
 
+from sublet.cli import EXIT_INTERRUPTED
 from sublet.cli.disk import disk
 from sublet.cli.guests import guests
 from sublet.cli.info import info
@@ -17,9 +17,6 @@ from sublet.cli.messages import report, report_internal
 from sublet.cli.run import RUN_EPILOG, run
 from sublet.cli.version import version
 from sublet.errors import InternalError, SubletError, UsageError
-
-EXIT_INTERRUPTED: Final = 130
-"""Left with Ctrl-] or Ctrl-C, as shells report SIGINT."""
 
 app = typer.Typer(
     name="sublet",
