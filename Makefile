@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 PYTHON ?= $(shell scripts/find-python)
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml -o -name '*.s')
-CARGO_FLAGS := --workspace --release
+CARGO_FLAGS := --workspace --release --locked
 PYTHON_SOURCES := src tests benchmarks
 
 .NOTPARALLEL:
@@ -35,7 +35,7 @@ $(VENV)/.created:
 $(VENV)/.built: $(VENV)/.created pyproject.toml $(RUST_SOURCES)
 	@scripts/check-host
 	@echo "==> installing what sublet needs, and building its core (a few minutes the first time)"
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --extras dev
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --extras dev
 	@touch $@
 
 run: build  ## Boot the default guest on this terminal
@@ -58,12 +58,12 @@ test-rust: build
 test-python: build
 	$(BIN)/pytest
 
-fuzz: export SUBLET_PYTHON_SOURCES := src tests benchmarks
-fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS
+fuzz: export SUBLET_FUZZ_SECONDS ?= 20
+fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	@for target in tests/fuzz/fuzz_*.py; do \
 	  echo "==> $$target for $$SUBLET_FUZZ_SECONDS s"; $(BIN)/python "$$target"; done
 	@echo "==> decoder to emitter for $$SUBLET_FUZZ_SECONDS s"
-	@cargo test --release --quiet --package sublet-translate --test instructions
+	@cargo test --release --locked --quiet --package sublet-translate --test instructions
 
 bench: build  ## Run the benchmarks, beside their peers where the host has them
 	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
