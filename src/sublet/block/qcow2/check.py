@@ -40,7 +40,8 @@ def _repair(image: Qcow2Image, report: CheckReport) -> None:
 def _inspect(image: Qcow2Image, report: CheckReport) -> None:
     header, file = image.header, image.file
     references = count_all(file, header, image.tables.l1, image.snapshot_records, report)
-    references.add(header.l1_offset, max(1, header.l1_entries * 8), "L1 table")
+    if header.l1_entries:
+        references.add(header.l1_offset, header.l1_entries * 8, "L1 table")
     if header.snapshot_count:
         size = sum(len(record.pack()) for record in image.snapshot_records)
         references.add(header.snapshots_offset, size, "snapshot table")

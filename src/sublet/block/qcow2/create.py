@@ -123,7 +123,7 @@ def write_empty(file: HostFile, header: q.Header) -> None:
     The header follows a flush: until it is there, the file is no image, and then all of it is.
     """
     size = header.cluster_size
-    header.l1_entries = header.l1_needed
+    header.l1_entries = max(1, header.l1_needed)
     if header.l1_entries * 8 > q.L1_BYTES_MAXIMUM:
         raise UsageError(
             f"a disk of {header.size} bytes needs larger clusters than {size} bytes",

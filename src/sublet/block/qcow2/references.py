@@ -72,17 +72,18 @@ class References:
         return self.add_clusters(first, (offset + size - 1 >> self._bits) - first + 1, what)
 
     def add_clusters(self, first: int, count: int, what: str) -> bool:
-        """Count ``count`` clusters from ``first``; whether they lie in the file."""
-        if first + count > self._end:
-            self._report.error(f"the {what} at {first << self._bits:#x} lies outside the file")
-            return False
+        """Count those of ``count`` clusters from ``first`` that lie in the file; whether all do."""
+        whole = first + count <= self._end
+        if not whole:
+            count = max(0, self._end - first)
+            self._report.error(f"the {what} at {first + count << self._bits:#x} lies outside the file")
         while count > 0:
             number, inside = divmod(first, _CHUNK)
             step = min(count, _CHUNK - inside)
             self._add_in_chunk(self._chunk(number), inside, step)
             first += step
             count -= step
-        return True
+        return whole
 
     def _chunk(self, number: int) -> array[int]:
         chunk = self._chunks.get(number)
@@ -156,18 +157,22 @@ class References:
         offset, size = q.compressed_range(entry, self._bits)
         first = offset >> self._bits
         count = (offset + size - 1 >> self._bits) - first + 1
-        self.add_clusters(first, count, f"compressed cluster ({owner})")
+        if first + count > self._end:
+            self._report.error(f"the compressed cluster ({owner}) at {offset:#x} lies outside the file")
+        else:
+            self.add_clusters(first, count, f"compressed cluster ({owner})")
 
     def _check_bitmaps(self, entries: array[int], owner: str) -> None:
         for entry, bitmap in zip(entries[::2], entries[1::2], strict=True):
-            if not entry & q.COMPRESSED and bitmap & bitmap >> 32 & q.ALL_ALLOCATED:
+            if bitmap != expected_bitmap(entry, bitmap, self._header):
                 self._report.error(f"L2 entry {entry:#x} ({owner}) has the invalid bitmap {bitmap:#x}")
 
 
 def expected_entry(entry: int, references: References, header: q.Header, end: int) -> int:
     """An active L2 entry as it should be: COPIED where the count is 1, nothing where it leads nowhere."""
     if entry & q.COMPRESSED:
-        return entry & ~q.COPIED
+        offset, size = q.compressed_range(entry, header.cluster_bits)
+        return entry & ~q.COPIED if offset + size - 1 >> header.cluster_bits < end else 0
     host = entry & q.OFFSET_MASK
     if not host or header.has_data_file:
         return entry
@@ -175,6 +180,15 @@ def expected_entry(entry: int, references: References, header: q.Header, end: in
         return 0
     single = references.get(host >> header.cluster_bits) == 1
     return entry | q.COPIED if single else entry & ~q.COPIED
+
+
+def expected_bitmap(entry: int, bitmap: int, header: q.Header) -> int:
+    """An extended entry's bitmap as it should be: none allocated that is zero or has no cluster."""
+    if entry & q.COMPRESSED:
+        return 0
+    stored = entry & q.OFFSET_MASK or (header.has_data_file and entry & q.COPIED)
+    allocated = bitmap & q.ALL_ALLOCATED if stored else 0
+    return allocated | bitmap & q.ALL_ZERO & ~(allocated << 32)
 
 
 def count_all(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sublet.block.format import CheckReport
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.refcounts import RefcountBlock
-from sublet.block.qcow2.references import References, count_all, expected_entry
+from sublet.block.qcow2.references import References, count_all, expected_bitmap, expected_entry
 from sublet.block.qcow2.snapshots import SnapshotRecord
 from sublet.errors import UsageError
 
@@ -92,8 +92,8 @@ class _Writer:
         for index in range(0, len(entries), step):
             if entries[index]:
                 renewed[index] = expected_entry(entries[index], references, header, self._file_end)
-                if step == 2 and not renewed[index]:
-                    renewed[index + 1] = 0
+            if step == 2:
+                renewed[index + 1] = expected_bitmap(renewed[index], entries[index + 1], header)
         if renewed != entries:
             references.drop(offset >> header.cluster_bits)
             return self.append(q.table_to_bytes(renewed)) | q.COPIED

@@ -104,6 +104,9 @@ def _read_record(file: HostFile, header: Header, offset: int, number: int) -> tu
         state_size, disk_size = struct.unpack_from(">QQ", rest)
     if extra_size >= 24:
         (icount,) = struct.unpack_from(">Q", rest, 16)
+    limit = (L1_BYTES_MAXIMUM // 8 * header.l2_entries) << header.cluster_bits
+    if disk_size is not None and (disk_size % 512 or disk_size > limit):
+        raise CorruptImage(f"{file.path}: {what} has a disk of {disk_size} bytes")
     id_ = rest[extra_size : extra_size + id_size].decode("utf-8", "surrogateescape")
     name = rest[extra_size + id_size :].decode("utf-8", "surrogateescape")
     record = SnapshotRecord(
