@@ -35,9 +35,11 @@ ZERO = 0xFFFF_FFFE
 """Map entry: reads as zeroes whatever the parent holds."""
 
 DEFAULT_BLOCK_SIZE = 1 << 20
-MAX_BLOCKS = 0x3FFF_FF80
-"""Blocks of the largest disk; QEMU's bound, which keeps the map below 4 GiB."""
+MAX_BLOCKS = 0x3FFB_FF80
+"""Blocks of the largest disk: data begins at a MiB, and below 4 GiB."""
 DATA_ALIGNMENT = 1 << 20
+MAX_DATA_OFFSET = 0xFFFF_FE00
+"""The last sector where data may begin, as the header has 32 bits for it."""
 NO_UUID = uuid.UUID(int=0)
 
 _TEXT = b"<<< Oracle VM VirtualBox Disk Image >>>\n"

@@ -11,7 +11,7 @@ from typing import Final
 
 from sublet.block.entries import encode
 from sublet.block.vdi.blocks import Blocks
-from sublet.block.vdi.layout import MAX_BLOCKS, SECTOR, UNALLOCATED, Kind, blocks_for
+from sublet.block.vdi.layout import MAX_BLOCKS, MAX_DATA_OFFSET, SECTOR, UNALLOCATED, Kind, blocks_for
 from sublet.errors import UsageError
 
 _PIECE: Final = 1 << 20
@@ -29,8 +29,12 @@ def resize(blocks: Blocks, size: int) -> None:
     blocks.flush()
     if size < blocks.size:
         _shrink(blocks, size, count)
-    else:
-        _grow(blocks, size, count)
+        return
+    needed = blocks_for(blocks.size, blocks.header.block_size)
+    if needed < blocks.header.blocks:
+        # Blocks past the disk's end are legal; they must not turn up in the disk when it grows.
+        _shrink(blocks, blocks.size, needed)
+    _grow(blocks, size, count)
 
 
 def _shrink(blocks: Blocks, size: int, count: int) -> None:
@@ -92,6 +96,8 @@ def _move_map(blocks: Blocks, count: int) -> None:
     """Put a map of ``count`` entries where the first blocks are."""
     header = blocks.header
     cut = -(-(4 * count) // header.stride)
+    if header.data_offset + cut * header.stride > MAX_DATA_OFFSET:
+        raise UsageError(f"a map of {count} blocks has no room in this VDI image", remedy="Convert it.")
     blocks.vacate(cut)
     offset = -(-header.data_offset // SECTOR) * SECTOR
     for first, entries in blocks.entries():

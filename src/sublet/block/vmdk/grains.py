@@ -387,10 +387,20 @@ class HostedGrains(Grains):
         self.check(report, repair=True)
 
     def _grow(self, size: int) -> None:
+        old, capacity = self.size, self.header.capacity * SECTOR
+        if size > capacity:
+            self._add_capacity(size)
+        self.size = size
+        # What the descriptor had left out may hold something.
+        rest = size if self.below is not None else min(size, max(capacity, align(old, self.cluster_size)))
+        self.write_zeroes(old, rest - old, unmap=False)
+        self.flush()
+
+    def _add_capacity(self, size: int) -> None:
         header = self.header.replace(capacity=size // SECTOR)
         if header.grain_tables > MAX_GRAIN_DIRECTORY:
             raise UsageError(f"a VMDK extent of {size} bytes is too large")
-        old, was = self.size, len(self.directory)
+        was = len(self.directory)
         primary = self._longer(self.directory, header)
         second = None if self._redundant is None else self._longer(self._redundant, header)
         if directory_sectors(header) > directory_sectors(self.header):
@@ -404,7 +414,6 @@ class HostedGrains(Grains):
             self.file.write(header.redundant_gd_offset * SECTOR + 4 * was, encode(second[was:]))
         self.file.flush()
         self._adopt(header, primary, second)
-        self._clear_new(old, size)
 
     def _longer(self, directory: array[int], header: HostedHeader) -> array[int]:
         """A directory with empty tables for the new capacity."""
@@ -423,11 +432,6 @@ class HostedGrains(Grains):
         self.size = header.capacity * SECTOR
         self._pages.forget()
         self.protect()
-
-    def _clear_new(self, old: int, size: int) -> None:
-        rest = min(size, align(old, self.cluster_size))
-        self.write_zeroes(old, (rest if self.below is None else size) - old, unmap=False)
-        self.flush()
 
 
 class CowdGrains(Grains):
