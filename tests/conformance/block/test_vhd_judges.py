@@ -30,6 +30,8 @@ OURS: list[tuple[str, Mapping[str, str]]] = [
 ]
 SIZES = [512, 3 * 512, MIB - 512, 5 * MIB + 512]
 
+# libvhdi 20210425 mixes up parent and child in reads of more, and sectors within a bitmap's byte; it takes no
+# notice of the VHDX block state "zero". So: small reads, writes of 4 KiB, and no zeroed blocks in overlays.
 READ_CHAIN = """
 import pyvhdi, sys
 files = []
@@ -40,7 +42,8 @@ for path in sys.argv[1:]:
         file.set_parent(files[-1])
     files.append(file)
 top = files[-1]
-sys.stdout.buffer.write(top.read_buffer_at_offset(top.get_media_size(), 0))
+for offset in range(0, top.get_media_size(), 4096):
+    sys.stdout.buffer.write(top.read_buffer_at_offset(4096, offset))
 """
 
 
@@ -123,14 +126,16 @@ def test_sparse_disks_of_the_largest_sizes(tmp_path: Path, format: str, size: in
 
 @needs_libvhdi
 @pytest.mark.parametrize(
-    "options", [{"block_size": "1M"}, {"block_size": "1M", "logical_sector_size": "4096"}]
+    ("format", "options"),
+    [
+        ("vhd", {"block_size": "1M"}),
+        ("vhdx", {"block_size": "1M"}),
+        ("vhdx", {"block_size": "1M", "logical_sector_size": "4096"}),
+    ],
 )
-@pytest.mark.parametrize("format", ["vhd", "vhdx"])
 def test_libvhdi_reads_our_differencing_disks(
     tmp_path: Path, format: str, options: Mapping[str, str]
 ) -> None:
-    if format == "vhd":
-        options = {"block_size": "1M"}
     rng = random.Random(format)
     paths = [tmp_path / f"{name}.{format}" for name in ("base", "child", "grandchild")]
     for parent, path in zip([None, *paths], paths, strict=False):
@@ -142,7 +147,8 @@ def test_libvhdi_reads_our_differencing_disks(
         expected = image.read(0, image.size)
     result = subprocess.run([SYSTEM_PYTHON, "-c", READ_CHAIN, *paths], capture_output=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == expected, "libvhdi reads something else"
+    same = result.stdout == expected
+    assert same, "libvhdi reads something else"
 
 
 @pytest.mark.skipif(shutil.which("vhdiinfo") is None, reason="vhdiinfo is not installed")
