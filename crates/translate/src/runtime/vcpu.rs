@@ -722,7 +722,8 @@ impl VcpuCore {
         let too_long = (1..frontend::MAX_INSTRUCTION_BYTES)
             .take_while(|&skipped| is_legacy_prefix(bytes[skipped - 1]))
             .any(|skipped| {
-                !Decoder::new(bits, &bytes[skipped..], DecoderOptions::NONE).decode().is_invalid()
+                let rest = Decoder::new(bits, &bytes[skipped..], DecoderOptions::NONE).decode();
+                !rest.is_invalid() && rest.len() + skipped > frontend::MAX_INSTRUCTION_BYTES
             });
         if too_long {
             Exception::protection(0)
