@@ -225,7 +225,7 @@ class Grains(ClusterStore):
         return None
 
     def _allocate(self, count: int) -> tuple[int, int]:
-        host = align(self._file_size, self.cluster_size)
+        host = align(self._end(), self.cluster_size)
         room = (MAX_SECTORS * SECTOR - host) // self.cluster_size
         if room < 1:
             raise HostRefused(
@@ -242,13 +242,18 @@ class Grains(ClusterStore):
 
     # Inside.
 
+    def _end(self) -> int:
+        """Where nothing has been yet: also past what a write left that failed."""
+        self._file_size = max(self._file_size, self.file.size())
+        return self._file_size
+
     def _append(self, size: int) -> int:
         """Byte of the file where ``size`` new zeroes begin.
 
         Raises:
             HostRefused: That is past what a table can point to.
         """
-        start = align(self._file_size, SECTOR)
+        start = align(self._end(), SECTOR)
         if (start + size) // SECTOR > MAX_SECTORS:
             raise HostRefused(f"{self.file.path} has reached the 2 TiB that a sparse VMDK extent can be")
         self.file.truncate(start + size)
