@@ -193,8 +193,10 @@ class Blocks(ClusterStore):
         return self.header.map_offset + number * _PAGE_ENTRIES * 4
 
     def _locate(self, entry: int) -> int:
-        if entry < self.limit:
-            return self.header.block_offset(entry)
+        header = self.header
+        # The usual case first: this is on the way of every request.
+        if entry < header.blocks or entry < self.limit:
+            return header.data_offset + entry * header.stride + header.block_extra
         if entry == UNALLOCATED:
             return clusters.UNALLOCATED
         if entry == ZERO:
