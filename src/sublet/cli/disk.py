@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -198,6 +199,79 @@ def snapshot(
         _print_json(snapshots)
     elif looking:
         _print_snapshots(snapshots)
+
+
+@disk.command()
+def bitmap(
+    file: File,
+    add: Annotated[str | None, typer.Option(metavar="NAME", help="Record writes from now on.")] = None,
+    remove: Annotated[str | None, typer.Option(metavar="NAME", help="Forget it.")] = None,
+    clear: Annotated[str | None, typer.Option(metavar="NAME", help="Begin anew.")] = None,
+    granularity: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of the disk for a bit.")] = "64K",
+    as_json: AsJson = False,
+) -> None:
+    """Add, remove, clear or list the dirty bitmaps of a QCOW2 image, for incremental backup."""
+    if sum(wish is not None for wish in (add, remove, clear)) > 1:
+        raise UsageError("give one of --add, --remove and --clear")
+    looking = add is None and remove is None and clear is None
+    with _open_qcow2(file, readonly=looking) as image:
+        if add is not None:
+            image.add_bitmap(add, granularity=_size(granularity))
+        elif remove is not None:
+            image.remove_bitmap(remove)
+        elif clear is not None:
+            image.clear_bitmap(clear)
+        facts = [one.describe() for one in image.bitmaps.all]
+    if as_json:
+        _print_json(facts)
+    elif looking:
+        for one in facts:
+            typer.echo(f"{one['name']}\t{format_size(one['granularity'])}\t{' '.join(one['flags'])}")
+
+
+@disk.command()
+def backup(
+    file: File,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The increment to create.")],
+    bitmap: Annotated[str, typer.Option(metavar="NAME", help="The dirty bitmap to go by.")],
+    previous: Annotated[Path, typer.Option(metavar="FILE", help="The backup before this one.")],
+    previous_format: Annotated[str | None, typer.Option(help="Its format.")] = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what changed since the last backup into an overlay on it, and begin the bitmap anew.
+
+    The first backup is a full one: `sublet disk bitmap FILE --add NAME`, then `sublet disk convert`.
+    """
+    from sublet.block.operations import back_up_increment
+
+    with _open_qcow2(file, folders=allow or ()) as image, ProgressDisplay() as progress:
+        size = back_up_increment(
+            image,
+            target,
+            bitmap=bitmap,
+            previous=previous,
+            previous_format=previous_format,
+            progress=_shown(progress, f"backing up {file.name}"),
+        )
+    if as_json:
+        _print_json({"file": str(file), "target": str(target), "size": size})
+    else:
+        say(f"{format_size(size)} had changed")
+
+
+def _open_qcow2(file: Path, *, readonly: bool = False, folders: Iterable[Path] = ()) -> Any:
+    """Open an image that can have bitmaps."""
+    from sublet.block import open_image
+    from sublet.block.hostfile import Lock
+    from sublet.block.qcow2.image import Qcow2Image
+
+    lock = Lock.NONE if readonly else None
+    image = open_image(file, readonly=readonly, folders=folders, parents=not readonly, lock=lock)
+    if not isinstance(image, Qcow2Image):
+        image.close()
+        raise UsageError(f"{file} is a {image.format} image: only qcow2 has bitmaps")
+    return image
 
 
 @disk.command()

@@ -89,6 +89,19 @@ def test_compact_and_dd(tmp_path: Path, qcow2: Path, capsys: pytest.CaptureFixtu
     assert [row for row in answer(capsys, "map", qcow2) if row["data"]] == []
 
 
+def test_bitmap_and_backup(tmp_path: Path, qcow2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "bitmap", qcow2, "--add", "b")[0]["granularity"] == 64 * KIB
+    full, increment = tmp_path / "full.qcow2", tmp_path / "one.qcow2"
+    answer(capsys, "convert", qcow2, full)
+    with open_image(qcow2) as image:
+        image.write(0, b"later")
+    words = ("backup", qcow2, increment, "--bitmap", "b", "--previous", full)
+    assert answer(capsys, *words)["size"] == 64 * KIB
+    assert answer(capsys, "compare", qcow2, increment) == {"same": True}
+    assert answer(capsys, "bitmap", qcow2, "--remove", "b") == []
+    assert main(["disk", "bitmap", str(qcow2), "--remove", "b"]) == 2
+
+
 def test_check_tells_leaks_from_errors(qcow2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer(capsys, "check", qcow2)["clean"] is True
     content = bytearray(qcow2.read_bytes())

@@ -34,13 +34,14 @@ from sublet.block.format import (
     read_parent,
 )
 from sublet.block.hostfile import Bytes, HostFile
+from sublet.block.qcow2 import bitmap_store
 from sublet.block.qcow2 import layout as q
-from sublet.block.qcow2.bitmaps import Bitmaps
+from sublet.block.qcow2.bitmaps import IN_USE, Bitmaps
 from sublet.block.qcow2.compression import compress, decompress
 from sublet.block.qcow2.refcounts import Refcounts
 from sublet.block.qcow2.snapshots import read_snapshots
 from sublet.block.qcow2.tables import L2Table, Tables
-from sublet.errors import CorruptImage
+from sublet.errors import CorruptImage, UsageError
 
 _HOT_MAXIMUM: Final = 131072
 """Clusters whose place is kept for the fast path."""
@@ -93,6 +94,8 @@ class Qcow2Image(Image):
         self._in_cluster = header.cluster_size - 1
         self._l2_entries = header.l2_entries
         self._hot: dict[int, int] = {}
+        self._hot_writable: dict[int, int] = {}
+        self._read_data = self._data.read
         self._plain: OrderedDict[int, bytes] = OrderedDict()
         self._writers = 0
         self._compressed_next = 0
@@ -129,11 +132,11 @@ class Qcow2Image(Image):
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
         # The fast path: within a cluster whose place is known; everything else takes the tables.
-        host = self._hot.get(offset >> self._bits)
+        start = self._hot.get(offset >> self._bits)
         inside = offset & self._in_cluster
-        if host is not None and 0 < size <= self._cluster - inside and offset + size <= self._size:
-            return self._data.read((host & ~1) + inside, size)
-        return super().read(offset, size)
+        if start is None or not 0 < size <= self._cluster - inside:
+            return super().read(offset, size)
+        return self._read_data(start + inside, size)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
         done = 0
@@ -262,28 +265,34 @@ class Qcow2Image(Image):
             raise CorruptImage(f"{self.path}: L2 entry {entry:#x} has the invalid bitmap {bitmap:#x}")
 
     def _remember(self, cluster: int, entry: int, host: int) -> None:
-        """Keep the place of a normal cluster for the fast path; bit 0: it may be written in place."""
+        """Keep the place of a normal cluster, if it is within the disk as a whole, for the fast path."""
+        if self._closed or cluster + 1 << self._bits > self._size:
+            return
         if len(self._hot) >= _HOT_MAXIMUM:
-            self._hot.clear()
-        self._hot[cluster] = host | (1 if entry & q.COPIED else 0)
+            self._forget_places()
+        self._hot[cluster] = host
+        if entry & q.COPIED and not self._readonly:
+            self._hot_writable[cluster] = host
+
+    def _forget_places(self) -> None:
+        self._hot.clear()
+        self._hot_writable.clear()
 
     # Writing
 
     def write(self, offset: int, data: Bytes) -> None:
         """Write all of ``data``."""
-        size = len(data)
         inside = offset & self._in_cluster
-        host = self._hot.get(offset >> self._bits, 0)
-        whole = 0 < size <= self._cluster - inside and offset + size <= self._size
-        if host & 1 and whole and not self._readonly and not self.bitmaps.active:
-            with self._lock:
-                # Looked up again: a snapshot or discard may have come between.
-                host = self._hot.get(offset >> self._bits, 0)
-                self._writers += host & 1
-            if host & 1:
-                self._write_in_place((host & ~1) + inside, data)
-                return
-        super().write(offset, data)
+        if not 0 < len(data) <= self._cluster - inside or self.bitmaps.active:
+            super().write(offset, data)
+            return
+        with self._lock:
+            start = self._hot_writable.get(offset >> self._bits)
+            self._writers += start is not None
+        if start is None:
+            super().write(offset, data)
+        else:
+            self._write_in_place(start + inside, data)
 
     def _write(self, offset: int, view: memoryview) -> None:
         self.bitmaps.mark(offset, len(view))
@@ -427,6 +436,7 @@ class Qcow2Image(Image):
         table.entries[2 * index + 1] = bitmap
         self.tables.change(table, 2 * index, 2 * index + 2)
         self._hot.pop(guest >> self._bits, None)
+        self._hot_writable.pop(guest >> self._bits, None)
         if old & q.OFFSET_MASK != entry & q.OFFSET_MASK or old & q.COMPRESSED:
             self._release(old)
 
@@ -439,6 +449,7 @@ class Qcow2Image(Image):
         if self._hot:
             for cluster in range(l1_index * self._l2_entries + index, l1_index * self._l2_entries + end):
                 self._hot.pop(cluster, None)
+                self._hot_writable.pop(cluster, None)
         for before, after in zip(old, new, strict=True):
             if before and (before & q.COMPRESSED or before & q.OFFSET_MASK != after & q.OFFSET_MASK):
                 self._release(before)
@@ -547,6 +558,7 @@ class Qcow2Image(Image):
 
     def clear_behind(self, start: int, stop: int) -> None:
         """Make what lies from the shorter to the longer of two sizes read as zeroes, the lock held."""
+        self._forget_places()
         limit = self.header.l1_entries * self._l2_entries << self._bits
         self._size = max(start, stop)
         self._write_zeroes(start, min(stop, limit) - start, unmap=True)
@@ -616,8 +628,11 @@ class Qcow2Image(Image):
         header = self.header
         if repair and header.incompatible & q.INCOMPATIBLE_DIRTY:
             self.check(repair=True)
-        kept = header.autoclear & q.AUTOCLEAR_DATA_FILE_RAW
-        if header.autoclear != kept and repair:
+        if not repair:
+            return
+        self.bitmaps.begin_writing()
+        kept = header.autoclear & (q.AUTOCLEAR_DATA_FILE_RAW | q.AUTOCLEAR_BITMAPS)
+        if header.autoclear != kept:
             header.autoclear = kept
             self.write_header()
 
@@ -676,7 +691,7 @@ class Qcow2Image(Image):
 
     def reload(self) -> None:
         """Forget all metadata in memory and read what the header names."""
-        self._hot.clear()
+        self._forget_places()
         self._plain.clear()
         self._compressed_next = self._compressed_end = 0
         self._size = self.header.size
@@ -687,6 +702,7 @@ class Qcow2Image(Image):
         self.reserve_tables()
 
     def _close(self) -> None:
+        self._forget_places()
         try:
             if self._data is not self.file:
                 self._data.close()
@@ -726,7 +742,9 @@ class Qcow2Image(Image):
 
         with self._alone():
             resize(self, size)
+            self.bitmaps.resized(size)
             self._size = self.header.size
+            self._forget_places()
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         from sublet.block.qcow2.check import check
@@ -762,6 +780,53 @@ class Qcow2Image(Image):
         with self._alone():
             delete(self, name)
 
+    def add_bitmap(self, name: str, *, granularity: int = 65536) -> None:
+        """Begin to record under a name what is written; ``granularity`` bytes make a bit.
+
+        Raises:
+            UsageError: The name or the granularity cannot be.
+        """
+        self._check_writable(0, 0)
+        with self._alone():
+            bitmap_store.add(self, name, granularity)
+
+    def remove_bitmap(self, name: str) -> None:
+        """Forget a bitmap."""
+        self._check_writable(0, 0)
+        with self._alone():
+            bitmap_store.remove(self, name)
+
+    def clear_bitmap(self, name: str) -> None:
+        """Begin anew: nothing is dirty."""
+        self._check_writable(0, 0)
+        with self._alone():
+            bits = self.bitmaps.bits.get(self.bitmaps.find(name).name)
+            if bits is None:
+                raise UsageError(f"the bitmap {name!r} was not closed cleanly or is disabled: make another")
+            bits[:] = bytes(len(bits))
+
+    def dirty_ranges(self, name: str) -> list[tuple[int, int]]:
+        """(offset, bytes) of what was written since the bitmap was begun.
+
+        Raises:
+            UsageError: There is no such bitmap, or a crash made it worthless.
+        """
+        self._check(0, 0)
+        with self._lock:
+            bitmap = self.bitmaps.find(name)
+            if bitmap.flags & IN_USE and name not in self.bitmaps.bits:
+                raise UsageError(f"the bitmap {name!r} was not closed cleanly: make a full backup")
+            return list(self.bitmaps.dirty(bitmap, self.size))
+
+    def close(self) -> None:
+        """Store the bitmaps, flush and close."""
+        try:
+            if not self._closed and self.bitmaps.active:
+                with self._alone():
+                    bitmap_store.store(self)
+        finally:
+            super().close()
+
     def make_empty(self) -> None:
         """Let the parent answer for everything again, in one step."""
         from sublet.block.qcow2.rewrite import rewrite
@@ -780,10 +845,10 @@ class Qcow2Image(Image):
             self.header.backing = backing.path if backing else None
             name = backing.format.encode() if backing and backing.format else None
             self.header.set_extension(q.EXTENSION_BACKING_FORMAT, name)
-            self._write_whole_header()
+            self.write_whole_header()
 
-    def _write_whole_header(self) -> None:
-        """Write the header with extensions and parent's name.
+    def write_whole_header(self) -> None:
+        """Write the header with extensions and the parent's name.
 
         The name may lie in a later sector, so it goes first, to where the old one is not.
         """
