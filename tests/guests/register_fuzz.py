@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.guests import kernels
+
 from sublet.machine import memory_map as mm
 
 _PORTS: Final = (
@@ -32,7 +34,7 @@ def register_fuzz(seed: int, accesses: int) -> str:
     """
     ports = [_PORTS[i % len(_PORTS)] for i in range(16)]
     windows = [_windows()[i % len(_windows())] for i in range(32)]
-    return _CODE.format(
+    code = _CODE.format(
         seed=seed,
         accesses=accesses,
         ports="\n".join(f".word {port:#x}" for port in ports),
@@ -43,6 +45,7 @@ def register_fuzz(seed: int, accesses: int) -> str:
         msix=_MSIX_OFFSET,
         slots=_SLOTS,
     )
+    return kernels.WITH_TABLES + code + kernels.RANDOM + kernels.TABLES
 
 
 def _windows() -> list[tuple[int, int]]:
@@ -54,30 +57,6 @@ def _windows() -> list[tuple[int, int]]:
 
 
 _CODE: Final = """
-    lgdt [gdtr]
-    .byte 0xea
-    .long reloaded
-    .word 8
-reloaded:
-    mov eax, 16
-    mov ds, eax
-    mov es, eax
-    mov ss, eax
-    mov edi, offset idt
-    mov ecx, 256
-gate:
-    mov eax, offset handler
-    and eax, 0xffff
-    or eax, 0x80000
-    mov [edi], eax
-    mov eax, offset handler
-    and eax, 0xffff0000
-    or eax, 0x8e00
-    mov [edi + 4], eax
-    add edi, 8
-    dec ecx
-    jnz gate
-    lidt [idtr]
     mov ebp, {seed}
     mov esi, {accesses}
 step:
@@ -150,20 +129,6 @@ done:
     out dx, ax
 2:  jmp 2b
 
-random:
-    mov eax, ebp
-    shl eax, 13
-    xor ebp, eax
-    mov eax, ebp
-    shr eax, 17
-    xor ebp, eax
-    mov eax, ebp
-    shl eax, 5
-    xor ebp, eax
-    mov eax, ebp
-    imul eax, eax, 0x9e3779b1
-    ret
-
 place_windows:
     mov ecx, 1
 3:  mov edi, ecx
@@ -185,21 +150,9 @@ place_windows:
 handler:
     iretd
 
-    .balign 8
-gdt:
-    .quad 0, 0x00cf9a000000ffff, 0x00cf92000000ffff
-gdtr:
-    .word 23
-    .long gdt
-idtr:
-    .word 2047
-    .long idt
 ports:
 {ports}
     .balign 8
 windows:
 {windows}
-    .balign 8
-idt:
-    .skip 2048
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.guests import kernels
+from tests.guests.code_fuzz import code_fuzz
 from tests.guests.conftest import StartGuest
 from tests.guests.register_fuzz import register_fuzz
 from tests.integration.guest import Guest
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.guest
 
 RESIDENT_LIMIT_KIB = 512 * 1024
 DEFINED_ENDS = {0, 80, 81, 82, 130}
+CODE_FUZZ_S = 5.0
 
 
 def boot(start_guest: StartGuest, directory: Path, source: str, *flags: str) -> Guest:
@@ -131,3 +134,15 @@ def test_random_values_in_every_register(start_guest: StartGuest, tmp_path: Path
     counters = statistics(guest)
     assert counters["exits.pio_out"] > 1000, guest.report("it did not get far")
     assert counters["exits.mmio_write"] > 1000, guest.report("it did not get far")
+
+
+def test_random_code_with_every_privilege(start_guest: StartGuest, tmp_path: Path) -> None:
+    """Boot after boot of random instructions; what each printed first repeats it (`code_fuzz`)."""
+    guest = boot(start_guest, tmp_path, code_fuzz())
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        guest.process.wait(CODE_FUZZ_S)
+    if guest.process.poll() is None:
+        assert peak_kib(guest) < RESIDENT_LIMIT_KIB
+        guest.signal(signal.SIGINT)
+    assert guest.wait() in DEFINED_ENDS, guest.report("another exit code")
+    assert b"Traceback" not in guest.errors
