@@ -8,6 +8,7 @@ with the seed in SUBLET_FUZZ_SEED (random); prints the seed and how to run it ag
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -73,7 +74,13 @@ class BoundedFiles(MemoryFiles):
                 raise FullDisk
             truncate(size)
 
+        def bounded_write_zeroes(offset, size, *, unmap=True):  # type: ignore[no-untyped-def]
+            if offset + size > FILE_LIMIT:
+                raise FullDisk
+            write(offset, bytes(size))
+
         file.write, file.truncate = bounded_write, bounded_truncate
+        file.write_zeroes = bounded_write_zeroes
         return file
 
 
@@ -170,6 +177,7 @@ def _one(format: ImageFormat, corpus: Sequence[tuple[Path, Content]], rng: rando
         return False
     finally:
         signal.alarm(0)
+    gc.collect()  # Bounded files are cycles, and large.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if used > MEMORY_LIMIT_KIB:
         print(f"image {count} took memory up to {used} KiB", file=sys.stderr)

@@ -208,11 +208,10 @@ class BlockStore:
 
     def _scan(self) -> int:
         """Find the end of the data, and the holes before it that are large enough for a block."""
-        end = max(FOOTER_SIZE + HEADER_SIZE, self.table_end)
-        end = (
-            -(-max(end, *(entry.offset + entry.length for entry in self.header.locators)) // SECTOR) * SECTOR
-        )
         limit = self._file_end // SECTOR
+        texts = (entry.offset + entry.length for entry in self.header.locators)
+        areas = [end for end in (*texts, self.footer.data_offset + HEADER_SIZE) if end <= self._file_end]
+        end = -(-max(self.table_end, *areas) // SECTOR) * SECTOR
         for sector in sorted(sector for _, sector in self.entries() if sector < limit):
             gap = (sector * SECTOR - end) // self.total_size
             self._spare += [end + index * self.total_size for index in range(gap)]
