@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sublet.errors import CorruptImage, UnsupportedImage
@@ -19,6 +20,9 @@ MAX_SIZE = 1 << 20
 NO_PARENT = 0xFFFF_FFFF
 _MAX_LINES = 20_000
 _MAX_LINE = 4096
+_ENCODING = re.compile(rb"^encoding\s*=\s*\"([\w-]{1,20})\"", re.MULTILINE)
+_ENCODINGS = ("windows-1252", "iso-8859-1", "shift_jis", "gbk", "big5", "euc-kr", "euc-jp")
+"""What VMware's products write besides UTF-8; any other is taken for that."""
 _HEADLINE = re.compile(rb"\A(?:\s|#[^\n]*\n)*#\s*disk descriptorfile\s*$", re.IGNORECASE | re.MULTILINE)
 _ENTRY = re.compile(r"^\s*([A-Za-z][\w.]*)\s*=\s*(\"?)(.*?)\2\s*$")
 _EXTENT = re.compile(
@@ -66,8 +70,9 @@ class Descriptor:
         UnsupportedImage: A raw device mapping, or another type of storage.
     """
 
-    def __init__(self, text: str, name: str) -> None:
+    def __init__(self, text: str, name: str, encoding: str = "utf-8") -> None:
         self._name = name
+        self._encoding = encoding
         self._lines = text.splitlines(keepends=True)
         if len(self._lines) > _MAX_LINES or any(len(line) > _MAX_LINE for line in self._lines):
             raise CorruptImage(f"{name}: the descriptor has too many lines, or too long ones")
@@ -83,11 +88,18 @@ class Descriptor:
         Raises:
             CorruptImage: See the class.
         """
-        return cls(data[:MAX_SIZE].partition(b"\0")[0].decode("utf-8", "surrogateescape"), name)
+        data = data[:MAX_SIZE].partition(b"\0")[0]
+        found = _ENCODING.search(data)
+        named = found[1].decode().lower() if found else ""
+        if named in _ENCODINGS:
+            with suppress(UnicodeDecodeError):
+                return cls(data.decode(named), name, named)
+        return cls(data.decode("utf-8", "surrogateescape"), name)
 
     def encode(self) -> bytes:
         """The text as bytes; what was not changed comes out as it went in."""
-        return "".join(self._lines).encode("utf-8", "surrogateescape")
+        errors = "surrogateescape" if self._encoding == "utf-8" else "strict"
+        return "".join(self._lines).encode(self._encoding, errors)
 
     def get(self, key: str) -> str | None:
         """The value of an entry, without its quotes."""

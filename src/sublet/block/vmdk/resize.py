@@ -1,6 +1,10 @@
 """Growing and shrinking VMDK disks of every kind that can be.
 
 An extent is never shorter than the descriptor says: it grows before the descriptor does, and shrinks after.
+
+Deviation: the sectors of a descriptor that changed are written in place. A crash of the host in just that
+moment can leave half of a descriptor that is longer than a sector and spread over several; the extents stay
+whole.
 """
 
 from __future__ import annotations

@@ -59,6 +59,19 @@ def test_an_untouched_descriptor_comes_out_as_it_went_in(end: str) -> None:
     assert parse(text).encode() == text.encode()
 
 
+def test_names_are_in_the_encoding_that_the_descriptor_says() -> None:
+    data = TEXT.replace("a name", "Größe").encode("windows-1252")
+    found = Descriptor.decode(data, "disk.vmdk")
+    assert found.extents[1].filename == "Größe.vmdk"
+    assert found.encode() == data
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "unicode_escape", "zlib"])
+def test_bytes_of_no_encoding_are_kept(encoding: str) -> None:
+    data = TEXT.replace("windows-1252", encoding).encode().replace(b"a name", b"\xff\\x41")
+    assert Descriptor.decode(data, "disk.vmdk").encode() == data
+
+
 def test_a_change_touches_one_line() -> None:
     found = parse()
     found.set("CID", "00000001", quoted=False)
