@@ -56,10 +56,9 @@ class History:
     def resize(self, image: Image, size: int) -> None:
         """Resize; what is cut may be gone, what is new is zero."""
         old = len(self.disk)
-        if size < old:
-            self.requests.append((self.now(), size, None))
-        self.disk[size:] = bytes(max(0, size - old))
+        self.requests.append((self.now(), min(size, old), None))
         image.resize(size)
+        self.disk[size:] = bytes(max(0, size - old))
         self.flushed()
 
     def flush(self, image: Image) -> None:

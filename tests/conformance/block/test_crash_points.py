@@ -12,7 +12,7 @@ from tests.conformance.block.crash import CrashState, History, crash_states
 from tests.conformance.block.variants import VARIANTS, Variant
 
 from sublet.block import Image, create_image, open_image
-from sublet.errors import SubletError
+from sublet.errors import SubletError, UsageError
 from sublet.testing.hostfile import MemoryFiles, RecordingFile, RecordingFiles
 
 MIB = 1 << 20
@@ -71,6 +71,19 @@ def grow(image: Image, history: History, rng: random.Random) -> None:
     history.flush(image)
 
 
+def shrink(image: Image, history: History, rng: random.Random) -> None:
+    """Cut what was written, and grow over it again: what was cut must not come back."""
+    history.write(image, MIB - 65536, rng.randbytes(SIZE - MIB + 65536))
+    history.flush(image)
+    try:
+        history.resize(image, MIB + 4096)
+    except UsageError:
+        pytest.skip("the format cannot shrink")
+    history.write(image, 4096, rng.randbytes(65536))
+    history.resize(image, SIZE)
+    assert not any(image.read(MIB + 4096, SIZE - MIB - 4096))
+
+
 def content_of(path: Path, variant: Variant, files: MemoryFiles, *, readonly: bool) -> bytes:
     """What the disk holds; its check must find no error."""
     with open_image(path, format=variant.format, readonly=readonly, files=files) as image:
@@ -115,7 +128,7 @@ def judge(state: CrashState, path: Path, variant: Variant, seen: bytes) -> None:
     assert same, f"QEMU reads something else after {state.what}"
 
 
-@pytest.mark.parametrize("scenario", [work, grow])
+@pytest.mark.parametrize("scenario", [work, grow, shrink])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_crash_leaves_a_good_disk(tmp_path: Path, name: str, scenario) -> None:  # type: ignore[no-untyped-def]
     variant, rng = VARIANTS[name], random.Random(name)
