@@ -64,7 +64,9 @@ class VmdkImage(Image):
         self._lenient = check
         self._parent: Image | None = None
         self._open_files: dict[Path, HostFile] = {}
+        self._sparse_files: set[Path] = set()
         self._touched = False
+        self._flushed = True
         self._descriptor_changed = False
         self._file = self._open_file(path.resolve(), readonly)
         try:
@@ -210,6 +212,7 @@ class VmdkImage(Image):
         if line.type is ExtentType.ZERO or line.access == "NOACCESS":
             return ZeroExtent(size)
         path = self._chain.resolve(self.path, line.filename)
+        self._refuse_shared(path, line)
         readonly = self.readonly or line.access != "RW"
         file = self._open_file(path, readonly)
         if line.type in (ExtentType.FLAT, ExtentType.VMFS):
@@ -223,6 +226,19 @@ class VmdkImage(Image):
             _check_capacity(header.capacity, line.sectors, path)
             return CowdGrains(file, header, size=size, lock=self._lock, below=below)
         return self._open_hosted(file, size, below)
+
+    def _refuse_shared(self, path: Path, line: ExtentLine) -> None:
+        """Refuse an extent in which a guest could write the descriptor or another extent's tables.
+
+        Raises:
+            CorruptImage: It is in the descriptor's file, or in one that another sparse extent has.
+        """
+        sparse = line.type not in (ExtentType.FLAT, ExtentType.VMFS)
+        others = self._open_files if sparse else self._sparse_files
+        if path == self._file.path or path in others:
+            raise CorruptImage(f"{self.path}: the extent {line.filename} is in a file that is in use already")
+        if sparse:
+            self._sparse_files.add(path)
 
     def _open_flat(self, file: HostFile, line: ExtentLine) -> Extent:
         base, size = line.offset * SECTOR, line.sectors * SECTOR
@@ -316,11 +332,13 @@ class VmdkImage(Image):
         )
 
     def _flush(self) -> None:
+        self._flushed = False
         if self._descriptor_changed:
             self._descriptor_changed = False
             self._file.flush()
         for extent in self._extents:
             extent.flush()
+        self._flushed = True
 
     def _resize(self, size: int) -> None:
         self._touch()
@@ -339,7 +357,7 @@ class VmdkImage(Image):
 
     def _close(self) -> None:
         try:
-            if not self.readonly:
+            if self._flushed and not self.readonly:
                 for extent in self._extents:
                     extent.finish()
         finally:
@@ -417,6 +435,7 @@ class VmdkImage(Image):
         """Close and remove an extent's file."""
         path = self._chain.resolve(self.path, name)
         file = self._open_files.pop(path, None)
+        self._sparse_files.discard(path)
         if file is not None:
             file.close()
         self._chain.files.remove(path)

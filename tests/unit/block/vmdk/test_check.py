@@ -7,8 +7,11 @@ import struct
 import pytest
 from tests.unit.block.vmdk.conftest import Shelf
 
+from sublet.block.chain import Chain
+from sublet.block.vmdk import FORMAT
 from sublet.block.vmdk.layout import HostedHeader
 from sublet.errors import CorruptImage
+from sublet.testing.hostfile import FaultyFiles
 
 GRAIN = 65536
 
@@ -108,6 +111,18 @@ def test_a_directory_outside_the_file_is_refused(disk: Shelf) -> None:
     struct.pack_into("<Q", disk.content("disk.vmdk"), 56, 1 << 40)
     with pytest.raises(CorruptImage, match="grain directory"):
         disk.open()
+
+
+def test_an_extent_whose_flush_failed_stays_marked(disk: Shelf) -> None:
+    failing: set[str] = set()
+    files = FaultyFiles(disk.files.content, failing.__contains__)
+    path = disk.path("disk.vmdk")
+    image = FORMAT.open(path, readonly=False, chain=Chain.start(path, files=files))
+    image.write(9 * GRAIN, b"x")
+    failing.add("flush")
+    with pytest.raises(OSError, match="Input/output"):
+        image.close()
+    assert disk.content("disk.vmdk")[72] == 1
 
 
 def test_an_open_extent_is_marked_until_it_is_closed(disk: Shelf) -> None:

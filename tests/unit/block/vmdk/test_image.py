@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.unit.block.vmdk.conftest import Shelf
 
+from sublet.block import create_image, open_image
 from sublet.block.contract import BlockStatus
 from sublet.block.format import BackingReference
 from sublet.block.vmdk import VmdkImage
@@ -196,6 +199,28 @@ def test_extents_outside_the_folder_are_refused(shelf: Shelf) -> None:
     text[:] = text.replace(b"disk-flat.vmdk", b"../etc/shadow")
     with pytest.raises(ImageError, match="outside the folders"):
         shelf.open()
+
+
+@pytest.mark.parametrize(
+    "line", ['RW 1 FLAT "disk.vmdk" 0', 'RW 128 SPARSE "disk-s001.vmdk"', 'RW 8 FLAT "disk-s001.vmdk" 0']
+)
+def test_extents_that_reach_into_metadata_are_refused(shelf: Shelf, line: str) -> None:
+    shelf.create(GRAIN, subformat="twoGbMaxExtentSparse")
+    text = shelf.content("disk.vmdk")
+    text[:] = text.replace(b"\n\n# The Disk", b"\n" + line.encode() + b"\n# The Disk")
+    with pytest.raises(CorruptImage, match="in use already"):
+        shelf.open()
+
+
+def test_a_parent_on_another_machine_is_looked_for_beside_its_child(tmp_path: Path) -> None:
+    base, child = tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
+    create_image(base, GRAIN, format="vmdk")
+    create_image(child, GRAIN, format="vmdk", backing=base)
+    data, end = child.read_bytes(), 21 * 512
+    text = data[512:end].rstrip(b"\0").replace(b'"base.vmdk"', b'"C:\\\\VMs\\\\base.vmdk"')
+    child.write_bytes(data[:512] + text.ljust(end - 512, b"\0") + data[end:])
+    with open_image(child, format="vmdk", readonly=True) as disk:
+        assert disk.backing is not None
 
 
 def test_a_flat_extent_that_is_too_short_is_refused_and_repaired(shelf: Shelf) -> None:
