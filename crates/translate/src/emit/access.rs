@@ -1,11 +1,12 @@
 //! Memory accesses: effective address, the inline software-TLB check, and what happens off it.
 
 use super::builder::{hot, Unencodable};
+use super::masked::masked_elements;
 use super::registers::{home, number, Home};
 use super::sharing::Part;
 use super::{Builder, Host};
 use crate::mode::Width;
-use crate::state::{seg, CpuState, HotState, SegmentRegister};
+use crate::state::{seg, CpuState, HotState, SegmentRegister, BOUNCE_BYTES};
 use crate::system::operand::operand_segment;
 use iced_x86::{Code, Instruction, Register};
 use std::mem::offset_of;
@@ -86,6 +87,14 @@ impl Descriptor {
     #[must_use]
     pub fn segment_check(self, segment: usize) -> Self {
         Self(self.0 | Self::SEGMENT_CHECK | (segment as u32) << Self::SEGMENT_SHIFT)
+    }
+    /// See [`Self::masked`]: by the opmask of an EVEX instruction, if it has one that suppresses faults.
+    #[must_use]
+    pub fn masked_as(self, instruction: &Instruction) -> Self {
+        match masked_elements(instruction, self.size() as usize) {
+            Some((element, count)) => self.masked(instruction.op_mask().number(), element, count),
+            None => self,
+        }
     }
     /// Not an access: find the page if it is plain RAM, and decline (as for the bounce buffer) if not.
     #[must_use]
@@ -327,16 +336,11 @@ impl Builder {
         patch
     }
 
-    /// Raise the exception of a segment violation unless the `size` bytes at offset R14 may be
-    /// accessed through segment register `index`.
-    pub(super) fn check_segment(
-        &mut self,
-        index: usize,
-        size: u64,
-        kind: AccessKind,
-    ) -> Result<(), Unencodable> {
-        let descriptor = Descriptor::new(size as usize, kind).segment_check(index);
-        let violations = self.segment_limit(index, Some(size))?;
+    /// Raise the exception of a segment violation unless `access` at offset R14 may be made through
+    /// segment register `index`.
+    fn check_segment(&mut self, index: usize, access: Descriptor) -> Result<(), Unencodable> {
+        let descriptor = access.segment_check(index);
+        let violations = self.segment_limit(index, Some(access.size()))?;
         let resume = self.asm.position();
         self.later(move |builder| {
             violations.into_iter().for_each(|patch| builder.asm.bind(patch));
@@ -414,8 +418,9 @@ impl Builder {
             }
         }
         self.effective_address(Host::R14, instruction)?;
-        let size = instruction.memory_size().size().max(1) as u64;
-        self.add_segment(index, size, kind)?;
+        let size = instruction.memory_size().size().clamp(1, BOUNCE_BYTES);
+        let access = Descriptor::new(size, kind).masked_as(instruction);
+        self.add_segment(index, access)?;
         Ok(Host::R14)
     }
 
@@ -434,19 +439,14 @@ impl Builder {
         through_code || self.base_offset(index).is_some()
     }
 
-    /// Turn the offset in R14 of `size` bytes into a linear address, with the segment's checks.
+    /// Turn the offset in R14 of `access` into a linear address, with the segment's checks.
     /// Uses RCX and R15.
-    pub(super) fn add_segment(
-        &mut self,
-        index: usize,
-        size: u64,
-        kind: AccessKind,
-    ) -> Result<(), Unencodable> {
+    pub(super) fn add_segment(&mut self, index: usize, access: Descriptor) -> Result<(), Unencodable> {
         if !self.segment_matters(index) {
             return Ok(());
         }
         if !self.mode.is64() {
-            self.check_segment(index, size, kind)?;
+            self.check_segment(index, access)?;
         }
         if let Some(offset) = self.base_offset(index) {
             self.asm.load(Host::R15, offset);

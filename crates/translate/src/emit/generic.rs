@@ -2,7 +2,6 @@
 
 use super::access::{address_width, AccessKind, Descriptor, Operation, Place};
 use super::builder::{hot, Unencodable};
-use super::masked::masked_elements;
 use super::registers::{home, is_high_byte, number, sized, Home, GUEST_RCX};
 use super::{Builder, Host};
 use crate::frontend;
@@ -88,10 +87,7 @@ impl Builder {
             descriptor = descriptor.aligned();
         }
         descriptor = self.through_segment(descriptor, instruction);
-        match masked_elements(instruction, size) {
-            Some((element, count)) => descriptor.masked(instruction.op_mask().number(), element, count),
-            None => descriptor,
-        }
+        descriptor.masked_as(instruction)
     }
 
     fn access_kind(&mut self, instruction: &Instruction, index: u32) -> AccessKind {
@@ -328,7 +324,7 @@ impl Builder {
             Width::W32 => self.asm.mov32(Host::R14, Host::R14),
             Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
         }
-        self.add_segment(index, descriptor.size(), kind)?;
+        self.add_segment(index, descriptor)?;
         let instruction = *instruction;
         let mask = hot!(bit_masks) + 8 * mask as i32;
         self.access(

@@ -164,7 +164,12 @@ impl VcpuCore {
 
     /// Limit and type checks of an access at offset `offset` of a segment; no access yet.
     fn check_segment(&mut self, descriptor: Descriptor, segment: usize, offset: u64) -> Result<u64, Stop> {
-        self.cpu.segment_linear(segment, offset, descriptor.size(), kind(descriptor))?;
+        let selected = descriptor.selected(&self.cpu.state.hot.opmask);
+        if selected != 0 {
+            let first = offset + u64::from(selected.trailing_zeros());
+            let last = offset + u64::from(127 - selected.leading_zeros());
+            self.cpu.segment_linear(segment, first, last - first + 1, kind(descriptor))?;
+        }
         Ok(resume::DIRECT)
     }
 
