@@ -17,6 +17,7 @@ WINDOW: Final = 2 << 20
 """Bytes read at once, from a multiple of it."""
 _WORKERS: Final = 4
 _ZERO_GRANULARITY: Final = 4096
+_HOLE: Final = 64 << 10
 _ZEROES: Final = bytes(WINDOW)
 
 Select = Callable[[int, int], MapExtent]
@@ -88,7 +89,8 @@ class _Job:
     def __init__(self, source: Image, target: Image, cluster: int, *, compress: bool, erase: bool) -> None:
         self._source = source
         self._target = target
-        self._granularity = min(cluster, WINDOW)
+        # Compression takes whole clusters; otherwise a large cluster's zeroes may stay a hole in the file.
+        self._granularity = min(cluster, WINDOW if compress else _HOLE)
         self._write = target.write_compressed if compress else target.write
         self._erase = erase
 
