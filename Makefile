@@ -66,7 +66,8 @@ fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	@cargo test --release --locked --quiet --package sublet-translate --test instructions
 
 bench: build  ## Run the benchmarks, beside their peers where the host has them
-	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
+	@failed=0; for script in benchmarks/*.py; do \
+	  echo "==> $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
 clean:  ## Remove what was built (guests stay in the cache)
 	rm -rf $(VENV) target build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
