@@ -73,9 +73,10 @@ def store(image: Qcow2Image) -> None:
     if not tracked:
         return
     moved = [_store_one(image, bitmap, bitmaps.bits[bitmap.name]) for bitmap in tracked]
-    image.write_metadata()
     if any(moved):
+        # An old table may be freed only when no directory names it.
         _write_directory(image, bitmaps.all)
+    image.write_metadata()
     for bitmap in tracked:
         bitmap.flags &= ~IN_USE
         bitmaps.write_flags(bitmap)
@@ -109,8 +110,7 @@ def _store_one(image: Qcow2Image, bitmap: Bitmap, bits: bytearray) -> bool:
         image.file.write(host, piece.ljust(cluster, b"\0"))
         table.append(host)
     # The counts of new clusters must be there before the table that names them.
-    image.refcounts.write_blocks()
-    image.file.flush()
+    image.write_counts()
     image.file.write(bitmap.table_offset, q.table_to_bytes(table))
     return moved
 

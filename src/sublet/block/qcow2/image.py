@@ -649,14 +649,18 @@ class Qcow2Image(Image):
                 return
         self._barrier()
 
-    def write_metadata(self) -> None:
-        """Bring all metadata to stable storage, in the order that the module's docstring gives."""
-        if not self._data.size() >= self._data_end > 0 and not self.external_data:
-            self._data.truncate(self._data_end)
+    def write_counts(self) -> None:
+        """Bring data and new counts to stable storage."""
         self.refcounts.write_blocks()
         self._barrier()
         if self.refcounts.write_table():
             self._barrier()
+
+    def write_metadata(self) -> None:
+        """Bring all metadata to stable storage, in the order that the module's docstring gives."""
+        if not self._data.size() >= self._data_end > 0 and not self.external_data:
+            self._data.truncate(self._data_end)
+        self.write_counts()
         if self.tables.dirty:
             self.tables.write_l2()
             self._barrier()
