@@ -175,7 +175,7 @@ pub struct CpuState {
 /// Entries of each software TLB; a power of two.
 pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 16384;
 /// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
 pub const MMU_INDICES: usize = 4;
 /// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user.
@@ -219,6 +219,9 @@ pub struct HotState {
     pub permit: std::sync::atomic::AtomicU64,
     /// Zero while an event waits for the guest to enable it: STI must leave the cache.
     pub nothing_waits: u64,
+    /// Minus the number of the present generation of kernel mappings (1 to 2^31 - 1), see
+    /// `cache::Link::guard`.
+    pub negated_generation: u64,
     /// The `Mode` that translated code runs in.
     pub mode: u64,
     /// All bits but RFLAGS.AC.

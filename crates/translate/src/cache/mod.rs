@@ -33,8 +33,24 @@ pub struct Link {
     pub unlinked: usize,
     /// RIP of the target less RIP of the page's start.
     pub delta: i64,
+    /// Offset in code memory of the generation that the link is good for, for a link to another
+    /// page; 0 is none.
+    pub guard: Option<usize>,
     /// Where it goes now.
     pub to: Option<BlockId>,
+}
+
+/// A direct branch of a new translation; offsets are from its code's start.
+#[derive(Debug, Clone, Copy)]
+pub struct NewLink {
+    /// Of the 32-bit displacement.
+    pub patch: usize,
+    /// Of where it goes while unlinked.
+    pub unlinked: usize,
+    /// RIP of the target less RIP of the page's start.
+    pub delta: i64,
+    /// Of the generation, see [`Link::guard`].
+    pub guard: Option<usize>,
 }
 
 /// What translation makes of a run of guest instructions.
@@ -48,8 +64,8 @@ pub struct Translation {
     pub instructions: u16,
     /// Which guest instruction each host address belongs to, by host offset.
     pub locations: Vec<Location>,
-    /// Direct branches: (displacement, unlinked target, delta), offsets from the code's start.
-    pub links: Vec<(usize, usize, i64)>,
+    /// Direct branches.
+    pub links: Vec<NewLink>,
     /// Places of 32-bit immediates that want a number of link or system instruction:
     /// (offset, index in `links` or `system`, is it a link).
     pub numbers: Vec<(usize, usize, bool)>,
@@ -226,11 +242,12 @@ impl CodeCache {
         let id = self.blocks.len() as BlockId;
         self.number(&mut translation);
         let host_offset = self.memory.append(&translation.code)?;
-        self.links.extend(translation.links.iter().map(|&(patch, unlinked, delta)| Link {
+        self.links.extend(translation.links.iter().map(|link| Link {
             from: id,
-            patch: host_offset + patch,
-            unlinked: host_offset + unlinked,
-            delta,
+            patch: host_offset + link.patch,
+            unlinked: host_offset + link.unlinked,
+            delta: link.delta,
+            guard: link.guard.map(|guard| host_offset + guard),
             to: None,
         }));
         self.system.append(&mut translation.system);
@@ -289,17 +306,23 @@ impl CodeCache {
         !self.unshared.contains_key(&(gpa, mode.0))
     }
 
-    /// Make link `number` go straight to block `to`.
-    pub fn connect(&mut self, number: u64, to: BlockId) {
+    /// Make link `number` go straight to block `to`; a guarded one for as long as `generation` lasts.
+    pub fn connect(&mut self, number: u64, to: BlockId, generation: u32) {
         let target = self.block(to).host_offset;
         let link = &mut self.links[number as usize];
-        if link.to.is_some() || !self.blocks[link.from as usize].alive || !self.blocks[to as usize].alive {
+        let linked = link.to.is_some() && link.guard.is_none();
+        if linked || !self.blocks[link.from as usize].alive || !self.blocks[to as usize].alive {
             return;
         }
-        link.to = Some(to);
-        let patch = link.patch;
+        let known = link.to.replace(to) == Some(to);
+        let (patch, guard) = (link.patch, link.guard);
         self.memory.patch32(patch, (target as i64 - (patch as i64 + 4)) as i32);
-        self.blocks[to as usize].incoming.push(number as u32);
+        if let Some(guard) = guard {
+            self.memory.patch32(guard, generation as i32);
+        }
+        if !known {
+            self.blocks[to as usize].incoming.push(number as u32);
+        }
         self.statistics.links += 1;
     }
 
@@ -335,8 +358,13 @@ impl CodeCache {
         for number in std::mem::take(&mut block.incoming) {
             let link = &mut self.links[number as usize];
             if link.to.take() == Some(id) {
-                let (patch, unlinked) = (link.patch, link.unlinked);
-                self.memory.patch32(patch, (unlinked as i64 - (patch as i64 + 4)) as i32);
+                match link.guard {
+                    Some(guard) => self.memory.patch32(guard, 0),
+                    None => {
+                        let (patch, unlinked) = (link.patch, link.unlinked);
+                        self.memory.patch32(patch, (unlinked as i64 - (patch as i64 + 4)) as i32);
+                    }
+                }
             }
         }
         let distance = (self.dead_stub as i64 - (host as i64 + 5)) as i32;

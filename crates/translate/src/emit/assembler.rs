@@ -190,6 +190,14 @@ impl Assembler {
         self.lea(true, to, Some(base), None, displacement);
     }
 
+    /// `lea to, [base + displacement]` with a 32-bit displacement of 0 that can be replaced.
+    pub fn lea_base_patchable(&mut self, to: Host, base: Host) -> Patch {
+        debug_assert!(base.low() != 4);
+        self.bytes(&[0x48 | (to.high() << 2) | base.high(), 0x8d, 0x80 | (to.low() << 3) | base.low()]);
+        self.dword(0);
+        Patch(self.position() - 4)
+    }
+
     /// Three-byte VEX prefix with `map` (2: 0F38, 3: 0F3A), `pp` (1: 66, 2: F3, 3: F2), W=1.
     fn vex(&mut self, map: u8, pp: u8, reg: Host, vvvv: Host, rm_high: u8) {
         self.bytes(&[

@@ -5,6 +5,7 @@ use super::builder::{hot, Unencodable};
 use super::registers::{number, GUEST_RCX};
 use super::special::Pushed;
 use super::{Builder, Host};
+use crate::cache::NewLink;
 use crate::mode::Width;
 use crate::state::{CpuState, HotState, JumpCache};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
@@ -85,8 +86,39 @@ impl Builder {
     }
 
     fn exit_across(&mut self, target: i64) {
-        self.target_rip(target);
-        self.exit_indirect(Width::W64);
+        let stable = self.mode.cpl() == 0 && self.mode.is64() && self.mode.jump_cache().is_some();
+        match i32::try_from(target) {
+            Ok(near) if stable && !self.straddles => self.guarded_link(near),
+            _ => {
+                self.target_rip(target);
+                self.exit_indirect(Width::W64);
+            }
+        }
+    }
+
+    /// A link to another page of kernel code: it holds as long as the kernel's mappings do, which
+    /// `HotState::negated_generation` stands for.
+    fn guarded_link(&mut self, target: i32) {
+        if i64::from(target) <= self.current {
+            self.poll(i64::from(target));
+        }
+        self.asm.load(Host::RCX, hot!(negated_generation));
+        // No generation is 0: unlinked.
+        let guard = self.asm.lea_base_patchable(Host::RCX, Host::RCX);
+        let holds = self.asm.jrcxz();
+        let index = self.out.links.len();
+        self.numbered_exit(index, true);
+        self.asm.bind_short(holds);
+        self.asm.load(Host::RCX, hot!(rip_page));
+        self.asm.lea_base(Host::RCX, Host::RCX, target & !0xfff);
+        self.asm.store(hot!(rip_page), Host::RCX);
+        let patch = self.asm.jump();
+        self.out.links.push(NewLink {
+            patch: patch.0,
+            unlinked: 0,
+            delta: i64::from(target),
+            guard: Some(guard.0),
+        });
     }
 
     /// Leave for the RIP in R14, truncated to `operand`; ends the block.

@@ -3,7 +3,7 @@
 use super::assembler::Patch;
 use super::sharing::{self, Part};
 use super::{Assembler, Host};
-use crate::cache::{Location, Translation};
+use crate::cache::{Location, NewLink, Translation};
 use crate::frontend::{classify, Kind};
 use crate::mode::Mode;
 use crate::state::{CpuState, HotState};
@@ -199,11 +199,11 @@ impl Builder {
     /// A direct branch whose displacement `patch` is linked on first use to page offset `target`.
     pub(super) fn link(&mut self, patch: Patch, target: i64) {
         let index = self.out.links.len();
-        self.out.links.push((patch.0, 0, target));
+        self.out.links.push(NewLink { patch: patch.0, unlinked: 0, delta: target, guard: None });
         self.later(move |builder| {
             let stub = builder.asm.position();
             builder.asm.point(patch, stub);
-            builder.out.links[index].1 = stub;
+            builder.out.links[index].unlinked = stub;
             builder.numbered_exit(index, true);
         });
     }

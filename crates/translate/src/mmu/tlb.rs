@@ -78,7 +78,11 @@ impl JumpCache {
 }
 
 /// Up to this many filled entries a jump cache is cleared one by one.
-const FEW_JUMPS: usize = 512;
+const FEW_JUMPS: usize = 2048;
+/// Generations are positive 32-bit displacements. One that returns after 2^31 flushes would find
+/// links of the first; at a million flushes a second that takes half an hour in which such a link is
+/// not used once.
+const MAX_GENERATION: u32 = i32::MAX as u32;
 /// Entries of the instruction TLB.
 const CODE_ENTRIES: usize = 256;
 
@@ -89,14 +93,16 @@ pub struct TlbDirectory {
     local: [[[u64; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
     /// Linear page (with the privilege in bit 0) and guest-physical page of recent code.
     code: Box<[(u64, u64); CODE_ENTRIES]>,
-    /// Hashes of pages that code was fetched from since the jump caches were cleared.
-    code_pages: [u64; 16],
+    /// Hashes of pages that kernel and user code was fetched from since the jump caches were cleared.
+    code_pages: [[u64; 16]; 2],
     /// Kernel code was fetched from a page that is not global.
     local_kernel_code: bool,
     /// The mode whose blocks each jump cache holds.
     jump_modes: [Option<Mode>; JUMP_CACHES],
     /// Entries filled since each jump cache was cleared, while there are few.
     jump_filled: [Vec<u16>; JUMP_CACHES],
+    /// Number of the present generation of kernel mappings, see `cache::Link::guard`.
+    pub generation: u32,
     /// Flushes of everything, of non-global entries, of single pages, of all jump caches.
     pub flushes: [u64; 4],
 }
@@ -108,10 +114,11 @@ impl Default for TlbDirectory {
         Self {
             local: [[[0; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
             code: Box::new([NO_CODE; CODE_ENTRIES]),
-            code_pages: [0; 16],
+            code_pages: [[0; 16]; 2],
             local_kernel_code: false,
             jump_modes: [None; JUMP_CACHES],
             jump_filled: std::array::from_fn(|_| (0..=FEW_JUMPS as u16).collect()),
+            generation: 1,
             flushes: [0; 4],
         }
     }
@@ -156,7 +163,7 @@ impl TlbDirectory {
         let key = (la & !0xfff) | u64::from(user);
         self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, gpa & !0xfff);
         let (word, bit) = page_hash(la);
-        self.code_pages[word] |= bit;
+        self.code_pages[usize::from(user)][word] |= bit;
         self.local_kernel_code |= !user && !global;
     }
 
@@ -220,11 +227,13 @@ impl TlbDirectory {
     /// Forget all blocks.
     pub fn clear_jumps(&mut self, hot: &mut HotState) {
         self.flushes[3] += 1;
+        self.generation = self.generation % MAX_GENERATION + 1;
+        hot.negated_generation = u64::from(self.generation).wrapping_neg();
         for cache in 0..JUMP_CACHES {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
         }
-        self.code_pages = [0; 16];
+        self.code_pages = [[0; 16]; 2];
         self.local_kernel_code = false;
         self.code.fill(NO_CODE);
     }
@@ -263,6 +272,10 @@ impl TlbDirectory {
         if self.local_kernel_code {
             return self.clear_jumps(hot);
         }
+        self.clear_user_jumps(hot);
+    }
+
+    fn clear_user_jumps(&mut self, hot: &mut HotState) {
         for cache in [0, 3] {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
@@ -270,6 +283,7 @@ impl TlbDirectory {
         for entry in self.code.iter_mut().filter(|entry| entry.0 & 1 == 1) {
             *entry = NO_CODE;
         }
+        self.code_pages[1] = [0; 16];
     }
 
     fn flush_page(&mut self, hot: &mut HotState, la: u64) {
@@ -278,8 +292,12 @@ impl TlbDirectory {
             tlb.clear_page(la);
         }
         let (word, bit) = page_hash(la);
-        if self.code_pages[word] & bit != 0 {
+        // Kernel code at a user address is never global.
+        let maybe_kernel = la >> 63 != 0 || self.local_kernel_code;
+        if maybe_kernel && self.code_pages[0][word] & bit != 0 {
             self.clear_jumps(hot);
+        } else if self.code_pages[1][word] & bit != 0 {
+            self.clear_user_jumps(hot);
         }
     }
 }

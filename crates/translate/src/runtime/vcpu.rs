@@ -675,7 +675,7 @@ impl VcpuCore {
         if let Some(block) =
             block.filter(|&block| cache.epoch == epoch && cache.block(block).second_page.is_none())
         {
-            cache.connect(number, block);
+            cache.connect(number, block, self.tlb.generation);
         }
         Next::Enter(found.host)
     }
