@@ -15,8 +15,11 @@ from sublet.guest import PreparedGuest
 _WARNING: Final = 4
 """Levels up to this one count (syslog(2): 0 emergency … 4 warning … 7 debug)."""
 _LINE: Final = re.compile(r"^<(\d+)>(?:\[ *\d+\.\d+\] )?(.*)$", re.MULTILINE)
-_TIMING: Final = re.compile(r"tsc: (Unable to calibrate against PIT|PIT calibration deviates from PMTIMER)")
-"""Printed, by chance, where the host takes the machine's thread off its processor during 10 ms."""
+_TIMING: Final = re.compile(
+    r"tsc: (Unable to calibrate against PIT|PIT calibration deviates from PMTIMER)"
+    r"|hrtimer: interrupt took \d+ ns"
+)
+"""Printed, by chance, where the host takes the machine's thread off its processor for milliseconds."""
 
 
 def warnings(guest: Guest) -> list[str]:
