@@ -78,22 +78,21 @@ def write_extent(
             _write_cowd(file, line.sectors)
         else:
             write_hosted(file, hosted_plan(line.sectors, descriptor=False, zeroed_grains=zeroed_grains), b"")
-        file.flush()
     finally:
         file.close()
 
 
 def write_hosted(file: HostFile, header: HostedHeader, descriptor: bytes) -> None:
-    """Directories and empty tables; the header last, behind a barrier."""
+    """Directories and empty tables; with a descriptor, which makes it a disk, the header follows a barrier."""
     if descriptor:
         file.write(header.descriptor_offset * SECTOR, descriptor)
     for start in (header.redundant_gd_offset, header.gd_offset):
         first, step = start + directory_sectors(header), table_sectors(header)
         file.write(start * SECTOR, encode(range(first, first + header.grain_tables * step, step)))
     file.truncate(header.overhead * SECTOR)
-    file.flush()
+    if descriptor:
+        file.flush()
     file.write(0, header.pack())
-    file.flush()
 
 
 def _write_cowd(file: HostFile, capacity: int) -> None:
@@ -102,6 +101,4 @@ def _write_cowd(file: HostFile, capacity: int) -> None:
     end = start + sectors(4 * tables)
     header = CowdHeader(capacity, _COWD_GRAIN, start, tables, end)
     file.truncate(end * SECTOR)
-    file.flush()
     file.write(0, header.pack())
-    file.flush()

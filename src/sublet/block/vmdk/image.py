@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
@@ -66,7 +68,8 @@ class VmdkImage(Image):
         self._open_files: dict[Path, HostFile] = {}
         self._sparse_files: set[Path] = set()
         self._touched = False
-        self._flushed = True
+        self._unflushed: set[Extent] = set()
+        self._flush_lock = threading.Lock()
         self._descriptor_changed = False
         self._file = self._open_file(path.resolve(), readonly)
         try:
@@ -305,18 +308,21 @@ class VmdkImage(Image):
     def _write(self, offset: int, view: memoryview) -> None:
         self._touch()
         for extent, place, length, _ in self._parts(offset, len(view)):
-            extent.write(place, view[:length])
+            with self._changing(extent):
+                extent.write(place, view[:length])
             view = view[length:]
 
     def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
         self._touch()
         for extent, place, length, _ in self._parts(offset, size):
-            extent.write_zeroes(place, length, unmap=unmap)
+            with self._changing(extent):
+                extent.write_zeroes(place, length, unmap=unmap)
 
     def _discard(self, offset: int, size: int) -> None:
         self._touch()
         for extent, place, length, _ in self._parts(offset, size):
-            extent.discard(place, length)
+            with self._changing(extent):
+                extent.discard(place, length)
 
     def _map(self, offset: int, size: int) -> MapExtent:
         extent, place, length, _ = next(self._parts(offset, size))
@@ -331,14 +337,31 @@ class VmdkImage(Image):
             compressed=found.compressed,
         )
 
+    @contextmanager
+    def _changing(self, extent: Extent) -> Iterator[None]:
+        """Note, after the change, that the extent has something to flush."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._unflushed.add(extent)
+
     def _flush(self) -> None:
-        self._flushed = False
-        if self._descriptor_changed:
-            self._descriptor_changed = False
-            self._file.flush()
-        for extent in self._extents:
-            extent.flush()
-        self._flushed = True
+        """Flush what has changed: a split disk may have thousands of extents."""
+        # A second flush waits for the first, which may be writing what the second one's caller wrote.
+        with self._flush_lock:
+            if self._descriptor_changed:
+                self._descriptor_changed = False
+                self._file.flush()
+            with self._lock:
+                extents, self._unflushed = self._unflushed, set()
+            try:
+                for extent in extents:
+                    extent.flush()
+            except BaseException:
+                with self._lock:
+                    self._unflushed |= extents
+                raise
 
     def _resize(self, size: int) -> None:
         self._touch()
@@ -351,15 +374,16 @@ class VmdkImage(Image):
         report = CheckReport()
         for extent in self._extents:
             extent.check(report, repair=repair)
-        if repair:
-            self._flush()
+            if repair:
+                extent.flush()
         return report
 
     def _close(self) -> None:
         try:
-            if self._flushed and not self.readonly:
+            if not self.readonly:
                 for extent in self._extents:
-                    extent.finish()
+                    if extent not in self._unflushed:
+                        extent.finish()
         finally:
             self._close_files()
 
