@@ -8,7 +8,7 @@ from typing import Final
 
 from sublet.block.chain import Chain
 from sublet.block.format import BackingReference, Image, ImageFormat
-from sublet.block.hostfile import HostFile, HostFiles
+from sublet.block.hostfile import HostFile, HostFiles, read_structure
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.create import OPTIONS, create
 from sublet.block.qcow2.image import Qcow2Image
@@ -60,8 +60,10 @@ class Qcow2Format:
 
 
 def _refuse(file: HostFile, header: q.Header, *, readonly: bool, check: bool) -> None:
-    if header.crypt_method != q.CRYPT_NONE:
-        raise UnsupportedImage(f"{file.path}: crypt_method {header.crypt_method} (encryption)")
+    if header.crypt_method == q.CRYPT_AES:
+        raise UnsupportedImage(f"{file.path}: crypt_method 1, the broken AES encryption of old images")
+    if header.crypt_method == q.CRYPT_LUKS and header.has_data_file:
+        raise UnsupportedImage(f"{file.path}: encrypted, with a data file")
     if header.incompatible & q.INCOMPATIBLE_CORRUPT and not readonly and not check:
         raise CorruptImage(
             f"{file.path} is marked as corrupt", remedy="Repair it with 'sublet disk check --repair'."
@@ -69,6 +71,8 @@ def _refuse(file: HostFile, header: q.Header, *, readonly: bool, check: bool) ->
 
 
 def _open_data_file(file: HostFile, header: q.Header, readonly: bool, chain: Chain) -> HostFile | None:
+    if header.crypt_method == q.CRYPT_LUKS:
+        return _decrypted(file, header)
     if not header.has_data_file:
         return None
     name = header.extension(q.EXTENSION_DATA_FILE)
@@ -80,6 +84,19 @@ def _open_data_file(file: HostFile, header: q.Header, readonly: bool, chain: Cha
         data.close()
         raise CorruptImage(f"{file.path}: it names itself as its data file")
     return data
+
+
+def _decrypted(file: HostFile, header: q.Header) -> HostFile:
+    # Imported where it is needed: the cipher library takes longer to load than an image to open.
+    from sublet.block.qcow2.luks import EncryptedFile
+
+    place = header.extension(q.EXTENSION_ENCRYPTION)
+    if place is None or len(place) != 16:
+        raise CorruptImage(f"{file.path}: encrypted, but no header extension says where its keys are")
+    offset, size = int.from_bytes(place[:8], "big"), int.from_bytes(place[8:], "big")
+    if size > q.LUKS_BYTES_MAXIMUM:
+        raise CorruptImage(f"{file.path}: the encryption header has {size} bytes")
+    return EncryptedFile(file, read_structure(file, offset, size, "encryption header"))
 
 
 def _open_backing(file: HostFile, header: q.Header, chain: Chain) -> Image | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ OPTIONS: Final = (
     CreateOption("extended_l2", "off", "on: allocate in 1/32 of a cluster"),
     CreateOption("lazy_refcounts", "off", "on: let writers postpone reference counts"),
     CreateOption("refcount_bits", "16", "1, 2, 4, 8, 16, 32 or 64"),
+    CreateOption("encryption", "off", "luks: with the passphrase in the file that SUBLET_DISK_SECRET names"),
     CreateOption("data_file", "", "keep the data in this raw file, created if it is not there"),
     CreateOption("data_file_raw", "off", "on: the data file is a raw image by itself"),
 )
@@ -71,6 +73,7 @@ def plan_header(size: int, values: Mapping[str, str], backing: BackingReference 
     header.compatible = q.COMPATIBLE_LAZY_REFCOUNTS if lazy else 0
     header.incompatible = q.INCOMPATIBLE_COMPRESSION if header.compression else 0
     header.incompatible |= q.INCOMPATIBLE_EXTENDED_L2 if extended else 0
+    header.crypt_method = _choice("encryption", values["encryption"], {"off": 0, "luks": q.CRYPT_LUKS})
     if values["data_file"]:
         header.incompatible |= q.INCOMPATIBLE_DATA_FILE
         header.set_extension(q.EXTENSION_DATA_FILE, values["data_file"].encode())
@@ -91,11 +94,17 @@ _REFCOUNT_ORDERS: Final = {str(1 << order): order for order in range(7)}
 
 def _refuse_combinations(header: q.Header, raw: bool, backing: BackingReference | None) -> None:
     if header.version == 2 and (
-        header.incompatible or header.compatible or header.autoclear or header.refcount_order != 4
+        header.incompatible
+        or header.compatible
+        or header.autoclear
+        or header.crypt_method
+        or header.refcount_order != 4
     ):
         raise UsageError("compat=0.10 has none of the other options but cluster_size")
     if raw and not header.has_data_file:
         raise UsageError("data_file_raw=on needs data_file")
+    if header.crypt_method and header.has_data_file:
+        raise UsageError("encryption=luks does not go with data_file")
     if raw and backing is not None:
         raise UsageError("with data_file_raw=on the image cannot have a parent")
 
@@ -117,6 +126,12 @@ def _cluster_bits(text: str, extended: bool) -> int:
     return size.bit_length() - 1
 
 
+def _make_keys() -> bytes:
+    from sublet.block.qcow2.luks import make_header, read_secret
+
+    return make_header(read_secret())[0]
+
+
 def write_empty(file: HostFile, header: q.Header) -> None:
     """Place the tables of an empty image and write it: refcount block(s) and table, L1 table, header.
 
@@ -129,10 +144,12 @@ def write_empty(file: HostFile, header: q.Header) -> None:
             f"a disk of {header.size} bytes needs larger clusters than {size} bytes",
             remedy="Choose a larger cluster_size, up to 2M.",
         )
+    keys = _make_keys() if header.crypt_method else b""
     l1_clusters = max(1, -(-header.l1_entries * 8 // size))
+    key_clusters = -(-len(keys) // size)
     per_block = size * 8 >> header.refcount_order
     blocks, table_clusters = 1, 1
-    while (used := 1 + table_clusters + blocks + l1_clusters) > blocks * per_block or (
+    while (used := 1 + table_clusters + blocks + l1_clusters + key_clusters) > blocks * per_block or (
         blocks > table_clusters * size // 8
     ):
         blocks = -(-used // per_block)
@@ -147,6 +164,10 @@ def write_empty(file: HostFile, header: q.Header) -> None:
         file.write(table[number], bytes(block.data))
     file.write(header.reftable_offset, q.table_to_bytes(table))
     file.write(header.l1_offset, bytes(l1_clusters * size))
+    if keys:
+        place = header.l1_offset + l1_clusters * size
+        file.write(place, keys.ljust(key_clusters * size, b"\0"))
+        header.set_extension(q.EXTENSION_ENCRYPTION, struct.pack(">QQ", place, len(keys)))
     try:
         packed = header.pack()
     except Exception as error:

@@ -89,6 +89,7 @@ class Qcow2Image(Image):
         self.file = file
         self._data = data or file
         self._backing = backing
+        self._encrypted = header.crypt_method != q.CRYPT_NONE
         self._bits = header.cluster_bits
         self._cluster = header.cluster_size
         self._in_cluster = header.cluster_size - 1
@@ -376,7 +377,7 @@ class Qcow2Image(Image):
         inside = offset & self._in_cluster
         total = count << self._bits
         # Clusters behind the file's end read as zeroes already.
-        fresh = host >= self._data_end
+        fresh = host >= self._data_end and not self._encrypted
         head = self._old_content(offset - inside, inside, skip_zeroes=fresh)
         tail = self._old_content(offset + len(view), total - inside - len(view), skip_zeroes=fresh)
         data = b"".join((head, view, tail)) if head or tail else view
@@ -416,7 +417,7 @@ class Qcow2Image(Image):
         fresh = kind is Kind.UNALLOCATED
         if fresh:
             host, _ = self._allocate_data(start, 1)
-        fresh = fresh and host >= self._data_end
+        fresh = fresh and host >= self._data_end and not self._encrypted
         inside = offset & self._in_cluster
         sub_size = self._cluster // q.SUBCLUSTERS
         first, last = inside // sub_size, (inside + len(view) - 1) // sub_size
@@ -576,7 +577,7 @@ class Qcow2Image(Image):
         self._check_writable(offset, len(view))
         at_end = offset + len(view) == self._size
         whole = not offset & self._in_cluster and (at_end or not len(view) & self._in_cluster)
-        if not whole or self.external_data:
+        if not whole or self.external_data or self._encrypted:
             self.write(offset, view)
             return
         for start in range(0, len(view), self._cluster):

@@ -53,6 +53,7 @@ ALL_ZERO: Final = 0xFFFFFFFF << 32
 
 L1_BYTES_MAXIMUM: Final = 32 << 20
 REFTABLE_BYTES_MAXIMUM: Final = 8 << 20
+LUKS_BYTES_MAXIMUM: Final = 16 << 20
 SNAPSHOTS_MAXIMUM: Final = 65536
 NAME_MAXIMUM: Final = 1023
 """Bytes of the backing file's name (§ "Header": "The maximum length is 1023 bytes")."""

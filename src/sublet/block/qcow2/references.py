@@ -204,7 +204,7 @@ def count_all(
     encryption = header.extension(q.EXTENSION_ENCRYPTION)
     if encryption is not None and len(encryption) >= 16:
         offset, size = int.from_bytes(encryption[:8], "big"), int.from_bytes(encryption[8:16], "big")
-        if not 0 < size <= 64 << 20:
+        if not 0 < size <= q.LUKS_BYTES_MAXIMUM:
             raise CorruptImage(f"{file.path}: the encryption header has {size} bytes")
         references.add(offset, size, "encryption header")
     return references
