@@ -12,6 +12,7 @@ from tests.conformance.block.crash import CrashState, History, crash_states
 from tests.conformance.block.variants import VARIANTS, Variant
 
 from sublet.block import Image, create_image, open_image
+from sublet.block.format import BackingReference
 from sublet.errors import SubletError, UsageError
 from sublet.testing.hostfile import MemoryFiles, RecordingFile, RecordingFiles
 
@@ -147,6 +148,24 @@ def test_every_crash_leaves_a_good_disk(tmp_path: Path, name: str, scenario) -> 
             raise AssertionError(f"after {state.when} events, {state.what}: {error}") from error
         if variant.qemu and shutil.which("qemu-img") and index % (STATES // JUDGED) == 0:
             judge(state, path, variant, seen)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.parent])
+def test_every_crash_while_moving_to_another_parent_leaves_one_of_them(tmp_path: Path, name: str) -> None:
+    variant, folder = VARIANTS[name], tmp_path.resolve()
+    files, path = start(folder, variant)
+    base, copy = (folder / f"{stem}.{variant.parent}" for stem in ("base", "copy"))
+    files.content[copy] = bytearray(files.content[base])
+    copy.touch()
+    recording = RecordingFiles(files.content)
+    with open_image(path, format=variant.format, files=recording) as image:
+        seen = image.read(0, SIZE)
+        image.set_backing(BackingReference(copy.name, variant.parent))
+    for state in crash_states(recording.recording, random.Random(name), maximum=STATES):
+        for readonly in (True, False):
+            again = content_of(path, variant, MemoryFiles(state.content), readonly=readonly)
+            same = again == seen
+            assert same, f"the disk reads differently after {state.when} events, {state.what}"
 
 
 @pytest.mark.parametrize("name", ["raw", "qcow2", "vdi overlay", "vhd", "vhdx"])

@@ -19,7 +19,15 @@ from sublet.block.sector_bitmap import runs
 from sublet.block.vhd import parent as parents
 from sublet.block.vhd.blocks import PENDING_MAXIMUM, BlockStore
 from sublet.block.vhd.check import check_blocks
-from sublet.block.vhd.layout import FOOTER_SIZE, MAX_DISK_SIZE, SECTOR, DiskType, DynamicHeader, Footer
+from sublet.block.vhd.layout import (
+    FOOTER_SIZE,
+    HEADER_SIZE,
+    MAX_DISK_SIZE,
+    SECTOR,
+    DiskType,
+    DynamicHeader,
+    Footer,
+)
 from sublet.errors import CorruptImage, ImageError, UsageError
 
 _ZERO_SECTOR: Final = bytes(SECTOR)
@@ -348,19 +356,20 @@ class DynamicVhd(Image):
             self._parent = None
 
     def _name_parent(self, backing: BackingReference) -> None:
-        """New locators first, then the header that points to them, then, for a dynamic disk, its new type."""
+        """A new header with its locators first, then the footers that point to it, each of one sector."""
         parent = self._chain.open_parent(self._file, backing.path, backing.format)
         parent_id = None if parent is None else unique_id(parent)
         if parent_id is None:
             raise UsageError(f"the parent of a VHD must be a VHD, and {backing.path} is not open as one")
         store = self._store
         start = store.data_end()
-        header, area = parents.with_parent(store.header, backing.path, parent_id, start)
-        store.reserve(start, len(area))
-        self._file.write(start, area)
-        store.write_header(header)
-        if not store.differencing:
-            store.write_footers(replace(store.footer, disk_type=DiskType.DIFFERENCING))
+        header, area = parents.with_parent(store.header, backing.path, parent_id, start + HEADER_SIZE)
+        store.reserve(start, HEADER_SIZE + len(area))
+        self._file.write(start, header.pack() + area)
+        self._file.flush()
+        store.header = header
+        footer = replace(store.footer, data_offset=start, disk_type=DiskType.DIFFERENCING)
+        store.write_footers(footer)
         if self._parent is not None:
             self._parent.close()
         self._parent = parent
