@@ -83,7 +83,7 @@ def write_extent(
 
 
 def write_hosted(file: HostFile, header: HostedHeader, descriptor: bytes) -> None:
-    """Directories and empty tables; with a descriptor, which makes it a disk, the header follows a barrier."""
+    """Directories and empty tables; with a descriptor, which makes it a disk, the header comes last."""
     if descriptor:
         file.write(header.descriptor_offset * SECTOR, descriptor)
     for start in (header.redundant_gd_offset, header.gd_offset):
