@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,6 @@ WINDOW: Final = 2 << 20
 _WORKERS: Final = 4
 _ZERO_GRANULARITY: Final = 4096
 _HOLE: Final = 64 << 10
-_ZEROES: Final = bytes(WINDOW)
 
 Select = Callable[[int, int], MapExtent]
 
@@ -93,6 +93,15 @@ class _Job:
         self._granularity = min(cluster, WINDOW if compress else _HOLE)
         self._write = target.write_compressed if compress else target.write
         self._erase = erase
+        self._zeroes = bytes(self._granularity)
+        self._buffers = threading.local()
+
+    def _buffer(self) -> bytearray:
+        """A window of memory of this thread's own, used again: new memory costs as much as filling it."""
+        buffer: bytearray | None = getattr(self._buffers, "buffer", None)
+        if buffer is None:
+            buffer = self._buffers.buffer = bytearray(WINDOW)
+        return buffer
 
     def run(self, extent: MapExtent) -> None:
         """Copy an extent; of data, only the blocks that are not zero."""
@@ -100,28 +109,27 @@ class _Job:
             if self._erase:
                 self._target.write_zeroes(extent.offset, extent.size)
             return
-        data = bytearray(extent.size)
-        self._source.readinto(extent.offset, data)
-        view = memoryview(data)
-        for start, end, zero in _runs(data, extent.offset, self._granularity):
+        data = self._buffer()
+        view = memoryview(data)[: extent.size]
+        self._source.readinto(extent.offset, view)
+        for start, end, zero in self._runs(data, extent.offset, extent.size):
             if not zero:
                 self._write(extent.offset + start, view[start:end])
             elif self._erase:
                 self._target.write_zeroes(extent.offset + start, end - start)
 
-
-def _runs(data: bytearray, offset: int, granularity: int) -> Iterator[tuple[int, int, bool]]:
-    """Half-open runs of blocks that are all zero or not, as (start, end, zero)."""
-    start, size = 0, len(data)
-    position = 0
-    state: bool | None = None
-    while position < size:
-        end = min(size, position + granularity - (offset + position) % granularity)
-        zero = data.startswith(_ZEROES[: end - position] if end - position < WINDOW else _ZEROES, position)
-        if state is not None and zero is not state:
-            yield start, position, state
-            start = position
-        state = zero
-        position = end
-    if state is not None:
-        yield start, size, state
+    def _runs(self, data: bytearray, offset: int, size: int) -> Iterator[tuple[int, int, bool]]:
+        """Half-open runs of blocks that are all zero or not, as (start, end, zero)."""
+        granularity, start, position = self._granularity, 0, 0
+        state: bool | None = None
+        while position < size:
+            step = min(size - position, granularity - (offset + position) % granularity)
+            zeroes = self._zeroes if step == granularity else bytes(step)
+            zero = data.startswith(zeroes, position)
+            if state is not None and zero is not state:
+                yield start, position, state
+                start = position
+            state = zero
+            position += step
+        if state is not None:
+            yield start, size, state
