@@ -17,7 +17,7 @@ from typing import Final
 from sublet.block.hostfile import HostFile
 from sublet.block.vhdx.layout import FILE_SIGNATURE, HEADER_OFFSETS, HEADER_SIZE, NO_GUID, Header
 from sublet.block.vhdx.log import MAX_FILE, MAX_LOG, Entry, LogReader, Patch, entry_size, pack_entry
-from sublet.errors import CorruptImage, UnsupportedImage
+from sublet.errors import CorruptImage, HostRefused, UnsupportedImage
 
 _RING_USED: Final = 1 << 20
 """Bytes of the log that we write, however long it is."""
@@ -109,9 +109,18 @@ class Journal:
         return self._begun
 
     def replay(self, patches: list[Patch], size: int) -> None:
-        """Apply the log to the file and empty it. May be cut short and begun again at any point."""
+        """Apply the log to the file and empty it. May be cut short and begun again at any point.
+
+        Raises:
+            HostRefused: The file cannot become as long as the log says that it is.
+        """
         if size > self._file.size():
-            self._file.truncate(size)
+            try:
+                self._file.truncate(size)
+            except OSError as error:
+                raise HostRefused(
+                    f"{self._file.path}: its log needs a file of {size} bytes: {error.strerror}"
+                ) from error
         for patch in patches:
             if patch.data is None:
                 self._file.write_zeroes(patch.offset, patch.size)
