@@ -114,7 +114,7 @@ impl Mode {
         set(state.protected(), PROTECTED);
         set(state.v86(), V86);
         set(cpl == 3 && state.rflags & flag::AC != 0 && state.cr0 & (1 << 18) != 0, ALIGNMENT);
-        set(state.rflags & (flag::IOPL | flag::NT) != 0, UNUSUAL_FLAGS);
+        set(state.rflags & (flag::IOPL | flag::NT | flag::VIF | flag::VIP) != 0, UNUSUAL_FLAGS);
         Self(bits)
     }
 
@@ -178,6 +178,19 @@ impl Mode {
     pub fn single_step(self) -> bool {
         self.has(bit::STEP)
     }
+    /// The mode at CPL 0 with clear flags that SYSCALL leads to from this one.
+    #[must_use]
+    pub fn kernel_side(self) -> Self {
+        const FLAGS: u32 = bit::AC | bit::DF | bit::UNUSUAL_FLAGS | bit::ALIGNMENT | bit::ALONE;
+        Self(self.0 & !(FLAGS | 3 << bit::CPL_SHIFT))
+    }
+
+    /// The mode at CPL 3 with the usual flags that SYSRETQ leads to from this one.
+    #[must_use]
+    pub fn user_side(self) -> Self {
+        Self(self.kernel_side().0 | 3 << bit::CPL_SHIFT)
+    }
+
     /// This mode for one instruction, after which the run loop has another look.
     #[must_use]
     pub fn alone(self) -> Self {
@@ -192,7 +205,7 @@ impl Mode {
     pub fn checks_alignment(self) -> bool {
         self.has(bit::ALIGNMENT)
     }
-    /// IOPL or NT is set.
+    /// IOPL, NT, VIF or VIP is set.
     pub fn unusual_flags(self) -> bool {
         self.has(bit::UNUSUAL_FLAGS)
     }

@@ -83,6 +83,10 @@ impl SegmentRegister {
     pub fn present(&self) -> bool {
         self.attributes & 0x80 != 0
     }
+    /// Limit, selector and attributes as they lie in memory.
+    pub fn image(&self) -> u64 {
+        u64::from(self.limit) | u64::from(self.selector) << 32 | u64::from(self.attributes) << 48
+    }
     /// 64-bit code.
     pub fn long(&self) -> bool {
         self.attributes & 0x2000 != 0
@@ -224,6 +228,23 @@ pub struct HotState {
     pub negated_generation: u64,
     /// The `Mode` that translated code runs in.
     pub mode: u64,
+    /// Non-zero if SYSCALL may stay in the cache: it is enabled and masks all flags.
+    pub syscall_ready: u64,
+    /// Non-zero if SYSRETQ may stay in the cache.
+    pub sysret_ready: u64,
+    /// Limit, selector and attributes of CS and SS after SYSCALL.
+    pub syscall_segments: [u64; 2],
+    /// The same after SYSRETQ.
+    pub sysret_segments: [u64; 2],
+    /// PEXT and PDEP masks: the arithmetic flags, all other bits, all but `emit::FREE_FLAGS`, and
+    /// the bits that are clear in a user program's addresses.
+    pub arithmetic_mask: u64,
+    /// See `arithmetic_mask`.
+    pub not_arithmetic_mask: u64,
+    /// See `arithmetic_mask`.
+    pub unusual_mask: u64,
+    /// See `arithmetic_mask`.
+    pub not_user_mask: u64,
     /// All bits but RFLAGS.AC.
     pub not_ac_mask: u64,
     /// RIP of byte 0 of the page that the running block lies in.

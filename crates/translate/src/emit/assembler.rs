@@ -241,6 +241,31 @@ impl Assembler {
         self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
     }
 
+    /// `pushfq; pop reg`
+    pub fn pushf_pop(&mut self, reg: Host) {
+        self.bytes(&[0x9c]);
+        if reg.high() != 0 {
+            self.bytes(&[0x41]);
+        }
+        self.bytes(&[0x58 | reg.low()]);
+    }
+
+    /// Clear the arithmetic flags; RAX is kept in `scratch` meanwhile.
+    pub fn clear_flags(&mut self, scratch: Host) {
+        self.mov(scratch, Host::RAX);
+        // xor eax, eax; sahf
+        self.bytes(&[0x31, 0xc0, 0x9e]);
+        self.mov(Host::RAX, scratch);
+    }
+
+    /// Set the arithmetic flags from the RFLAGS image in RCX; RAX is kept in `scratch` meanwhile.
+    pub fn flags_from_rcx(&mut self, scratch: Host) {
+        self.mov(scratch, Host::RAX);
+        // bt ecx, 11; setc al; mov ah, cl; add al, 0x7f (OF = bit 11); sahf
+        self.bytes(&[0x0f, 0xba, 0xe1, 11, 0x0f, 0x92, 0xc0, 0x88, 0xcc, 0x04, 0x7f, 0x9e]);
+        self.mov(Host::RAX, scratch);
+    }
+
     /// `jrcxz` forward, to be bound.
     pub fn jrcxz(&mut self) -> ShortPatch {
         self.bytes(&[0xe3, 0]);

@@ -15,3 +15,4 @@ mod system;
 pub use access::Descriptor;
 pub use assembler::{Assembler, Host};
 pub use builder::{Builder, MAX_INSTRUCTIONS};
+pub use system::FREE_FLAGS;

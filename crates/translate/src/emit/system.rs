@@ -4,13 +4,33 @@
 //! CPL 0, IOPL 0. Every other case leaves the cache. None of the code here changes the host's
 //! flags, because they are the guest's.
 
+use super::assembler::Patch;
 use super::builder::hot;
-use super::registers::number;
+use super::registers::{number, GUEST_RCX};
 use super::{Builder, Host};
 use crate::mode::Mode;
 use crate::state::{flag, seg, CpuState, HotState, SegmentRegister};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::{offset_of, size_of};
+
+/// RFLAGS bits that a system call may leave set, or return to a user program, without it mattering
+/// to the mode: all others go through `unusual_mask`.
+pub const FREE_FLAGS: u64 = flag::ARITHMETIC | flag::ID;
+/// What must be left of a user program's flags behind `unusual_mask`: bit 1 and IF, compressed.
+const USUAL_FLAGS: u64 = compress(flag::FIXED | flag::IF, !FREE_FLAGS);
+
+/// What PEXT computes.
+const fn compress(value: u64, mask: u64) -> u64 {
+    let (mut result, mut position, mut bit) = (0, 0, 0);
+    while bit < 64 {
+        if mask >> bit & 1 != 0 {
+            result |= (value >> bit & 1) << position;
+            position += 1;
+        }
+        bit += 1;
+    }
+    result
+}
 
 /// Offset of RFLAGS bits 15:8 from the GS base.
 const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
@@ -18,10 +38,19 @@ const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
 impl Builder {
     /// Emit a system instruction in place, if this one can be. Returns whether it was.
     pub(super) fn inline_system(&mut self, instruction: &Instruction) -> bool {
-        if self.mode.cpl() != 0 || !self.mode.is64() || self.mode.single_step() || self.mode.unusual_flags() {
+        let usual = self.mode.is64() && !self.mode.single_step() && !self.mode.unusual_flags();
+        if !usual {
+            return false;
+        }
+        if instruction.mnemonic() == Mnemonic::Syscall && self.mode.cpl() == 3 {
+            self.enter_kernel(instruction);
+            return true;
+        }
+        if self.mode.cpl() != 0 {
             return false;
         }
         match instruction.mnemonic() {
+            Mnemonic::Sysretq => self.return_to_user(instruction),
             Mnemonic::Cli => self.interrupts_off(),
             Mnemonic::Sti => self.interrupts_on(instruction),
             Mnemonic::Swapgs => self.swap_gs(),
@@ -49,19 +78,103 @@ impl Builder {
     /// With an event waiting, the run loop has to look: it carries out the instruction.
     fn interrupts_on(&mut self, instruction: &Instruction) {
         self.asm.load(Host::RCX, hot!(nothing_waits));
-        let waits = self.asm.jrcxz();
-        let go = self.asm.jump_short();
-        self.asm.bind_short(waits);
-        let out = self.asm.jump();
-        self.asm.bind_short(go);
+        let out = self.jump_if_rcx_is_zero();
         let value = self.flags_byte(true);
         self.asm.store_byte(FLAGS_BYTE_1, value);
+        self.leave_at(vec![out], instruction);
+    }
+
+    fn jump_if_rcx_is_zero(&mut self) -> Patch {
+        let zero = self.asm.jrcxz();
+        let go = self.asm.jump_short();
+        self.asm.bind_short(zero);
+        let out = self.asm.jump();
+        self.asm.bind_short(go);
+        out
+    }
+
+    fn jump_if_rcx_is_not_zero(&mut self) -> Patch {
+        let zero = self.asm.jrcxz();
+        let out = self.asm.jump();
+        self.asm.bind_short(zero);
+        out
+    }
+
+    /// Where the patches lead, compiled code carries the instruction out.
+    fn leave_at(&mut self, patches: Vec<Patch>, instruction: &Instruction) {
         let index = self.out.system.len();
         self.out.system.push(*instruction);
         self.later(move |builder| {
-            builder.asm.bind(out);
+            patches.into_iter().for_each(|patch| builder.asm.bind(patch));
             builder.numbered_exit(index, false);
         });
+    }
+
+    /// SYSCALL into a kernel that masks every flag (`hot.syscall_ready` says so).
+    fn enter_kernel(&mut self, instruction: &Instruction) {
+        self.asm.load(Host::RCX, hot!(syscall_ready));
+        let slow = self.jump_if_rcx_is_zero();
+        // R11 = RFLAGS: the arithmetic flags from the host's, the others from memory.
+        self.asm.pushf_pop(Host::RCX);
+        self.keep_bits(Host::RCX, hot!(arithmetic_mask));
+        self.asm.load(Host::R14, offset_of!(CpuState, rflags) as i32);
+        self.keep_bits(Host::R14, hot!(not_arithmetic_mask));
+        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
+        self.write_guest(11, Host::RCX);
+        self.asm.load(GUEST_RCX, hot!(rip_page));
+        self.asm.lea_base(GUEST_RCX, GUEST_RCX, self.next as i32);
+        self.set_segment(seg::CS, hot!(syscall_segments));
+        self.set_segment(seg::SS, hot!(syscall_segments) + 8);
+        self.asm.store_immediate(offset_of!(CpuState, rflags) as i32, flag::FIXED as i32);
+        self.asm.clear_flags(Host::R14);
+        self.asm.load(Host::R14, offset_of!(CpuState, lstar) as i32);
+        self.switch_mode(self.mode.kernel_side());
+        self.leave_at(vec![slow], instruction);
+    }
+
+    /// SYSRETQ to a user program whose flags are the usual ones.
+    fn return_to_user(&mut self, instruction: &Instruction) {
+        let rflags = offset_of!(CpuState, rflags) as i32;
+        self.asm.load(Host::RCX, hot!(sysret_ready));
+        let mut slow = vec![self.jump_if_rcx_is_zero()];
+        self.asm.load(Host::RCX, hot!(nothing_waits));
+        slow.push(self.jump_if_rcx_is_zero());
+        // Of R11, only IF, bit 1, the arithmetic flags and ID may be set, and the first two are.
+        self.read_guest(Host::RCX, 11);
+        self.asm.pext(Host::RCX, Host::RCX, hot!(unusual_mask));
+        self.asm.lea_base(Host::RCX, Host::RCX, -(USUAL_FLAGS as i32));
+        slow.push(self.jump_if_rcx_is_not_zero());
+        self.asm.pext(Host::RCX, GUEST_RCX, hot!(not_user_mask));
+        slow.push(self.jump_if_rcx_is_not_zero());
+        self.set_segment(seg::CS, hot!(sysret_segments));
+        self.set_segment(seg::SS, hot!(sysret_segments) + 8);
+        self.read_guest(Host::RCX, 11);
+        self.asm.store(rflags, Host::RCX);
+        self.asm.flags_from_rcx(Host::R14);
+        self.asm.mov(Host::R14, GUEST_RCX);
+        self.switch_mode(self.mode.user_side());
+        self.leave_at(slow, instruction);
+    }
+
+    fn keep_bits(&mut self, register: Host, mask: i32) {
+        self.asm.pext(register, register, mask);
+        self.asm.pdep(register, register, mask);
+    }
+
+    /// Load a segment register with base 0 and the rest from `image`. Uses RCX.
+    fn set_segment(&mut self, index: usize, image: i32) {
+        let at = offset_of!(CpuState, segments) + index * size_of::<SegmentRegister>();
+        self.asm.store_immediate((at + offset_of!(SegmentRegister, base)) as i32, 0);
+        self.asm.load(Host::RCX, image);
+        self.asm.store((at + offset_of!(SegmentRegister, limit)) as i32, Host::RCX);
+    }
+
+    /// Go on at the RIP in R14 in another mode, whose jump cache the run loop keeps ready.
+    fn switch_mode(&mut self, mode: Mode) {
+        self.asm.store_immediate(hot!(mode), mode.0 as i32);
+        let here = std::mem::replace(&mut self.mode, mode);
+        self.exit_indirect(crate::mode::Width::W64);
+        self.mode = here;
     }
 
     fn swap_gs(&mut self) {
@@ -88,16 +201,8 @@ impl Builder {
         if mode == self.mode {
             return;
         }
-        self.exit_to_mode(self.next, mode);
-    }
-
-    /// Go on at page offset `target` in another mode, whose jump cache the run loop keeps ready.
-    fn exit_to_mode(&mut self, target: i64, mode: Mode) {
-        self.asm.store_immediate(hot!(mode), mode.0 as i32);
-        self.target_rip(target);
-        let here = std::mem::replace(&mut self.mode, mode);
-        self.exit_indirect(crate::mode::Width::W64);
-        self.mode = here;
+        self.target_rip(self.next);
+        self.switch_mode(mode);
     }
 
     /// MOV from CR0, CR2, CR3 and CR4.

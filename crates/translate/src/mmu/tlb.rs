@@ -192,13 +192,17 @@ impl TlbDirectory {
         }
     }
 
-    /// The jump caches that translated code of `mode` will look into must hold blocks of that mode;
-    /// a kernel changes to and from the mode with AC set without the run loop.
+    /// The jump caches that translated code of `mode` will look into must hold blocks of that mode:
+    /// STAC, CLAC, SYSCALL and SYSRET change the mode without the run loop.
     pub fn enter_mode(&mut self, hot: &mut HotState, mode: Mode) {
         self.keep_jumps_of(hot, mode);
-        if mode.cpl() == 0 {
-            self.keep_jumps_of(hot, mode.with_access_override(true));
-            self.keep_jumps_of(hot, mode.with_access_override(false));
+        if mode.is64() && !mode.single_step() {
+            let kernel = if mode.cpl() == 0 { mode } else { mode.kernel_side() };
+            self.keep_jumps_of(hot, kernel.with_access_override(true));
+            self.keep_jumps_of(hot, kernel.with_access_override(false));
+            if mode.cpl() == 0 {
+                self.keep_jumps_of(hot, mode.user_side());
+            }
         }
     }
 

@@ -287,6 +287,10 @@ pub fn prepare(hot: &mut HotState) {
     hot.commit = sublet_commit as *const () as u64;
     hot.tlb_mask = (crate::state::TLB_ENTRIES as u64 - 1) << 12;
     hot.page_mask = !0xfff;
+    hot.arithmetic_mask = crate::state::flag::ARITHMETIC;
+    hot.not_arithmetic_mask = !crate::state::flag::ARITHMETIC;
+    hot.unusual_mask = !crate::emit::FREE_FLAGS;
+    hot.not_user_mask = !((1 << 47) - 1);
     hot.not_ac_mask = !crate::state::flag::AC;
     hot.jump_mask = crate::mmu::tlb::JUMP_MASK;
     hot.bit_masks = [63, 31, 15];

@@ -8,7 +8,7 @@ use crate::frontend::{self, Fetched};
 use crate::mmu::tlb::TlbDirectory;
 use crate::mmu::walk::{is_canonical, Kind};
 use crate::mode::{Mode, Width};
-use crate::state::{flag, seg, XSAVE_AREA_BYTES};
+use crate::state::{flag, seg, SegmentRegister, XSAVE_AREA_BYTES};
 use crate::system::interrupt::Event;
 use crate::system::memory::AccessMode;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
@@ -443,7 +443,23 @@ impl VcpuCore {
             self.cpu.mmu.flush(crate::cpu::Flush::All);
         }
         self.apply_flushes();
+        self.prepare_system_calls();
         self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
+    }
+
+    /// Say whether SYSCALL and SYSRETQ can stay in the cache, and what they load.
+    fn prepare_system_calls(&mut self) {
+        const ALL_FLAGS: u64 =
+            flag::ARITHMETIC | flag::TF | flag::IF | flag::DF | flag::IOPL | flag::NT | flag::AC | flag::ID;
+        let state = &self.cpu.state;
+        let enabled = state.efer & 1 != 0 && state.long_mode();
+        let masked = state.sfmask & ALL_FLAGS == ALL_FLAGS && is_canonical(state.lstar);
+        let segments = self.cpu.system_call_segments();
+        let hot = &mut self.cpu.state.hot;
+        hot.syscall_ready = u64::from(enabled && masked);
+        hot.sysret_ready = u64::from(enabled);
+        hot.syscall_segments = segments[0].each_ref().map(SegmentRegister::image);
+        hot.sysret_segments = segments[1].each_ref().map(SegmentRegister::image);
     }
 
     fn apply_flushes(&mut self) {

@@ -471,6 +471,15 @@ impl Cpu {
         Ok(())
     }
 
+    /// CS and SS after SYSCALL and after SYSRETQ, in long mode.
+    pub(crate) fn system_call_segments(&self) -> [[SegmentRegister; 2]; 2] {
+        let (down, up) = (self.state.star >> 32, self.state.star >> 48);
+        [
+            [flat(down, FLAT_CODE_64, 0), flat((down & 0xfffc) + 8, FLAT_STACK, 0)],
+            [flat(up + 16, FLAT_CODE_64, 3), flat(up + 8, FLAT_STACK, 3)],
+        ]
+    }
+
     /// `SYSRET`, `operand64` with REX.W. On a non-canonical RCX an Intel CPU faults here, at level
     /// 0; an AMD one returns and faults at level 3 on the fetch, which the run loop raises.
     /// SS gets flat attributes on both (AMD's leaves them alone; system software reloads SS).
