@@ -48,11 +48,13 @@ def test_kernel_goes_to_its_preferred_address(
 def test_entry_state_is_long_mode_with_identity_paging(
     tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap
 ) -> None:
-    sregs = load(tmp_path, memory, layout, Bzimage().build()).sregs
+    state = load(tmp_path, memory, layout, Bzimage().build())
+    sregs = state.sregs
     assert sregs["cs"] == (0x10, 0, 0xFFFF_FFFF, 0xA09B)
     assert sregs["ds"] == (0x18, 0, 0xFFFF_FFFF, 0xC093)
     assert sregs["efer"] == 0x500
     assert sregs["cr4"] == 0x20
+    assert dict(state.msrs)[0x2FF] == 0x806, "MTRRs on, write-back"
     pml4 = sregs["cr3"]
     assert isinstance(pml4, int)
     for gpa in (0, 0x100_0000, 0xC000_0000, 0xFFFF_F000):
