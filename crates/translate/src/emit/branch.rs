@@ -1,6 +1,7 @@
 //! Control transfers: direct links, indirect branches through the jump cache, polls.
 
 use super::access::{AccessKind, Descriptor};
+use super::assembler::ShortPatch;
 use super::builder::{hot, Unencodable};
 use super::registers::{number, GUEST_RCX};
 use super::special::Pushed;
@@ -50,21 +51,24 @@ impl Builder {
         if !self.linkable(target) {
             return self.exit_across(target);
         }
-        if target <= self.current {
-            self.poll(target);
-        }
+        let stop = (target <= self.current).then(|| self.poll());
         let patch = self.asm.jump();
         self.link(patch, target);
+        if let Some(stop) = stop {
+            self.poll_failed(stop, target);
+        }
     }
 
-    /// On a back-edge: leave if something waits.
-    fn poll(&mut self, target: i64) {
+    /// On a back-edge: branch to the code that [`Self::poll_failed`] emits if something waits.
+    fn poll(&mut self) -> ShortPatch {
         self.asm.load(Host::RCX, hot!(permit));
-        let stop = self.asm.jrcxz();
-        let go = self.asm.jump_short();
+        self.asm.jrcxz()
+    }
+
+    /// After the way on: leave for `target` by the run loop.
+    fn poll_failed(&mut self, stop: ShortPatch, target: i64) {
         self.asm.bind_short(stop);
         let out = self.asm.jump();
-        self.asm.bind_short(go);
         self.later(move |builder| {
             builder.asm.bind(out);
             builder.target_rip(target);
@@ -99,9 +103,7 @@ impl Builder {
     /// A link to another page of kernel code: it holds as long as the kernel's mappings do, which
     /// `HotState::negated_generation` stands for.
     fn guarded_link(&mut self, target: i32) {
-        if i64::from(target) <= self.current {
-            self.poll(i64::from(target));
-        }
+        let stop = (i64::from(target) <= self.current).then(|| self.poll());
         self.asm.load(Host::RCX, hot!(negated_generation));
         // No generation is 0: unlinked.
         let guard = self.asm.lea_base_patchable(Host::RCX, Host::RCX);
@@ -119,6 +121,9 @@ impl Builder {
             delta: i64::from(target),
             guard: Some(guard.0),
         });
+        if let Some(stop) = stop {
+            self.poll_failed(stop, i64::from(target));
+        }
     }
 
     /// Leave for the RIP in R14, truncated to `operand`; ends the block.
