@@ -27,8 +27,9 @@ GUESTS: Final = ("default", "default-amd64")
 EXPECTED: Final = re.compile(
     rb"device-mapper: core: CONFIG_IMA_DISABLE_HTABLE"
     rb"|tsc: (Unable to calibrate against PIT|PIT calibration deviates from PMTIMER)"
+    rb"|\.\.MP-BIOS bug: 8254 timer not connected to IO-APIC"
 )
-"""The second: the host took the machine's thread off its processor during 10 ms of calibration."""
+"""All but the first: the host took the machine's thread off its processor while the kernel measured time."""
 _PROMPT: Final = b"sublet:~# "
 _COMMANDS: Final = b"dmesg -r | grep '^<[0-9]*[0-4]>'; echo shell-$((6 * 7)); poweroff\n"
 _WARNING: Final = re.compile(rb"^<\d+>\[ *[\d.]+\] (.*?)\r?$", re.MULTILINE)

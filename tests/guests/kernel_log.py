@@ -17,6 +17,7 @@ _WARNING: Final = 4
 _LINE: Final = re.compile(r"^<(\d+)>(?:\[ *\d+\.\d+\] )?(.*)$", re.MULTILINE)
 _TIMING: Final = re.compile(
     r"tsc: (Unable to calibrate against PIT|PIT calibration deviates from PMTIMER)"
+    r"|\.\.MP-BIOS bug: 8254 timer not connected to IO-APIC"
     r"|hrtimer: interrupt took \d+ ns"
 )
 """Printed, by chance, where the host takes the machine's thread off its processor for milliseconds."""

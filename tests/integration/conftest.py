@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ StartGuest = Callable[..., Guest]
 @pytest.fixture
 def start_guest() -> Iterator[StartGuest]:
     """``start_guest(*arguments, **options)`` runs ``sublet run`` as a `Guest`; all are killed at the end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Tests in a shell's background inherit that, and so would the command.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     started: list[Guest] = []
 
     def start(*arguments: str, **options: Any) -> Guest:

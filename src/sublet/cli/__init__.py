@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _quiet_interrupts() -> Iterator[None]:
-    """Exit without a traceback on SIGINT."""
-    if threading.current_thread() is not threading.main_thread():
+    """Exit without a traceback on SIGINT, unless whoever started us wants it ignored."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
     before = signal.signal(signal.SIGINT, _leave)
