@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -260,6 +260,7 @@ def run_command(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            bufsize=0,
             env={**os.environ, "LC_ALL": "C"},
         )
         with time_limit(process, limit_s):
@@ -281,14 +282,14 @@ def converse(
     started_s = time.monotonic()
     waiting = list(conversation)
     rest = b""
-    with process.stdout:
+    with process.stdin, process.stdout:
         while data := os.read(process.stdout.fileno(), 65536):
             now_s = time.monotonic()
             rest += data
             if waiting and waiting[0][0] in rest:
                 transcript.run.times_ns.setdefault(BOOT, (now_s - started_s) * 1e9)
-                process.stdin.write(waiting.pop(0)[1])
-                process.stdin.flush()
+                with suppress(BrokenPipeError):
+                    process.stdin.write(waiting.pop(0)[1])
                 rest = b""
             *lines, rest = rest.split(b"\n")
             rest = rest[-_MAX_LINE:]
