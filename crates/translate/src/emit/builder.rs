@@ -40,6 +40,8 @@ pub struct Builder {
     pub(super) part: Option<Part>,
     /// The block's only instruction straddles two pages: no direct links.
     pub(super) straddles: bool,
+    /// Another instruction of the block comes after this one.
+    pub(super) followed: bool,
     /// An exit was emitted: nothing follows.
     pub(super) ended: bool,
 }
@@ -62,8 +64,14 @@ impl Builder {
             next: 0,
             part: None,
             straddles,
+            followed: false,
             ended: false,
         }
+    }
+
+    /// Instructions translated so far.
+    pub fn count(&self) -> u16 {
+        self.out.instructions
     }
 
     /// Decide which accesses of the block's instructions share a check.
@@ -74,9 +82,16 @@ impl Builder {
         sharing::plan(instructions, &mut self.info)
     }
 
-    /// Translate one instruction of the plan.
-    pub fn planned(&mut self, instruction: &Instruction, bytes: &[u8], part: Option<Part>) -> bool {
+    /// Translate one instruction of the plan; `followed` by another of the block, or the last.
+    pub fn planned(
+        &mut self,
+        instruction: &Instruction,
+        bytes: &[u8],
+        part: Option<Part>,
+        followed: bool,
+    ) -> bool {
         self.part = part;
+        self.followed = followed;
         let goes_on = self.instruction(instruction, bytes);
         self.part = None;
         goes_on

@@ -42,7 +42,9 @@ impl Builder {
         if !usual {
             return false;
         }
-        if instruction.mnemonic() == Mnemonic::Syscall && self.mode.cpl() == 3 {
+        // SYSRETQ must lead back to the mode whose blocks the user's jump cache holds, and SYSCALL to
+        // the kernel's.
+        if instruction.mnemonic() == Mnemonic::Syscall && self.mode == self.mode.user_side() {
             self.enter_kernel(instruction);
             return true;
         }
@@ -50,9 +52,10 @@ impl Builder {
             return false;
         }
         match instruction.mnemonic() {
-            Mnemonic::Sysretq => self.return_to_user(instruction),
+            Mnemonic::Sysretq if !self.mode.backwards() => self.return_to_user(instruction),
             Mnemonic::Cli => self.interrupts_off(),
-            Mnemonic::Sti => self.interrupts_on(instruction),
+            // Its shadow covers the next instruction: no interrupt between blocks may come before that.
+            Mnemonic::Sti if self.followed => self.interrupts_on(instruction),
             Mnemonic::Swapgs => self.swap_gs(),
             Mnemonic::Stac => self.set_access_override(true),
             Mnemonic::Clac => self.set_access_override(false),

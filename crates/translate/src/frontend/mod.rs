@@ -49,7 +49,8 @@ fn within_page(mode: Mode, page: &[u8], page_offset: usize, share: bool) -> Fetc
     let parts = if share { builder.plan(&instructions) } else { vec![None; instructions.len()] };
     for (instruction, part) in instructions.iter().zip(parts) {
         let start = (instruction.ip() as usize) - page_offset;
-        if !builder.planned(instruction, &bytes[start..start + instruction.len()], part) {
+        let followed = usize::from(builder.count()) + 1 < instructions.len();
+        if !builder.planned(instruction, &bytes[start..start + instruction.len()], part, followed) {
             break;
         }
     }
