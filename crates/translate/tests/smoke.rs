@@ -102,3 +102,11 @@ fn a_fault_without_handlers_shuts_down() {
     let (_vm, mut vcpu) = machine(&[0x31, 0xc9, 0xf7, 0xf1]);
     assert_eq!(vcpu.run().unwrap(), Exit::Shutdown);
 }
+
+#[test]
+fn rip_relative_operands_reach_two_gigabytes_from_the_end_of_a_page() {
+    // lea rax,[rip+0x7fffffff]; shr rax,12; out 0x80,eax
+    let code = [0x48, 0x8d, 0x05, 0xff, 0xff, 0xff, 0x7f, 0x48, 0xc1, 0xe8, 12, 0xe7, 0x80];
+    let (_vm, mut vcpu) = machine(&code);
+    assert_eq!(vcpu.run().unwrap(), Exit::PioOut { port: 0x80, size: 4, data: 0x8_0010 });
+}

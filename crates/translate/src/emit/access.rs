@@ -494,6 +494,10 @@ impl Builder {
         if base.is_none() && index.is_none() {
             let absolute = if width == Width::W64 { displacement } else { u64::from(displacement as u32) };
             self.asm.mov_immediate(to, absolute);
+        } else if width == Width::W64 && i32::try_from(displacement as i64).is_err() {
+            // RIP-relative: the distance from the page's start may need more than 32 bits.
+            self.asm.mov_immediate(Host::R15, displacement);
+            self.asm.lea(true, to, base, Some((Host::R15, 1)), 0);
         } else {
             self.asm.lea(width == Width::W64, to, base, index, displacement as i32);
         }
