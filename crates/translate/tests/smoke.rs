@@ -104,6 +104,25 @@ fn a_fault_without_handlers_shuts_down() {
 }
 
 #[test]
+fn invlpg_ends_all_of_a_large_page() {
+    // mov rbx,0x300000; mov rax,[rbx+0x1000]; mov byte [TABLES+0x2000+8+2],0; invlpg [rbx];
+    // mov rax,[rbx+0x1000]; out 0x80,eax
+    let code = [
+        0xbb, 0, 0, 0x30, 0, 0x48, 0x8b, 0x83, 0, 0x10, 0, 0, 0xc6, 0x04, 0x25, 0x0a, 0x20, 0x08, 0, 0, 0x0f,
+        0x01, 0x3b, 0x48, 0x8b, 0x83, 0, 0x10, 0, 0, 0xe7, 0x80,
+    ];
+    let (vm, mut vcpu) = machine(&code);
+    let ram = Arc::new(RamBlock::new(4 << 20).unwrap());
+    vm.memory().set_memslot(1, 0x20_0000, 4 << 20, ram, 0, false, false).unwrap();
+    vm.memslots_changed().unwrap();
+    // The second large page maps to 2 MiB, then to 0: where page 0x101 holds another value.
+    vm.memory().write(TABLES + 0x2008, &0x20_0083u64.to_le_bytes()).unwrap();
+    vm.memory().write(0x30_1000, &1u64.to_le_bytes()).unwrap();
+    vm.memory().write(0x10_1000, &2u64.to_le_bytes()).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::PioOut { port: 0x80, size: 4, data: 2 });
+}
+
+#[test]
 fn rip_relative_operands_reach_two_gigabytes_from_the_end_of_a_page() {
     // lea rax,[rip+0x7fffffff]; shr rax,12; out 0x80,eax
     let code = [0x48, 0x8d, 0x05, 0xff, 0xff, 0xff, 0x7f, 0x48, 0xc1, 0xe8, 12, 0xe7, 0x80];

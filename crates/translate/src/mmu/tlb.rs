@@ -1,5 +1,6 @@
 //! The software TLBs that translated code looks into, and those for code itself.
 
+use super::walk::Walk;
 use crate::cpu::Flush;
 use crate::mode::Mode;
 use crate::state::{HotState, JumpCache, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES};
@@ -38,6 +39,15 @@ impl Tlb {
         let entry = index(la);
         self.tag[entry] = page.wrapping_neg();
         self.addend[entry] = host_page.wrapping_sub(page);
+    }
+
+    /// Drop entries for the naturally aligned `1 << bits` bytes around `la`.
+    fn clear_region(&mut self, la: u64, bits: u32) {
+        for (entry, tag) in self.tag.iter_mut().enumerate() {
+            if tag.wrapping_neg() >> bits == la >> bits {
+                *tag = empty_tag(entry);
+            }
+        }
     }
 
     /// Drop entries that map this host page.
@@ -86,6 +96,58 @@ const MAX_GENERATION: u32 = i32::MAX as u32;
 /// Entries of the instruction TLB.
 const CODE_ENTRIES: usize = 256;
 
+/// Log2 of the sizes that large pages have.
+const LARGE_PAGE_BITS: [u32; 3] = [21, 22, 30];
+/// Words of a set of large pages.
+const LARGE_WORDS: usize = 1024;
+
+/// Hashes of large pages. An entry here stands for 4 KiB only, but INVLPG for any address in a
+/// large page ends all that was cached of it (Intel SDM vol. 3A §4.10.4.1).
+#[derive(Debug)]
+struct LargePages {
+    words: Box<[u64; LARGE_WORDS]>,
+    empty: bool,
+}
+
+impl Default for LargePages {
+    fn default() -> Self {
+        Self { words: Box::new([0; LARGE_WORDS]), empty: true }
+    }
+}
+
+impl LargePages {
+    fn place(la: u64, bits: u32) -> (usize, u64) {
+        let key = (la >> bits) << 6 | u64::from(bits);
+        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+        ((hash / 64) as usize, 1 << (hash % 64))
+    }
+
+    /// Note the page of a walk, if it is large.
+    fn note(&mut self, la: u64, walk: &Walk) {
+        let bits = u32::from(walk.page_bits);
+        if bits > PAGE_BITS {
+            let (word, bit) = Self::place(la, bits);
+            self.words[word] |= bit;
+            self.empty = false;
+        }
+    }
+
+    /// Log2 of the size of the largest page around `la` that may have been noted.
+    fn find(&self, la: u64) -> Option<u32> {
+        let noted = |bits: u32| {
+            let (word, bit) = Self::place(la, bits);
+            self.words[word] & bit != 0
+        };
+        LARGE_PAGE_BITS.into_iter().rev().find(|&bits| !self.empty && noted(bits))
+    }
+
+    fn clear(&mut self) {
+        if !self.empty {
+            *self = Self::default();
+        }
+    }
+}
+
 /// Everything cached of the guest's page tables, outside `HotState`'s arrays.
 #[derive(Debug)]
 pub struct TlbDirectory {
@@ -95,8 +157,12 @@ pub struct TlbDirectory {
     code: Box<[(u64, u64); CODE_ENTRIES]>,
     /// Hashes of pages that kernel and user code was fetched from since the jump caches were cleared.
     code_pages: [[u64; 16]; 2],
-    /// Kernel code was fetched from a page that is not global.
+    /// Kernel code was fetched from a page that is not global, or lies at a user address.
     local_kernel_code: bool,
+    /// Large pages that data TLB entries were filled from: not global, global.
+    large_data: [LargePages; 2],
+    /// Large pages that code was fetched from since the jump caches were cleared.
+    large_code: LargePages,
     /// The mode whose blocks each jump cache holds.
     jump_modes: [Option<Mode>; JUMP_CACHES],
     /// Entries filled since each jump cache was cleared, while there are few.
@@ -116,6 +182,8 @@ impl Default for TlbDirectory {
             code: Box::new([NO_CODE; CODE_ENTRIES]),
             code_pages: [[0; 16]; 2],
             local_kernel_code: false,
+            large_data: Default::default(),
+            large_code: LargePages::default(),
             jump_modes: [None; JUMP_CACHES],
             jump_filled: std::array::from_fn(|_| (0..=FEW_JUMPS as u16).collect()),
             generation: 1,
@@ -138,13 +206,14 @@ impl TlbDirectory {
         write: bool,
         la: u64,
         host_page: u64,
-        global: bool,
+        walk: &Walk,
     ) {
         let tlb = if write { &mut hot.write_tlb[mmu] } else { &mut hot.read_tlb[mmu] };
         tlb.fill(la, host_page);
         let entry = index(la);
+        self.large_data[usize::from(walk.global)].note(la, walk);
         let word = &mut self.local[mmu][usize::from(write)][entry / 64];
-        if global {
+        if walk.global {
             *word &= !(1 << (entry % 64));
         } else {
             *word |= 1 << (entry % 64);
@@ -159,12 +228,13 @@ impl TlbDirectory {
     }
 
     /// Remember where code at a linear address is.
-    pub fn fill_code(&mut self, la: u64, user: bool, gpa: u64, global: bool) {
+    pub fn fill_code(&mut self, la: u64, user: bool, walk: &Walk) {
         let key = (la & !0xfff) | u64::from(user);
-        self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, gpa & !0xfff);
+        self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, walk.gpa & !0xfff);
         let (word, bit) = page_hash(la);
         self.code_pages[usize::from(user)][word] |= bit;
-        self.local_kernel_code |= !user && !global;
+        self.large_code.note(la, walk);
+        self.local_kernel_code |= !user && (!walk.global || la >> 63 == 0);
     }
 
     /// Remember the block for an indirect branch to `rip`.
@@ -239,6 +309,7 @@ impl TlbDirectory {
         }
         self.code_pages = [[0; 16]; 2];
         self.local_kernel_code = false;
+        self.large_code.clear();
         self.code.fill(NO_CODE);
     }
 
@@ -263,6 +334,7 @@ impl TlbDirectory {
         for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
             tlb.clear();
         }
+        self.large_data.iter_mut().for_each(LargePages::clear);
         self.clear_jumps(hot);
     }
 
@@ -273,6 +345,7 @@ impl TlbDirectory {
                 clear_marked(tlb, &mut self.local[mmu][write]);
             }
         }
+        self.large_data[0].clear();
         if self.local_kernel_code {
             return self.clear_jumps(hot);
         }
@@ -295,8 +368,15 @@ impl TlbDirectory {
         for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
             tlb.clear_page(la);
         }
+        if let Some(bits) = self.large_data.iter().filter_map(|pages| pages.find(la)).max() {
+            for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
+                tlb.clear_region(la, bits);
+            }
+        }
+        if self.large_code.find(la).is_some() {
+            return self.clear_jumps(hot);
+        }
         let (word, bit) = page_hash(la);
-        // Kernel code at a user address is never global.
         let maybe_kernel = la >> 63 != 0 || self.local_kernel_code;
         if maybe_kernel && self.code_pages[0][word] & bit != 0 {
             self.clear_jumps(hot);

@@ -210,7 +210,7 @@ impl VcpuCore {
         if self.watching || mode.checks_alignment() {
             return;
         }
-        self.tlb.fill_data(hot, mode.mmu_index(), write, la, host_page, walk.global);
+        self.tlb.fill_data(hot, mode.mmu_index(), write, la, host_page, walk);
     }
 
     fn watch(&mut self, la: u64, size: u64, write: bool) {

@@ -531,7 +531,7 @@ impl VcpuCore {
         }
         let access = self.cpu.access(AccessMode::Current, Kind::Execute);
         let walk = self.cpu.translate_linear(la, access)?;
-        self.tlb.fill_code(la, user, walk.gpa, walk.global);
+        self.tlb.fill_code(la, user, &walk);
         Ok(walk.gpa)
     }
 
