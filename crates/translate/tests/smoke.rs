@@ -129,3 +129,20 @@ fn rip_relative_operands_reach_two_gigabytes_from_the_end_of_a_page() {
     let (_vm, mut vcpu) = machine(&code);
     assert_eq!(vcpu.run().unwrap(), Exit::PioOut { port: 0x80, size: 4, data: 0x8_0010 });
 }
+
+#[test]
+fn memory_that_goes_while_a_read_is_answered_is_not_stored_to() {
+    // mov edi,0x201000; mov [rdi],al; mov esi,0x401000 (a device); movsb
+    let code = [0xbf, 0, 0x10, 0x20, 0, 0x88, 0x07, 0xbe, 0, 0x10, 0x40, 0, 0xa4];
+    let (vm, mut vcpu) = machine(&code);
+    vm.memory().write(TABLES + 0x2008, &0x20_0083u64.to_le_bytes()).unwrap();
+    vm.memory().write(TABLES + 0x2010, &0x40_0083u64.to_le_bytes()).unwrap();
+    let ram = Arc::new(RamBlock::new(2 << 20).unwrap());
+    vm.memory().set_memslot(1, 0x20_0000, 2 << 20, ram, 0, false, false).unwrap();
+    vm.memslots_changed().unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::MmioRead { gpa: 0x40_1000, size: 1 });
+    vm.memory().remove_memslot(1);
+    vm.memslots_changed().unwrap();
+    vcpu.complete_read(0x5a);
+    assert_eq!(vcpu.run().unwrap(), Exit::MmioWrite { gpa: 0x20_1000, size: 1, data: 0x5a });
+}

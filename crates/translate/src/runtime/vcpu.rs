@@ -227,6 +227,8 @@ impl VcpuCore {
         self.load_vectors();
         self.mode_stale = true;
         self.set_event_waits(true);
+        // Memslots may have gone since; nothing runs before their addresses are forgotten.
+        self.take_flush();
         // Events wait for the instruction whose read has been answered: the data would be lost.
         self.alone = self.cpu.has_answered_read();
         let mut next = if self.alone { self.enter_current() } else { Next::Continue };
