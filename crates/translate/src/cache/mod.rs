@@ -12,6 +12,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// A block's number; valid until the cache is cleared (see [`CodeCache::epoch`]).
 pub type BlockId = u32;
 
+/// Most blocks in a cache.
+const MAX_BLOCKS: usize = 1 << 20;
+
 /// Where in the guest's code a host address belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
@@ -194,6 +197,11 @@ impl CodeCache {
         self.memory.size() - self.memory.used()
     }
 
+    /// Whether there are as many blocks as may be: what is kept of each takes memory beside its code.
+    pub fn is_crowded(&self) -> bool {
+        self.blocks.len() >= MAX_BLOCKS
+    }
+
     /// The live block that starts at `gpa` in `mode`.
     pub fn find(&self, gpa: u64, mode: Mode) -> Option<BlockId> {
         self.by_address.get(&(gpa, mode.0)).copied()
@@ -311,14 +319,21 @@ impl CodeCache {
         let target = self.block(to).host_offset;
         let link = &mut self.links[number as usize];
         let linked = link.to.is_some() && link.guard.is_none();
-        if linked || !self.blocks[link.from as usize].alive || !self.blocks[to as usize].alive {
+        let (source, block) = (&self.blocks[link.from as usize], &self.blocks[to as usize]);
+        // Without a guard only the page itself makes the link hold, whatever is mapped where.
+        let holds = link.guard.is_some() || source.gpa & !0xfff == block.gpa & !0xfff;
+        if linked || !source.alive || !block.alive || !holds {
             return;
         }
-        let known = link.to.replace(to) == Some(to);
+        let old = link.to.replace(to);
+        let known = old == Some(to);
         let (patch, guard) = (link.patch, link.guard);
         self.memory.patch32(patch, (target as i64 - (patch as i64 + 4)) as i32);
         if let Some(guard) = guard {
             self.memory.patch32(guard, generation as i32);
+        }
+        if let Some(old) = old.filter(|_| !known) {
+            self.blocks[old as usize].incoming.retain(|&other| u64::from(other) != number);
         }
         if !known {
             self.blocks[to as usize].incoming.push(number as u32);

@@ -575,7 +575,7 @@ impl VcpuCore {
     ) -> Result<BlockId, Stop> {
         let mut cache = lock(&self.shared.cache);
         let spare = crate::cache::CodeMemory::ROOM;
-        if cache.room() < translation.code.len() + spare {
+        if cache.room() < translation.code.len() + spare || cache.is_crowded() {
             for page in cache.clear() {
                 self.cpu.memory.mark_code_page(page, false);
             }
