@@ -156,7 +156,7 @@ pub struct TlbDirectory {
     /// Linear page (with the privilege in bit 0) and guest-physical page of recent code.
     code: Box<[(u64, u64); CODE_ENTRIES]>,
     /// Hashes of pages that kernel and user code was fetched from since the jump caches were cleared.
-    code_pages: [[u64; 16]; 2],
+    code_pages: Box<[[u64; CODE_PAGE_WORDS]; 2]>,
     /// Kernel code was fetched from a page that is not global, or lies at a user address.
     local_kernel_code: bool,
     /// Large pages that data TLB entries were filled from: not global, global.
@@ -180,7 +180,7 @@ impl Default for TlbDirectory {
         Self {
             local: [[[0; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
             code: Box::new([NO_CODE; CODE_ENTRIES]),
-            code_pages: [[0; 16]; 2],
+            code_pages: Box::new([[0; CODE_PAGE_WORDS]; 2]),
             local_kernel_code: false,
             large_data: Default::default(),
             large_code: LargePages::default(),
@@ -192,8 +192,11 @@ impl Default for TlbDirectory {
     }
 }
 
+/// Words of the set of code pages: 32768 hashes, so that a large program's leave most of them clear.
+const CODE_PAGE_WORDS: usize = 512;
+
 fn page_hash(la: u64) -> (usize, u64) {
-    let hash = (la >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+    let hash = (la >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
     ((hash / 64) as usize, 1 << (hash % 64))
 }
 
@@ -307,7 +310,7 @@ impl TlbDirectory {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
         }
-        self.code_pages = [[0; 16]; 2];
+        *self.code_pages = [[0; CODE_PAGE_WORDS]; 2];
         self.local_kernel_code = false;
         self.large_code.clear();
         self.code.fill(NO_CODE);
@@ -360,7 +363,7 @@ impl TlbDirectory {
         for entry in self.code.iter_mut().filter(|entry| entry.0 & 1 == 1) {
             *entry = NO_CODE;
         }
-        self.code_pages[1] = [0; 16];
+        self.code_pages[1] = [0; CODE_PAGE_WORDS];
     }
 
     fn flush_page(&mut self, hot: &mut HotState, la: u64) {

@@ -91,12 +91,16 @@ unsafe fn store_gs(offset: usize, value: u64) {
     unsafe { std::arch::asm!("mov gs:[{0}], {1}", in(reg) offset, in(reg) value, options(nostack)) };
 }
 
+/// `fault_vector` of a fault that no guest instruction can cause: the host lost a page that the
+/// software TLBs hold (its memory ran out, or a bug of ours).
+pub const HOST_FAULT: u64 = 0x100;
+
 /// The guest's exception for a trap number, which the kernel takes from the processor's: #DE, #UD,
-/// #MF and #XM stay what they are, all else is #GP.
+/// #GP (misaligned SSE operands), #MF and #XM stay what they are. A page fault is never the guest's.
 fn vector(trap: i64) -> u64 {
     match trap {
-        0 | 6 | 16 | 19 => trap as u64,
-        _ => 13,
+        0 | 6 | 13 | 16 | 19 => trap as u64,
+        _ => HOST_FAULT,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::entry::{self, exit};
 use super::shared::{lock, OnThread, Requests, Shared};
+use super::signals::HOST_FAULT;
 use crate::cache::BlockId;
 use crate::cpu::{Cpu, Exception, Stop};
 use crate::frontend::{self, Fetched};
@@ -21,6 +22,7 @@ use sublet_engine::Exit;
 
 const PAGE: usize = 4096;
 const PANIC_CODE: u32 = 1;
+const HOST_FAULT_CODE: u32 = 4;
 const RESUME_FLAG: u64 = flag::RF;
 
 /// Counters of one vCPU.
@@ -752,6 +754,10 @@ impl VcpuCore {
 
     fn host_fault(&mut self) -> Next {
         let (pc, vector) = (self.cpu.state.hot.fault_pc, self.cpu.state.hot.fault_vector);
+        if vector == HOST_FAULT {
+            // Registers may hold host addresses (a string instruction's): nothing goes back to the guest.
+            return Next::Leave(Exit::InternalError { code: HOST_FAULT_CODE });
+        }
         let located = lock(&self.shared.cache).locate(pc);
         let Some((_, page_offset)) = located else { return Next::Leave(Exit::InternalError { code: 3 }) };
         self.set_rip_in_page(i64::from(page_offset));
