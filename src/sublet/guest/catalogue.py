@@ -20,7 +20,7 @@ from sublet.guest.initramfs import (
     write_default_initramfs,
     write_disk_initramfs,
 )
-from sublet.guest.mirror import DEFAULT_MIRROR, MirrorArchive
+from sublet.guest.mirror import EXAMPLE_MIRROR, MirrorArchive
 from sublet.guest.modules import INITRAMFS
 from sublet.guest.rootfs import configure_here, make_image, package_names, unpack_root
 from sublet.guest.store import (
@@ -35,7 +35,7 @@ from sublet.guest.store import (
 )
 from sublet.guest.tree import RootTree
 
-_BUILDER_VERSION: Final = "1"
+_BUILDER_VERSION: Final = "12"
 """Raised when the same packages are made into something else; a change of the scripts counts by itself."""
 
 Configure = Callable[[Path, Path, Path, Progress], bool]
@@ -176,11 +176,20 @@ def find_recipe(name: str) -> Recipe:
 
 
 def open_archive(store: Store, progress: Progress, mirror: str | None = None) -> Archive:
-    """Where packages come from on this host: the user's mirror, else its apt, else Debian's mirror."""
+    """Where packages come from on this host: the user's mirror, else its apt.
+
+    Raises:
+        UsageError: There is neither.
+    """
     named = mirror or os.environ.get("SUBLET_MIRROR", "")
     if not named and apt_is_usable():
         return AptArchive(store.directory("apt"), progress)
-    return MirrorArchive(named or DEFAULT_MIRROR, progress)
+    if not named:
+        raise UsageError(
+            "this host has no apt with Debian 12 among its sources, and no mirror is named",
+            remedy=f"Set SUBLET_MIRROR to the address of a Debian mirror, such as {EXAMPLE_MIRROR}.",
+        )
+    return MirrorArchive(named, progress)
 
 
 def _builder() -> str:

@@ -25,7 +25,7 @@ from sublet.errors import CorruptImage, HostRefused, UsageError
 from sublet.guest.archive import SUITE, Package, PackageIndex, parse_packages
 from sublet.guest.store import Progress, file_sha256, host_errors
 
-DEFAULT_MIRROR: Final = "https://deb.debian.org/debian"
+EXAMPLE_MIRROR: Final = "https://mirror.example/debian"
 KEYRINGS: Final = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
@@ -45,7 +45,7 @@ class MirrorArchive:
 
     def __init__(self, mirror: str, progress: Progress, keyring: Path | None = None) -> None:
         if not mirror.startswith(("http://", "https://", "file:///")):
-            remedy = f"Give an address such as {DEFAULT_MIRROR}."
+            remedy = f"Give an address such as {EXAMPLE_MIRROR}."
             raise UsageError(f"{mirror!r} is not the address of a mirror", remedy=remedy)
         self._mirror = mirror.rstrip("/")
         self._progress = progress

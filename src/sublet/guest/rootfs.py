@@ -57,19 +57,7 @@ _DEVICES: Final = (
     ("urandom", 1, 9),
     ("tty", 5, 0),
 )
-_SOURCES: Final = """\
-Types: deb
-URIs: https://deb.debian.org/debian
-Suites: bookworm bookworm-updates
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-
-Types: deb
-URIs: https://deb.debian.org/debian-security
-Suites: bookworm-security
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-"""
+_SOURCES: Final = "# Name an archive to install from: file:/mnt for one on a disk, or a mirror.\n"
 _NETWORK: Final = "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n\n[Link]\nRequiredForOnline=no\n"
 
 
@@ -111,7 +99,7 @@ def _write_settings(tree: RootTree) -> None:
         "etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost ip6-loopback\n"
     )
     tree.write("etc/fstab", "/dev/vda / ext4 defaults 0 1\n")
-    tree.write("etc/apt/sources.list.d/debian.sources", _SOURCES)
+    tree.write("etc/apt/sources.list", _SOURCES)
     tree.write("etc/systemd/network/80-dhcp.network", _NETWORK)
     tree.write("etc/machine-id", "")
 
