@@ -192,14 +192,11 @@ impl CodeCache {
         self.memory.used()
     }
 
-    /// Bytes left.
-    pub fn room(&self) -> usize {
-        self.memory.size() - self.memory.used()
-    }
-
-    /// Whether there are as many blocks as may be: what is kept of each takes memory beside its code.
-    pub fn is_crowded(&self) -> bool {
-        self.blocks.len() >= MAX_BLOCKS
+    /// Whether a block of `code_bytes` can be added: there is space for its code, and there are not as
+    /// many blocks as may be (what is kept of each takes memory beside its code).
+    pub fn has_room_for(&self, code_bytes: usize) -> bool {
+        let left = self.memory.size() - self.memory.used();
+        left >= code_bytes + CodeMemory::ROOM && self.blocks.len() < MAX_BLOCKS
     }
 
     /// The live block that starts at `gpa` in `mode`.

@@ -575,19 +575,14 @@ impl VcpuCore {
         second: Option<u64>,
         translation: crate::cache::Translation,
     ) -> Result<BlockId, Stop> {
-        let mut cache = lock(&self.shared.cache);
-        let spare = crate::cache::CodeMemory::ROOM;
-        if cache.room() < translation.code.len() + spare || cache.is_crowded() {
-            for page in cache.clear() {
-                self.cpu.memory.mark_code_page(page, false);
-            }
-            self.tlb.clear_jumps(&mut self.cpu.state.hot);
-            self.cpu.memory.mark_code_page(gpa, true);
-            if let Some(second) = second {
-                self.cpu.memory.mark_code_page(second, true);
+        if !lock(&self.shared.cache).has_room_for(translation.code.len()) {
+            self.clear_code();
+            for page in [Some(gpa), second].into_iter().flatten() {
+                self.cpu.memory.mark_code_page(page, true);
             }
         }
-        cache.insert(gpa, self.mode(), second, translation).ok_or(Stop::Exit(Exit::InternalError { code: 2 }))
+        let inserted = lock(&self.shared.cache).insert(gpa, self.mode(), second, translation);
+        inserted.ok_or(Stop::Exit(Exit::InternalError { code: 2 }))
     }
 
     /// A copy of the page of code at `gpa`, from now on protected against unseen stores.

@@ -132,8 +132,11 @@ pub fn long() -> Cpu {
 
 /// As [`long`], at level 3.
 pub fn long_user() -> Cpu {
-    let mut cpu = long();
-    cpu.state.segments[seg::CS] = segment(&cpu, USER_CODE);
+    at_level_3(long(), USER_CODE)
+}
+
+fn at_level_3(mut cpu: Cpu, code: u16) -> Cpu {
+    cpu.state.segments[seg::CS] = segment(&cpu, code);
     let data = segment(&cpu, USER_DATA);
     for register in [seg::SS, seg::DS, seg::ES] {
         cpu.state.segments[register] = data;
@@ -161,18 +164,7 @@ pub fn protected() -> Cpu {
 
 /// As [`protected`], at level 3.
 pub fn protected_user() -> Cpu {
-    let mut cpu = protected();
-    cpu.state.segments[seg::CS] = segment(&cpu, USER_CODE_32);
-    let data = segment(&cpu, USER_DATA);
-    for register in [seg::SS, seg::DS, seg::ES] {
-        cpu.state.segments[register] = data;
-    }
-    for register in [seg::FS, seg::GS] {
-        cpu.state.segments[register] = SegmentRegister::default();
-    }
-    cpu.state.gpr[gpr::RSP] = USER_STACK;
-    cpu.state.rflags = 0x202;
-    cpu
+    at_level_3(protected(), USER_CODE_32)
 }
 
 /// Words on the stack, the top first.
