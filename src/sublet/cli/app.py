@@ -14,6 +14,7 @@ from sublet.cli.disk import disk
 from sublet.cli.guests import guests
 from sublet.cli.info import info
 from sublet.cli.messages import report, report_internal
+from sublet.cli.ps import ps
 from sublet.cli.run import RUN_EPILOG, run
 from sublet.cli.version import version
 from sublet.errors import InternalError, SubletError, UsageError
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=RUN_EPILOG)(run)
-for verb in (info, guests, version):
+for verb in (ps, info, guests, version):
     app.command()(verb)
 app.add_typer(disk)
 
@@ -87,7 +88,7 @@ def _with_default_stats(words: list[str]) -> list[str]:
 
 
 def _help_command(words: list[str]) -> str:
-    verb = next((word for word in words if word in {"run", "disk", "info", "guests", "version"}), None)
+    verb = next((word for word in words if word in {"run", "ps", "disk", "info", "guests", "version"}), None)
     return f"sublet {verb} --help" if verb else "sublet --help"
 
 

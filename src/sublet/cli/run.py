@@ -108,6 +108,14 @@ def run(
             rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What other commands call this machine by; else the guest's name, with a number if that "
+            "is taken. See `sublet ps`.",
+            rich_help_panel=_RUN_PANEL,
+        ),
+    ] = None,
     no_reboot: Annotated[
         bool, typer.Option("--no-reboot", help="Leave when the guest resets.", rich_help_panel=_RUN_PANEL)
     ] = False,
@@ -132,7 +140,7 @@ def run(
 
     memory_mib = None if memory is None else _memory_mib(memory)
     with _Boot(guest, kernel, initrd, append) as boot:
-        config = boot.configure(memory_mib, cpus, disk or [], net or [], engine, reboot=not no_reboot)
+        config = boot.configure(memory_mib, cpus, disk or [], net or [], engine, name, reboot=not no_reboot)
         result = run_machine(config, open_console())
     if result.exit_code != 0:
         say(result.reason)
@@ -185,6 +193,7 @@ class _Boot:
         disks: list[str],
         net: list[str],
         engine: EngineName,
+        name: str | None,
         *,
         reboot: bool,
     ) -> MachineConfig:
@@ -194,6 +203,8 @@ class _Boot:
 
         kernel, initrd, cmdline, own_disks, default_mib = self._image()
         return MachineConfig(
+            name=name,
+            suggested_name="machine" if self._prepared is None else self._name,
             kernel=kernel,
             initrd=initrd,
             cmdline=cmdline,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sublet.control import Operations
 from sublet.devices.legacy.serial import COM1_GSI, Serial
 from sublet.devices.pci import PciConfigPorts, PciEcam, PciHost, Window
 from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT
@@ -42,6 +43,8 @@ class Board:
         end: EndMachine,
     ) -> None:
         self.buses = Buses()
+        self.operations = Operations()
+        """What the machine does on request of other commands; devices and the machine add theirs."""
         clock = MonotonicClock()
         self._workers = WorkerPool(lambda error: end(Request.FAILED, error))
         # Without console=hvc0 a second login would share the terminal: systemd starts one on any hvc0.

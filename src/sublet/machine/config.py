@@ -32,6 +32,10 @@ class MachineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    name: str | None = None
+    """What other commands call the machine by; None: by its process. Must be free if given."""
+    suggested_name: str = "machine"
+    """Without ``name``: taken if it is free, else with a number."""
     kernel: Path
     """A bzImage (64-bit boot protocol) or an ELF with a PVH entry note."""
     initrd: Path | None = None

@@ -13,6 +13,7 @@ from sublet.machine.board import Board
 from sublet.machine.boot import BootState, load_kernel
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Control, Request
+from sublet.machine.presence import add_information
 from sublet.machine.runloop import VcpuRunner
 from sublet.machine.statistics import Totals
 
@@ -55,6 +56,7 @@ class PowerCycle:
         self._vm.add_platform_timers()
         boot = _load(config, self._vm, self._layout)
         self._board = Board(config, self._layout, self._vm, write, self.end)
+        add_information(self._board.operations, config, engine.name)
         supported = engine.supported_cpuid()
         for index in range(config.cpus):
             vcpu = self._vm.create_vcpu(index)

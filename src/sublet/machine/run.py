@@ -20,6 +20,7 @@ from sublet.machine.config import MachineConfig
 from sublet.machine.console import Console, InputRoute
 from sublet.machine.control import Control, Message, Request
 from sublet.machine.power_cycle import PowerCycle
+from sublet.machine.presence import Attach, presence
 from sublet.machine.statistics import Totals
 
 MAXIMUM_CPUS: Final = 255
@@ -65,9 +66,9 @@ def run_machine(config: MachineConfig, console: Console) -> MachineResult:
     totals = Totals()
     control = Control()
     route = InputRoute()
-    with _signals(control):
+    with _signals(control), presence(config) as attach:
         try:
-            request = _power_on_until_done(engine, config, console, control, route, totals)
+            request = _power_on_until_done(engine, config, console, control, route, totals, attach)
         finally:
             console.stop()
     return MachineResult(EXIT_CODES[request], request.value, totals.as_dict())
@@ -96,6 +97,7 @@ def _power_on_until_done(
     control: Control,
     route: InputRoute,
     totals: Totals,
+    attach: Attach,
 ) -> Request:
     """Boot again after each reset, if the machine is to; returns how it ended."""
     started = False
@@ -106,9 +108,11 @@ def _power_on_until_done(
                 console.start(route.offer)
                 started = True
             cycle.start()
+            attach(cycle.board.operations)
             route.connect(cycle.board.receive)
             request = _wait_for_end(cycle, control)
         finally:
+            attach(None)
             route.connect(None)
             cycle.close(totals)
         if request not in _REBOOTS or not config.reboot:
