@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class GuestMemory(Protocol):
@@ -43,6 +43,28 @@ class MmioDevice(Protocol):
 
     def mmio_read(self, offset: int, size: int) -> int: ...
     def mmio_write(self, offset: int, size: int, value: int) -> None: ...
+
+
+@runtime_checkable
+class RamWindow(Protocol):
+    """Where the guest reaches a piece of a device's own RAM without an exit: nowhere, or at one address."""
+
+    def place(self, gpa: int, size: int, offset: int = 0) -> None:
+        """Show ``size`` bytes from ``offset`` at ``gpa`` (all multiples of 4096), and nowhere else."""
+
+    def withdraw(self) -> None:
+        """Show it nowhere. Idempotent."""
+
+
+class DeviceRam(Protocol):
+    """RAM that belongs to a device: a framebuffer, a ROM. Zero-filled."""
+
+    @property
+    def buffer(self) -> memoryview:
+        """Its bytes, writable by the device at any time, whether or not the guest sees them."""
+
+    def window(self, *, readonly: bool = False) -> RamWindow:
+        """One more place to show it; in a ``readonly`` one, the guest's stores reach the device instead."""
 
 
 class Stateful(Protocol):

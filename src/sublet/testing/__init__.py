@@ -8,6 +8,7 @@ from sublet.testing.executor import InlineExecutor, ManualExecutor
 from sublet.testing.interrupts import RecordingIrqLine, RecordingMsiSink
 from sublet.testing.memory import FakeGuestMemory
 from sublet.testing.pci import FakeAddressSpace, PciDriver
+from sublet.testing.ram import FakeDeviceRam, FakeRamWindow
 from sublet.testing.virtio import VirtioDriver
 from sublet.testing.virtqueue import DriverQueue
 
@@ -15,7 +16,9 @@ __all__ = [
     "DriverQueue",
     "FakeAddressSpace",
     "FakeClock",
+    "FakeDeviceRam",
     "FakeGuestMemory",
+    "FakeRamWindow",
     "InlineExecutor",
     "ManualExecutor",
     "PciDriver",

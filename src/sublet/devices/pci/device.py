@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sublet.devices.pci import config_space as cs
-from sublet.hw import MmioDevice, PioDevice
+from sublet.hw import DeviceRam, MmioDevice, PioDevice, RamWindow
 
 
 class BarKind(enum.Enum):
@@ -21,25 +21,34 @@ class BarKind(enum.Enum):
     IO = 1
     MEMORY32 = 0
     MEMORY64 = 4
+    ROM = 2
+    """The expansion ROM's register: 32-bit memory with an enable bit of its own."""
+
+
+ROM_INDEX = 6
+"""What `Bar.index` is for the expansion ROM, which has a register apart from the six BARs."""
+_ROM_ENABLE = 1
+_FLAG_BITS = {BarKind.IO: 3, BarKind.MEMORY32: 15, BarKind.MEMORY64: 15, BarKind.ROM: 0x7FF}
 
 
 @dataclass(frozen=True)
 class Bar:
     """One base address register.
 
-    ``size`` is a power of two, at least 16 (memory) or 4 (I/O). ``handler`` answers accesses with
-    offsets relative to the BAR. A 64-bit BAR takes ``index`` and ``index + 1``.
+    ``size`` is a power of two, at least 16 (memory), 4 (I/O) or 4096 (RAM). ``handler`` answers accesses
+    with offsets relative to the BAR, or is RAM that shows there. A 64-bit BAR takes ``index`` and
+    ``index + 1``.
     """
 
     index: int
     kind: BarKind
     size: int
-    handler: MmioDevice | PioDevice
+    handler: MmioDevice | PioDevice | RamWindow
 
     @property
     def offset(self) -> int:
         """Offset of the register in configuration space."""
-        return cs.BAR0 + 4 * self.index
+        return cs.EXPANSION_ROM if self.kind is BarKind.ROM else cs.BAR0 + 4 * self.index
 
     @property
     def width(self) -> int:
@@ -102,19 +111,35 @@ class PciDevice:
         address_mask = ~(bar.size - 1) & ((1 << (8 * bar.width)) - 1)
         if bar.kind is BarKind.IO:
             address_mask &= 0xFFFF  # the I/O space has 16 bits; the upper half reads as zero
-        self.config.define(bar.offset, bar.width, bar.kind.value, address_mask)
+        fixed, writable = bar.kind.value, 0
+        if bar.kind is BarKind.ROM:
+            fixed, writable = 0, _ROM_ENABLE
+        self.config.define(bar.offset, bar.width, fixed, address_mask | writable)
         self.bars.append(bar)
+
+    def add_rom(self, content: bytes, ram: DeviceRam) -> None:
+        """Give the function an expansion ROM (PCI 3.0 §6.2.5.2 "Expansion ROM Base Address Register").
+
+        Args:
+            content: The ROM's image.
+            ram: Holds it; a power of two in size, at least 4096 bytes and the image's length.
+        """
+        ram.buffer[: len(content)] = content
+        self.add_bar(Bar(ROM_INDEX, BarKind.ROM, len(ram.buffer), ram.window(readonly=True)))
 
     def bar_base(self, bar: Bar) -> int:
         """The base that the BAR holds now."""
-        return self.config.get(bar.offset, bar.width) & ~(3 if bar.kind is BarKind.IO else 15)
+        return self.config.get(bar.offset, bar.width) & ~_FLAG_BITS[bar.kind]
 
     def set_bar_base(self, bar: Bar, base: int) -> None:
         """Assign a base, as firmware would; a multiple of the BAR's size."""
-        self.config.set(bar.offset, bar.width, base | bar.kind.value)
+        flags = 0 if bar.kind is BarKind.ROM else bar.kind.value
+        self.config.set(bar.offset, bar.width, base | flags)
 
     def decodes(self, bar: Bar) -> bool:
-        """Whether the command register enables the BAR's space."""
+        """Whether the command register enables the BAR's space, and a ROM's register the ROM."""
+        if bar.kind is BarKind.ROM and not self.config.get(bar.offset, 4) & _ROM_ENABLE:
+            return False
         enable = cs.COMMAND_IO if bar.kind is BarKind.IO else cs.COMMAND_MEMORY
         return bool(self.config.get(cs.COMMAND, 2) & enable)
 

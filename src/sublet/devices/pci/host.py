@@ -14,7 +14,7 @@ from typing import Any, cast
 from sublet.devices.pci import config_space as cs
 from sublet.devices.pci.device import Bar, BarKind, PciDevice
 from sublet.devices.pci.intx import IntxRouter
-from sublet.hw import AddressSpace, IrqLine, MmioDevice, PioDevice
+from sublet.hw import AddressSpace, IrqLine, MmioDevice, PioDevice, RamWindow
 
 ECAM_BASE = 0xE000_0000
 ECAM_SIZE = 0x1000_0000
@@ -85,7 +85,12 @@ class PciHost:
     ) -> None:
         self._bus = bus
         self._intx = IntxRouter(intx_lines)
-        self._windows = {BarKind.MEMORY32: memory32, BarKind.MEMORY64: memory64, BarKind.IO: io}
+        self._windows = {
+            BarKind.MEMORY32: memory32,
+            BarKind.MEMORY64: memory64,
+            BarKind.IO: io,
+            BarKind.ROM: memory32,
+        }
         self._memory_windows = (memory32, memory64)
         self._lock = threading.RLock()
         self._devices: dict[int, PciDevice] = {}
@@ -115,11 +120,12 @@ class PciHost:
         next_base = {kind: window.base for kind, window in self._windows.items()}
         with self._lock:
             for bar, device in bars:
-                base = (next_base[bar.kind] + bar.size - 1) & ~(bar.size - 1)
-                if not self._windows[bar.kind].contains(base, bar.size):
+                space = BarKind.MEMORY32 if bar.kind is BarKind.ROM else bar.kind
+                base = (next_base[space] + bar.size - 1) & ~(bar.size - 1)
+                if not self._windows[space].contains(base, bar.size):
                     raise ValueError(f"no room for a BAR of {bar.size:#x} bytes ({bar.kind.name})")
                 device.set_bar_base(bar, base)
-                next_base[bar.kind] = base + bar.size
+                next_base[space] = base + bar.size
             self.remap()
 
     def remap(self) -> None:
@@ -148,14 +154,21 @@ class PciHost:
 
     def _map(self, mapping: _Mapping) -> None:
         bar = mapping.bar
-        if bar.kind is BarKind.IO:
+        if isinstance(bar.handler, RamWindow):
+            bar.handler.place(mapping.base, bar.size)
+        elif bar.kind is BarKind.IO:
             self._bus.map_pio(mapping.base, bar.size, cast(PioDevice, bar.handler))
         else:
             self._bus.map_mmio(mapping.base, bar.size, cast(MmioDevice, bar.handler))
 
     def _unmap(self, mapping: _Mapping) -> None:
-        unmap = self._bus.unmap_pio if mapping.bar.kind is BarKind.IO else self._bus.unmap_mmio
-        unmap(mapping.base, mapping.bar.size)
+        bar = mapping.bar
+        if isinstance(bar.handler, RamWindow):
+            bar.handler.withdraw()
+        elif bar.kind is BarKind.IO:
+            self._bus.unmap_pio(mapping.base, bar.size)
+        else:
+            self._bus.unmap_mmio(mapping.base, bar.size)
 
     # Guest side
 
@@ -211,8 +224,14 @@ class PciHost:
 
 
 def _touches_decoding(offset: int, size: int) -> bool:
-    command = offset < cs.STATUS and offset + size > cs.COMMAND
-    return command or (offset < cs.BAR0 + 24 and offset + size > cs.BAR0)
+    return any(
+        offset < end and offset + size > start
+        for start, end in (
+            (cs.COMMAND, cs.STATUS),
+            (cs.BAR0, cs.BAR0 + 24),
+            (cs.EXPANSION_ROM, cs.EXPANSION_ROM + 4),
+        )
+    )
 
 
 class PciEcam:
