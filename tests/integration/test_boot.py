@@ -99,7 +99,7 @@ def test_a_disk_is_read_and_written(
 ) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(b"from the host\n".ljust(1 << 20, b"\0"))
-    guest = start_guest("--no-reboot", "--disk", str(disk))
+    guest = start_guest("default", "--no-reboot", "--disk", str(disk))
     guest.expect(PROMPT)
     assert "from the host" in guest.run("head -n 1 /dev/vda")
     guest.run("echo from the guest | dd of=/dev/vda bs=512 seek=1 conv=sync,fsync 2>/dev/null")

@@ -34,7 +34,7 @@ def test_killed_under_write_load(
     """Every record that the guest saw flushed is in the image, which checks clean but for leaks."""
     path = tmp_path / "disk.qcow2"
     create_image(path, 16 * MIB, format="qcow2", options={"cluster_size": "4K"})
-    running = start_guest("--disk", str(path))
+    running = start_guest("default", "--disk", str(path))
     running.expect(PROMPT)
     running.run("yes filling | head -c 8192 > /tmp/filling")
     running.type(WRITER + "\n")
@@ -63,7 +63,7 @@ def test_every_format_in_a_guest(
     for path, (name, cache) in zip(paths, formats.items(), strict=True):
         create_image(path, 8 * MIB, format=name)
         words += ["--disk", f"{path},cache={cache},serial=a-{name}"]
-    running = start_guest("--no-reboot", *words)
+    running = start_guest("default", "--no-reboot", *words)
     running.expect(PROMPT)
     sums = []
     for letter, name in zip("abcde", formats, strict=True):

@@ -36,7 +36,7 @@ def test_writes_that_fail_on_the_host_fail_in_the_guest(
     disk = tmp_path / "disk.raw"
     with disk.open("wb") as stream:
         stream.truncate(3 << 30)
-    guest = start_guest("--no-reboot", "--disk", str(disk), command=LIMITED)
+    guest = start_guest("default", "--no-reboot", "--disk", str(disk), command=LIMITED)
     guest.expect(PROMPT)
     guest.run("dd if=/dev/zero of=/dev/vda bs=1M count=8 conv=fsync 2>/dev/null")
     printed = guest.run("dd if=/dev/zero of=/dev/vda bs=1M seek=2500 count=8 conv=fsync 2>&1 || true")

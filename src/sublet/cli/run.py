@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sublet.cli.machine_options import MachineChoice, MachineOptions
 from sublet.cli.messages import ProgressDisplay, say
 from sublet.cli.statistics import StatisticsFormat, print_statistics
 from sublet.errors import UsageError
@@ -27,6 +28,8 @@ RUN_EPILOG: Final = """
 - `sublet run` — the default guest, at a shell
 - `sublet run debian --memory 2G` — Debian 12 with systemd
 - `sublet run --kernel vmlinuz --initrd initrd.gz --append console=ttyS0`
+- `sublet run --disk old.vmdk` — what the disk has, by its BIOS boot record
+- `sublet run --cdrom install.iso --disk new.qcow2 --firmware uefi`
 - `sublet run --no-reboot --stats=json < /dev/null > console.log`
 
 **Exit status**
@@ -72,6 +75,39 @@ def run(
         typer.Option(
             help="Kernel command line; added to the guest's own where GUEST is named.",
             rich_help_panel=_GUEST_PANEL,
+        ),
+    ] = None,
+    machine: Annotated[
+        MachineChoice | None,
+        typer.Option(
+            help="The board: microvm (no firmware; for a kernel or guest), pc (i440FX) or q35. By default "
+            "microvm for a kernel or guest, else pc; q35 with UEFI.",
+            show_default=False,
+            rich_help_panel=_MACHINE_PANEL,
+        ),
+    ] = None,
+    firmware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bios|uefi|FILE", help="Firmware of pc and q35.", rich_help_panel=_MACHINE_PANEL
+        ),
+    ] = None,
+    boot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE[,DEVICE...]",
+            help="What the firmware tries, in order: disk, cdrom, floppy, network.",
+            rich_help_panel=_GUEST_PANEL,
+        ),
+    ] = None,
+    cdrom: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="ISO image in a CD drive.", rich_help_panel=_MACHINE_PANEL),
+    ] = None,
+    floppy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Image in a floppy drive; at most two.", rich_help_panel=_MACHINE_PANEL
         ),
     ] = None,
     engine: Annotated[
@@ -130,17 +166,18 @@ def run(
 ) -> int:
     """Boot a machine on this terminal, and stay until it is off.
 
-    Without GUEST and --kernel, the default guest boots: a small Linux, at a shell. The terminal is the
-    guest's serial console (ttyS0); `Ctrl-]` leaves. Without a terminal, standard input is what
-    the guest reads, and standard output carries the guest's bytes and nothing else; messages of
-    sublet go to standard error.
+    Without GUEST and --kernel, firmware boots what --disk, --cdrom or --floppy holds; without these too,
+    the default guest boots: a small Linux, at a shell. The terminal is the guest's serial console
+    (ttyS0); `Ctrl-]` leaves. Without a terminal, standard input is what the guest reads, and standard
+    output carries the guest's bytes and nothing else; messages of sublet go to standard error.
     """
     from sublet.cli.terminal import open_console
     from sublet.machine import run_machine
 
     memory_mib = None if memory is None else _memory_mib(memory)
-    with _Boot(guest, kernel, initrd, append) as boot:
-        config = boot.configure(memory_mib, cpus, disk or [], net or [], engine, name, reboot=not no_reboot)
+    options = MachineOptions(machine, firmware, boot, tuple(cdrom or ()), tuple(floppy or ()))
+    with _Boot(guest, kernel, initrd, append, options, has_disks=bool(disk)) as source:
+        config = source.configure(memory_mib, cpus, disk or [], net or [], engine, name, reboot=not no_reboot)
         result = run_machine(config, open_console())
     if result.exit_code != 0:
         say(result.reason)
@@ -157,17 +194,28 @@ def _memory_mib(text: str) -> int:
 
 
 class _Boot:
-    """What to boot: a guest by name, or the user's own kernel."""
+    """What to boot: a guest by name, the user's own kernel, or what firmware finds."""
 
     _DEFAULT_MEMORY_MIB = 512
 
     def __init__(
-        self, guest: str | None, kernel: Path | None, initrd: Path | None, append: str | None
+        self,
+        guest: str | None,
+        kernel: Path | None,
+        initrd: Path | None,
+        append: str | None,
+        options: MachineOptions,
+        *,
+        has_disks: bool,
     ) -> None:
         if guest is not None and (kernel is not None or initrd is not None):
             raise UsageError("give either a guest's name or --kernel, not both")
         if kernel is None and initrd is not None:
             raise UsageError("--initrd needs --kernel")
+        self._by_firmware = guest is None and kernel is None and (has_disks or options.needs_firmware)
+        if self._by_firmware and append is not None:
+            raise UsageError("--append needs --kernel or GUEST: what firmware boots has its own")
+        self._options = options
         self._name = guest or "default"
         self._kernel = kernel
         self._initrd = initrd
@@ -175,7 +223,7 @@ class _Boot:
         self._prepared: PreparedGuest | None = None
 
     def __enter__(self) -> _Boot:
-        if self._kernel is None:
+        if self._kernel is None and not self._by_firmware:
             from sublet.guest import prepare_guest
 
             with ProgressDisplay() as progress:
@@ -208,6 +256,7 @@ class _Boot:
             kernel=kernel,
             initrd=initrd,
             cmdline=cmdline,
+            **self._options.configure(with_firmware=kernel is None),
             memory_mib=default_mib if memory_mib is None else memory_mib,
             cpus=cpus,
             disks=(
@@ -219,11 +268,9 @@ class _Boot:
             reboot=reboot,
         )
 
-    def _image(self) -> tuple[Path, Path | None, str, tuple[Path, ...], int]:
+    def _image(self) -> tuple[Path | None, Path | None, str, tuple[Path, ...], int]:
         own = self._prepared
         if own is not None:
             cmdline = f"{own.cmdline} {self._append}" if self._append else own.cmdline
             return own.kernel, own.initrd, cmdline, own.disks, own.memory_mib
-        if self._kernel is None:
-            raise UsageError("there is nothing to boot")
         return self._kernel, self._initrd, self._append or "", (), self._DEFAULT_MEMORY_MIB

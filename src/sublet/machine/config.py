@@ -7,6 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MachineName = Literal["microvm", "pc", "q35"]
+BootDevice = Literal["disk", "cdrom", "floppy", "network"]
+
 
 class DiskConfig(BaseModel):
     """One disk, in the order that the guest sees them (vda, vdb, ...)."""
@@ -36,12 +39,22 @@ class MachineConfig(BaseModel):
     """What other commands call the machine by; None: by its process. Must be free if given."""
     suggested_name: str = "machine"
     """Without ``name``: taken if it is free, else with a number."""
-    kernel: Path
-    """A bzImage (64-bit boot protocol) or an ELF with a PVH entry note."""
+    kernel: Path | None = None
+    """A bzImage (64-bit boot protocol) or an ELF with a PVH entry note; None: firmware finds what to boot."""
     initrd: Path | None = None
     """Initial RAM disk, handed over as it is (compressed or not)."""
     cmdline: str = ""
     """Kernel command line, without NUL."""
+    machine: MachineName = "microvm"
+    """microvm: no firmware, boots ``kernel`` directly; pc: i440FX and PIIX3; q35: Q35 and ICH9."""
+    firmware: Literal["bios", "uefi"] | Path | None = None
+    """Of pc and q35; a path is an image of the user's own. None: the BIOS."""
+    boot: tuple[BootDevice, ...] = Field(default=())
+    """What the firmware tries, in order; empty: disk, cdrom, floppy, network. The others come last."""
+    cdroms: tuple[Path, ...] = Field(default=())
+    """ISO images, of pc and q35."""
+    floppies: tuple[Path, ...] = Field(default=(), max_length=2)
+    """Floppy images, of pc and q35."""
     memory_mib: int = 512
     """Guest RAM in MiB; `sublet.machine.memory_map` says which values are possible."""
     cpus: int = 1

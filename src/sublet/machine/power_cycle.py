@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from sublet.engine import Engine, RamBlock, Vcpu, Vm
+from sublet.engine import Engine, Vcpu
 from sublet.machine import cpuid
 from sublet.machine import memory_map as mm
-from sublet.machine.acpi import build_tables
 from sublet.machine.board import Board
-from sublet.machine.boot import BootState, load_kernel
+from sublet.machine.boards import make_board
+from sublet.machine.boot import BootState
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Control, Request
+from sublet.machine.memory import SystemMemory
 from sublet.machine.presence import add_information
 from sublet.machine.runloop import VcpuRunner
 from sublet.machine.statistics import Totals
@@ -41,7 +42,6 @@ class PowerCycle:
         self._lock = threading.Lock()
         self._ended = False
         self._runners: list[VcpuRunner] = []
-        self._layout = mm.layout(config.memory_mib)
         self._vm = engine.create_vm()
         self._board: Board | None = None
         try:
@@ -51,17 +51,17 @@ class PowerCycle:
             raise
 
     def _build(self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None]) -> None:
-        _add_ram(self._vm, self._layout)
+        memory = SystemMemory(self._vm, mm.layout(config.memory_mib))
         self._vm.create_irqchip()
         self._vm.add_platform_timers()
-        boot = _load(config, self._vm, self._layout)
-        self._board = Board(config, self._layout, self._vm, write, self.end)
+        self._board = make_board(config, memory, self._vm, write, self.end)
+        boot = self._board.boot()
         add_information(self._board.operations, config, engine.name)
         supported = engine.supported_cpuid()
         for index in range(config.cpus):
             vcpu = self._vm.create_vcpu(index)
             vcpu.set_cpuid(cpuid.for_vcpu(supported, index, config.cpus))
-            if index == 0:
+            if index == 0 and boot is not None:
                 _enter(vcpu, boot)
             self._runners.append(VcpuRunner(vcpu, index, self._board.buses, self.end))
 
@@ -107,18 +107,6 @@ class PowerCycle:
         self._runners.clear()
         for slot, *_ in self._vm.memory.slots():
             self._vm.remove_memslot(slot)
-
-
-def _add_ram(vm: Vm, layout: mm.MemoryMap) -> None:
-    ram = RamBlock(layout.ram_size)
-    for slot, region in enumerate(layout.ram):
-        vm.set_memslot(slot, region.gpa, region.size, ram, region.offset)
-
-
-def _load(config: MachineConfig, vm: Vm, layout: mm.MemoryMap) -> BootState:
-    """What firmware and boot loader do: tables, kernel, initrd."""
-    vm.memory.write(mm.ACPI_BASE, build_tables(config.cpus, layout.pci_high_window))
-    return load_kernel(config.kernel, config.initrd, config.cmdline, vm.memory, layout, mm.ACPI_BASE)
 
 
 def _enter(vcpu: Vcpu, boot: BootState) -> None:

@@ -80,7 +80,8 @@ def _open(config: MachineConfig) -> Engine:
     mm.check_host_memory(config.memory_mib)
     if not 1 <= config.cpus <= MAXIMUM_CPUS:
         raise UsageError(f"{config.cpus} vCPUs: a machine has 1 to {MAXIMUM_CPUS}")
-    check_files(config.kernel, config.initrd)
+    if config.kernel is not None:
+        check_files(config.kernel, config.initrd)
     engine = open_engine(config.engine)
     if config.cpus > 1 and engine.name == "translate":
         raise UsageError(

@@ -170,8 +170,10 @@ class FakeVm:
         self.messages: list[tuple[int, int]] = []
         self.vcpus: list[FakeVcpu] = []
 
-    def set_memslot(self, slot: int, gpa: int, size: int, ram: Any, ram_offset: int = 0) -> None:
-        """As ``Vm.set_memslot``; the RAM is the fake's own."""
+    def set_memslot(
+        self, slot: int, gpa: int, size: int, ram: Any, ram_offset: int = 0, *, readonly: bool = False
+    ) -> None:
+        """As ``Vm.set_memslot``; the RAM is the fake's own, and always writable."""
         self.memory.set_slot(slot, gpa, size)
 
     def remove_memslot(self, slot: int) -> None:

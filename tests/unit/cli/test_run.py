@@ -141,3 +141,41 @@ def test_private_disks_go_away_when_the_machine_fails(
     machine.error = RuntimeError("boom")
     assert main(["run"]) == 70
     assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "board"),
+    [
+        (["--disk", "d"], "pc"),
+        (["--cdrom", "c.iso"], "pc"),
+        (["--disk", "d", "--firmware", "uefi"], "q35"),
+        (["--machine", "q35"], "q35"),
+        (["--boot", "network"], "pc"),
+    ],
+)
+def test_firmware_boots_where_nothing_else_is_named(
+    machine: Recorder, guest: list[str], words: list[str], board: str
+) -> None:
+    config = run(machine, *words)
+    assert guest == []
+    assert (config.kernel, config.machine) == (None, board)
+
+
+def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str]) -> None:
+    config = run(machine, "--boot", "cdrom,disk", "--cdrom", "a.iso", "--floppy", "b.img")
+    assert config.boot == ("cdrom", "disk")
+    assert (config.cdroms, config.floppies) == ((Path("a.iso"),), (Path("b.img"),))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--boot", "tape"],
+        ["--boot", "disk,disk"],
+        ["--boot", ""],
+        ["--machine", "microvm", "--cdrom", "c.iso"],
+        ["--disk", "d", "--append", "quiet"],
+    ],
+)
+def test_machines_that_cannot_be(machine: Recorder, guest: list[str], words: list[str]) -> None:
+    assert main(["run", *words]) == 2

@@ -1,0 +1,90 @@
+"""The options of ``sublet run`` that choose the machine, its firmware and what the firmware boots."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sublet.errors import UsageError
+
+_BOOT_DEVICES: Final = ("disk", "cdrom", "floppy", "network")
+
+
+class MachineChoice(enum.StrEnum):
+    """Values of ``--machine``."""
+
+    MICROVM = "microvm"
+    PC = "pc"
+    Q35 = "q35"
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What the user said of the machine; None and empty: nothing."""
+
+    machine: MachineChoice | None = None
+    firmware: str | None = None
+    """``bios``, ``uefi`` or the path of an image."""
+    boot: str | None = None
+    """Names of boot devices, with commas."""
+    cdroms: tuple[Path, ...] = ()
+    floppies: tuple[Path, ...] = ()
+
+    @property
+    def needs_firmware(self) -> bool:
+        """Whether only a machine with firmware can do what was asked."""
+        named = self.firmware is not None or self.boot is not None or bool(self.cdroms or self.floppies)
+        return named or self.machine in (MachineChoice.PC, MachineChoice.Q35)
+
+    def configure(self, *, with_firmware: bool) -> dict[str, Any]:
+        """Fields of ``MachineConfig``.
+
+        Args:
+            with_firmware: There is no kernel to enter directly.
+
+        Raises:
+            UsageError: A value is none of those that exist, or they contradict each other.
+        """
+        machine = self._machine(with_firmware or self.needs_firmware)
+        if machine is MachineChoice.MICROVM and self.needs_firmware:
+            raise UsageError(
+                "the machine microvm has no firmware, CD or floppy drive",
+                remedy="Give --machine pc or q35.",
+            )
+        return {
+            "machine": machine.value,
+            "firmware": self._firmware(),
+            "boot": _boot_order(self.boot),
+            "cdroms": self.cdroms,
+            "floppies": self.floppies,
+        }
+
+    def _machine(self, with_firmware: bool) -> MachineChoice:
+        if self.machine is not None:
+            return self.machine
+        if not with_firmware:
+            return MachineChoice.MICROVM
+        return MachineChoice.Q35 if self.firmware == "uefi" else MachineChoice.PC
+
+    def _firmware(self) -> str | Path | None:
+        if self.firmware in (None, "bios", "uefi"):
+            return self.firmware
+        return Path(str(self.firmware))
+
+
+def _boot_order(text: str | None) -> tuple[str, ...]:
+    """Names out of ``disk,cdrom``."""
+    if text is None:
+        return ()
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in _BOOT_DEVICES:
+            raise UsageError(
+                f"--boot {text}: {name!r} is nothing to boot from",
+                remedy=f"Name some of {', '.join(_BOOT_DEVICES)}, with commas.",
+            )
+    if len(set(names)) != len(names):
+        raise UsageError(f"--boot {text}: each device is named once")
+    return names
