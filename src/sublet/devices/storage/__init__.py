@@ -1,0 +1,8 @@
+"""Disk, CD and floppy controllers of the PC."""
+
+from __future__ import annotations
+
+from sublet.devices.storage.ata import AtaDisk
+from sublet.devices.storage.ide import PiixIde
+
+__all__ = ["AtaDisk", "PiixIde"]
