@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sublet.devices.pci import PciConfigPorts, PciEcam, PciHost, Window
+from sublet.devices.pci import IntxRouter, PciConfigPorts, PciEcam, PciHost, Window
 from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT
 from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
 from sublet.devices.virtio import VirtioPci
@@ -68,7 +68,7 @@ def _make_pci_host(buses: Buses, layout: mm.MemoryMap, vm: Vm) -> PciHost:
     lines = [GsiLine(vm, INTX_FIRST_GSI + i) for i in range(INTX_GSI_COUNT)]
     return PciHost(
         buses,
-        lines,
+        IntxRouter(lines),
         memory32=_window(mm.PCI_LOW_WINDOW),
         memory64=_window(layout.pci_high_window),
         io=_window(mm.PCI_IO_WINDOW),

@@ -5,7 +5,7 @@ Reference: virtio 1.2 §3.1.1 "Driver Requirements: Device Initialization".
 
 from __future__ import annotations
 
-from sublet.devices.pci import PciHost, Window
+from sublet.devices.pci import IntxRouter, PciHost, Window
 from sublet.devices.virtio import VirtioDevice, VirtioPci
 from sublet.testing.interrupts import RecordingIrqLine, RecordingMsiSink
 from sublet.testing.memory import FakeGuestMemory
@@ -31,7 +31,7 @@ class VirtioDriver:
         self.bus = FakeAddressSpace()
         self.host = PciHost(
             self.bus,
-            self.lines,
+            IntxRouter(self.lines),
             memory32=Window(0xC000_0000, 0x1000_0000),
             memory64=Window(1 << 40, 1 << 30),
             io=Window(0xC000, 0x1000),

@@ -7,6 +7,7 @@ import pytest
 from sublet.devices.pci import (
     Bar,
     BarKind,
+    IntxRouter,
     MsixTable,
     PciConfigPorts,
     PciDevice,
@@ -15,6 +16,7 @@ from sublet.devices.pci import (
     Window,
     intx_gsi,
 )
+from sublet.devices.pci import config_space as cs
 from sublet.devices.platform import ResetRegister
 from sublet.testing import FakeAddressSpace, PciDriver, RecordingIrqLine, RecordingMsiSink
 
@@ -41,7 +43,7 @@ class Board:
     def __init__(self) -> None:
         self.bus = FakeAddressSpace()
         self.lines = [RecordingIrqLine() for _ in range(8)]
-        self.host = PciHost(self.bus, self.lines, memory32=MEMORY32, memory64=MEMORY64, io=IO)
+        self.host = PciHost(self.bus, IntxRouter(self.lines), memory32=MEMORY32, memory64=MEMORY64, io=IO)
         self.device = make_device()
         self.host.plug(2, self.device)
         self.host.assign_bars()
@@ -267,3 +269,13 @@ def test_msix_ignores_byte_writes_and_pba_writes() -> None:
     board.driver.write(4, 0x800, 4, 0xFF)
     assert board.driver.read(4, 0, 4) == 0
     assert board.driver.read(4, 0x800, 4) == 0
+
+
+def test_functions_of_one_slot() -> None:
+    """PCI 3.0 §6.2.1 "Device Identification": bit 7 of the header type says that there are more functions."""
+    board = Board()
+    second = PciDevice(vendor_id=0x1234, device_id=0x0002, class_code=0xFF0000)
+    board.host.plug(2, second, function=1)
+    assert board.host.config_read(0, 2, 1, cs.DEVICE_ID, 2) == 0x0002
+    assert board.host.config_read(0, 2, 0, cs.HEADER_TYPE, 1) == cs.HEADER_MULTIFUNCTION
+    assert board.host.config_read(0, 2, 2, cs.VENDOR_ID, 2) == 0xFFFF

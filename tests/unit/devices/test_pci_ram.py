@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sublet.devices.pci import Bar, BarKind, PciDevice, PciHost, Window
+from sublet.devices.pci import Bar, BarKind, IntxRouter, PciDevice, PciHost, Window
 from sublet.devices.pci import config_space as cs
 from sublet.testing import FakeAddressSpace, FakeDeviceRam, FakeRamWindow, PciDriver, RecordingIrqLine
 
@@ -19,7 +19,9 @@ class Card:
         device.add_rom(b"\x55\xaa rom", self.rom)
         bus = FakeAddressSpace()
         lines = [RecordingIrqLine() for _ in range(8)]
-        host = PciHost(bus, lines, memory32=MEMORY32, memory64=Window(1 << 40, 1), io=Window(0xC000, 1))
+        host = PciHost(
+            bus, IntxRouter(lines), memory32=MEMORY32, memory64=Window(1 << 40, 1), io=Window(0xC000, 1)
+        )
         host.plug(2, device)
         host.assign_bars()
         self.driver = PciDriver(host, bus, 2)

@@ -12,6 +12,7 @@ from sublet.devices.pci.host import (
     PciConfigPorts,
     PciEcam,
     PciHost,
+    PinRouter,
     Window,
 )
 from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT, IntxRouter, intx_gsi
@@ -33,6 +34,7 @@ __all__ = [
     "PciDevice",
     "PciEcam",
     "PciHost",
+    "PinRouter",
     "Window",
     "intx_gsi",
 ]

@@ -7,14 +7,13 @@ PCI Firmware 3.3 §4.1 "MCFG Table Description".
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from sublet.devices.pci import config_space as cs
 from sublet.devices.pci.device import Bar, BarKind, PciDevice
-from sublet.devices.pci.intx import IntxRouter
-from sublet.hw import AddressSpace, IrqLine, MmioDevice, PioDevice, RamWindow
+from sublet.hw import AddressSpace, MmioDevice, PioDevice, RamWindow
 
 ECAM_BASE = 0xE000_0000
 ECAM_SIZE = 0x1000_0000
@@ -23,6 +22,7 @@ CONFIG_PORT = 0xCF8
 CONFIG_PORT_COUNT = 8
 RESET_OFFSET = 0xCF9 - CONFIG_PORT
 SLOT_COUNT = 32
+FUNCTION_COUNT = 8
 ADDRESS_ENABLE = 1 << 31
 
 _HOST_BRIDGE_IDS = {"vendor_id": 0x1B36, "device_id": 0x0008, "class_code": 0x060000}
@@ -59,8 +59,14 @@ class _Mapping:
         return same_space and not ends_before and not starts_after
 
 
+class PinRouter(Protocol):
+    """Where interrupt pins lead: `IntxRouter`, or a chipset's."""
+
+    def pin(self, slot: int, pin: int) -> Callable[[bool], None]: ...
+
+
 class PciHost:
-    """Bus 0 with up to 31 devices; slot 0 is the bridge itself.
+    """Bus 0 with 32 slots of up to 8 functions; slot 0 is the bridge itself.
 
     ``_lock`` guards every configuration space and the BAR mappings. Bad input, by design: a BAR that is
     disabled, outside the windows, or over another device's BAR does not decode (reads of that range are
@@ -68,23 +74,25 @@ class PciHost:
 
     Args:
         bus: Where BARs are mapped.
-        intx_lines: GSI 16 to 23.
+        router: Where the interrupt pins lead.
         memory32: Window below 4 GiB.
         memory64: Window above 4 GiB.
         io: Port window.
+        bridge: The device in slot 0; None: one that no driver knows.
     """
 
     def __init__(
         self,
         bus: AddressSpace,
-        intx_lines: Sequence[IrqLine],
+        router: PinRouter,
         *,
         memory32: Window,
         memory64: Window,
         io: Window,
+        bridge: PciDevice | None = None,
     ) -> None:
         self._bus = bus
-        self._intx = IntxRouter(intx_lines)
+        self._router = router
         self._windows = {
             BarKind.MEMORY32: memory32,
             BarKind.MEMORY64: memory64,
@@ -93,25 +101,31 @@ class PciHost:
         }
         self._memory_windows = (memory32, memory64)
         self._lock = threading.RLock()
-        self._devices: dict[int, PciDevice] = {}
+        self._devices: dict[tuple[int, int], PciDevice] = {}
         self._mappings: list[_Mapping] = []
         self._address = 0
-        self.plug(0, PciDevice(**_HOST_BRIDGE_IDS))
+        self.plug(0, bridge or PciDevice(**_HOST_BRIDGE_IDS))
 
     # Wiring
 
     @property
-    def devices(self) -> dict[int, PciDevice]:
-        """The devices by slot, the bridge at 0 included."""
+    def devices(self) -> dict[tuple[int, int], PciDevice]:
+        """The devices by slot and function, the bridge at (0, 0) included."""
         return dict(self._devices)
 
-    def plug(self, slot: int, device: PciDevice) -> None:
-        """Put a device into a slot, 0 to 31; call ``assign_bars`` when all are in."""
-        if not 0 <= slot < SLOT_COUNT or slot in self._devices:
-            raise ValueError(f"PCI slot {slot} does not exist or is taken")
-        self._devices[slot] = device
+    def plug(self, slot: int, device: PciDevice, function: int = 0) -> None:
+        """Put a function into a slot, 0 to 31; call ``assign_bars`` when all are in, if nothing else does.
+
+        Function 0 of a slot comes first; it tells the guest that there are more.
+        """
+        place = (slot, function)
+        if not (0 <= slot < SLOT_COUNT and 0 <= function < FUNCTION_COUNT) or place in self._devices:
+            raise ValueError(f"PCI slot {slot} function {function} does not exist or is taken")
+        self._devices[place] = device
+        if function:
+            self._devices[slot, 0].config.set(cs.HEADER_TYPE, 1, cs.HEADER_MULTIFUNCTION)
         if device.interrupt_pin:
-            device.connect_intx(self._intx.pin(slot, device.interrupt_pin - 1))
+            device.connect_intx(self._router.pin(slot, device.interrupt_pin - 1))
 
     def assign_bars(self) -> None:
         """Give every BAR a base in its window, largest first, as firmware does; decoding stays off."""
@@ -174,16 +188,16 @@ class PciHost:
 
     def config_read(self, bus: int, slot: int, function: int, offset: int, size: int) -> int:
         """A configuration read; an absent function reads as all ones."""
-        device = self._devices.get(slot)
-        if bus or function or device is None:
+        device = self._devices.get((slot, function))
+        if bus or device is None:
             return (1 << (8 * size)) - 1
         with self._lock:
             return device.config_read(offset, size)
 
     def config_write(self, bus: int, slot: int, function: int, offset: int, size: int, value: int) -> None:
         """A configuration write; to an absent function it is dropped."""
-        device = self._devices.get(slot)
-        if bus or function or device is None:
+        device = self._devices.get((slot, function))
+        if bus or device is None:
             return
         with self._lock:
             device.config_write(offset, size, value)
@@ -210,17 +224,22 @@ class PciHost:
             self.assign_bars()
 
     def save_state(self) -> dict[str, Any]:
-        """The bridge and every device, by slot. The machine is paused."""
-        slots = {str(slot): device.save_state() for slot, device in self._devices.items()}
+        """The bridge and every device, by slot and function. The machine is paused."""
+        slots = {_place(*place): device.save_state() for place, device in self._devices.items()}
         return {"address": self._address, "slots": slots}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``save_state`` on a host with the same devices in the same slots."""
         with self._lock:
             self._address = state["address"]
-            for slot, device in self._devices.items():
-                device.load_state(state["slots"][str(slot)])
+            for place, device in self._devices.items():
+                device.load_state(state["slots"][_place(*place)])
             self.remap()
+
+
+def _place(slot: int, function: int) -> str:
+    """How saved state names a function."""
+    return f"{slot:02x}.{function}"
 
 
 def _touches_decoding(offset: int, size: int) -> bool:

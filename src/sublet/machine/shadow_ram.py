@@ -1,0 +1,77 @@
+"""Shadow RAM: what the chipset shows from 768 KiB to 1 MiB, RAM or the firmware's ROM, by its PAM registers.
+
+Reference: Intel 82441FX datasheet (290549) §3.2.17 "PAM[6:0] Programmable Attribute Map Registers";
+Intel 3 Series Express Chipset datasheet (316966) §5.1.13 "PAM0". Both have the same layout.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+from sublet.devices.platform.pam import PAM_SEGMENTS
+from sublet.machine.memory import DeviceMemory, SystemMemory
+
+_ROM_START: Final = 0xE0000
+
+_Kind = Literal["ram", "readonly", "rom"]
+
+
+class _Run(NamedTuple):
+    """Neighbouring segments of one kind, half-open."""
+
+    start: int
+    end: int
+    kind: _Kind
+
+
+class ShadowRam:
+    """Keeps memslots in line with the PAM registers. Called with the PCI host's lock held.
+
+    A segment that takes writes but reads from ROM shows the ROM alone: memslots cannot tell them apart.
+
+    Args:
+        memory: The machine's RAM, with its legacy hole open.
+        rom: The firmware's image; its last 128 KiB show below 1 MiB.
+    """
+
+    def __init__(self, memory: SystemMemory, rom: DeviceMemory) -> None:
+        self._memory = memory
+        self._rom = rom
+        self._slots: dict[_Run, int] = {}
+        self.apply((0,) * len(PAM_SEGMENTS))
+
+    def apply(self, attributes: tuple[int, ...]) -> None:
+        """Show what each segment's two bits say: bit 0 reads from RAM, bit 1 writes to it."""
+        wanted = _runs(attributes)
+        for run in [run for run in self._slots if run not in wanted]:
+            self._memory.unmap(self._slots.pop(run))
+        for run in wanted:
+            if run not in self._slots:
+                self._slots[run] = self._map(run)
+
+    def _map(self, run: _Run) -> int:
+        start, end, kind = run
+        if kind == "rom":
+            offset = len(self._rom.buffer) - (0x100000 - start)
+            return self._memory.map(start, end - start, self._rom.block, offset, readonly=True)
+        return self._memory.map(start, end - start, self._memory.ram, start, readonly=kind == "readonly")
+
+
+def _runs(attributes: tuple[int, ...]) -> list[_Run]:
+    runs: list[_Run] = []
+    for (start, size), bits in zip(PAM_SEGMENTS, attributes, strict=True):
+        kind = _kind(start, bits)
+        if kind is None:
+            continue
+        last = runs[-1] if runs else None
+        if last is not None and last.end == start and last.kind == kind:
+            runs[-1] = _Run(last.start, start + size, kind)
+        else:
+            runs.append(_Run(start, start + size, kind))
+    return runs
+
+
+def _kind(start: int, bits: int) -> _Kind | None:
+    if bits & 1:
+        return "ram" if bits & 2 else "readonly"
+    return "rom" if start >= _ROM_START else None
