@@ -171,7 +171,7 @@ def virtio_steps(rng: random.Random) -> list[Step]:
         if isinstance(device, VirtioConsole):
             device.receive(rng.randbytes(rng.randrange(200)))
         elif isinstance(device, VirtioNet):
-            device.deliver(rng.randbytes(rng.randrange(2000)))
+            device.receive([rng.randbytes(12 + rng.randrange(2000)) for _ in range(3)])
 
     def snapshot(rng: random.Random) -> None:
         driver.host.load_state(driver.host.save_state())

@@ -9,74 +9,83 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
-import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from sublet.errors import HostRefused
-from sublet.net.sink import MAX_FRAME_SIZE, FrameReceiver
+from sublet.net.packet import HEADER_SIZE, MAX_FRAME_SIZE, from_frame
+from sublet.net.polled_sink import RECEIVE_BATCH, PolledSink
 
-_PREFIX_SIZE = 4
-_SEND_TIMEOUT_S = 5
+_PREFIX_SIZE: Final = 4
+_READ_SIZE: Final = 1 << 17
 
 
-class StreamSink:
+class StreamSink(PolledSink):
     """One connected stream socket. A peer that breaks the framing or hangs up ends the connection.
 
-    The peer is hostile: a length past ``MAX_FRAME_SIZE`` disconnects it, and at most one frame is held.
+    The peer is hostile: a length past ``MAX_FRAME_SIZE`` disconnects it, and at most one incomplete
+    frame beside one batch is held.
 
     Args:
         connection: Connected; owned from now on.
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
+        connection.setblocking(False)
+        super().__init__(connection.fileno())
         self._socket = connection
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._read = bytearray()
+        self._unsent = memoryview(b"")
 
-    @property
-    def connected(self) -> bool:
-        """Whether frames still go anywhere."""
-        return not self._closed
+    def read_packets(self) -> list[bytes]:
+        """The complete frames of what has come; the rest waits for more."""
+        packets = self._parse()
+        if packets:
+            return packets
+        with contextlib.suppress(BlockingIOError):
+            data = self._socket.recv(_READ_SIZE)
+            if not data:
+                raise ConnectionResetError
+            self._read += data
+        return self._parse()
 
-    def attach(self, receive: FrameReceiver) -> None:
-        """Start the receiving thread."""
-        self._thread = threading.Thread(target=self._receive_all, args=(receive,), name="net", daemon=True)
-        self._thread.start()
+    def _parse(self) -> list[bytes]:
+        packets: list[bytes] = []
+        position = 0
+        while len(packets) < RECEIVE_BATCH and len(self._read) - position >= _PREFIX_SIZE:
+            start = position + _PREFIX_SIZE
+            length = int.from_bytes(self._read[position:start], "big")
+            if not 0 < length <= MAX_FRAME_SIZE:
+                raise ConnectionAbortedError
+            if len(self._read) < start + length:
+                break
+            packets.append(from_frame(bytes(self._read[start : start + length])))
+            position = start + length
+        del self._read[:position]
+        return packets
 
-    def _receive_all(self, receive: FrameReceiver) -> None:
-        with contextlib.suppress(OSError), self._socket.makefile("rb") as stream:
-            while not self._closed:
-                length = int.from_bytes(stream.read(_PREFIX_SIZE), "big")
-                if not 0 < length <= MAX_FRAME_SIZE:
-                    break
-                frame = stream.read(length)
-                if len(frame) < length:
-                    break
-                receive(frame)
-        self._disconnect()
+    def write_packets(self, packets: Sequence[bytes]) -> int:
+        """Write frames until one does not fit; that one is taken and ``flush`` writes its rest."""
+        for index, packet in enumerate(packets):
+            if not self.flush():
+                return index
+            frame = packet[HEADER_SIZE:]
+            self._unsent = memoryview(len(frame).to_bytes(_PREFIX_SIZE, "big") + frame)
+        self.flush()
+        return len(packets)
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame; a peer that takes nothing for some seconds is disconnected."""
-        if self._closed:
-            return
-        try:
-            self._socket.sendall(len(frame).to_bytes(_PREFIX_SIZE, "big") + frame)
-        except OSError:
-            self._disconnect()
+    def flush(self) -> bool:
+        """Write the rest of the frame that was taken last."""
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        return not self._unsent
 
-    def _disconnect(self) -> None:
-        self._closed = True
+    def release(self) -> None:
+        """Hang up."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Disconnect, wait for the receiving thread and close the socket."""
-        self._disconnect()
-        thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
         self._socket.close()
 
 
