@@ -5,11 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
+from tests.unit.devices.storage.ide_driver import BUFFER, IdeDriver
 
 from sublet.devices.storage import AtaDisk
 from sublet.testing import ManualExecutor, RamDisk
-
-from tests.unit.devices.storage.ide_driver import BUFFER, IdeDriver
 
 SECTORS = 0x4000
 READ, READ_EXT, WRITE, WRITE_EXT = 0x20, 0x24, 0x30, 0x34
