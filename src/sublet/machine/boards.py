@@ -6,20 +6,19 @@ from collections.abc import Callable
 from typing import Final
 
 from sublet.engine import Vm
-from sublet.errors import UsageError
 from sublet.machine.board import Board
 from sublet.machine.config import MachineConfig
 from sublet.machine.memory import SystemMemory
 from sublet.machine.microvm import MicroVm
+from sublet.machine.pc import Pc
+from sublet.machine.q35 import Q35
 from sublet.machine.runloop import EndMachine
 
-_BOARDS: Final[dict[str, type[Board]]] = {"microvm": MicroVm}
+_BOARDS: Final[dict[str, type[Board]]] = {"microvm": MicroVm, "pc": Pc, "q35": Q35}
 
 
 def make_board(
     config: MachineConfig, memory: SystemMemory, vm: Vm, write: Callable[[bytes], None], end: EndMachine
 ) -> Board:
     """The board that ``config.machine`` names; see `Board`."""
-    if config.machine not in _BOARDS:
-        raise UsageError(f"there is no machine {config.machine} yet")
     return _BOARDS[config.machine](config, memory, vm, write, end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sublet.hw import MmioDevice, PioDevice
@@ -40,11 +41,12 @@ class PortBus:
                 raise BusConflict(f"port {taken[0]:#x} is taken")
             self._ports.update(dict.fromkeys(range(first, end), (device, first, end)))
 
-    def remove(self, first: int, length: int) -> None:
-        """Stop decoding; ports that nobody had are ignored."""
+    def remove(self, first: int, length: int, device: PioDevice | None = None) -> None:
+        """Stop decoding; ports that nobody had, or another than ``device`` has, are ignored."""
         with self._lock:
             for port in range(first, first + length):
-                self._ports.pop(port, None)
+                if device is None or self._ports.get(port, (None,))[0] is device:
+                    self._ports.pop(port, None)
 
     def read(self, port: int, size: int) -> int:
         """Value of ``size`` (1, 2 or 4) bytes at ``port``."""
@@ -110,11 +112,16 @@ class MmioBus:
                     raise BusConflict(f"{start:#x} to {region.end:#x} overlaps {other.start:#x}")
             self._replace([*regions, region])
 
-    def remove(self, start: int, length: int) -> None:
-        """Take away the region of these bounds, if there is one."""
-        gone = (start, start + length)
+    def remove(self, start: int, length: int, device: MmioDevice | None = None) -> None:
+        """Take away the region of these bounds, if there is one and, where given, it is ``device``'s."""
+
+        def stays(region: _Region) -> bool:
+            if (region.start, region.end) != (start, start + length):
+                return True
+            return device is not None and region.device is not device
+
         with self._lock:
-            self._replace([region for region in self._table[1] if (region.start, region.end) != gone])
+            self._replace([region for region in self._table[1] if stays(region)])
 
     def _replace(self, regions: list[_Region]) -> None:
         regions.sort(key=lambda region: region.start)
@@ -143,7 +150,11 @@ class MmioBus:
 
 
 class Buses:
-    """Both address spaces of a machine, as the PCI host bridge maps BARs into them (`hw.AddressSpace`)."""
+    """Both address spaces of a machine, as the PCI host bridge maps BARs into them (`hw.AddressSpace`).
+
+    The guest may place a BAR over what the board decodes itself; the board's device keeps its addresses,
+    and the BAR decodes nowhere.
+    """
 
     def __init__(self) -> None:
         self.ports = PortBus()
@@ -151,16 +162,18 @@ class Buses:
 
     def map_mmio(self, base: int, size: int, device: MmioDevice) -> None:
         """See `MmioBus.add`."""
-        self.mmio.add(base, size, device)
+        with suppress(BusConflict):
+            self.mmio.add(base, size, device)
 
-    def unmap_mmio(self, base: int, size: int) -> None:
+    def unmap_mmio(self, base: int, size: int, device: MmioDevice) -> None:
         """See `MmioBus.remove`."""
-        self.mmio.remove(base, size)
+        self.mmio.remove(base, size, device)
 
     def map_pio(self, base: int, size: int, device: PioDevice) -> None:
         """See `PortBus.add`."""
-        self.ports.add(base, size, device)
+        with suppress(BusConflict):
+            self.ports.add(base, size, device)
 
-    def unmap_pio(self, base: int, size: int) -> None:
+    def unmap_pio(self, base: int, size: int, device: PioDevice) -> None:
         """See `PortBus.remove`."""
-        self.ports.remove(base, size)
+        self.ports.remove(base, size, device)

@@ -19,7 +19,7 @@ class FakeAddressSpace:
         assert all(base + size <= other or other + length <= base for other, length in self.mmio)
         self.mmio[base, size] = device
 
-    def unmap_mmio(self, base: int, size: int) -> None:
+    def unmap_mmio(self, base: int, size: int, device: MmioDevice) -> None:
         """Unmap exactly what was mapped."""
         del self.mmio[base, size]
 
@@ -28,7 +28,7 @@ class FakeAddressSpace:
         assert all(base + size <= other or other + length <= base for other, length in self.pio)
         self.pio[base, size] = device
 
-    def unmap_pio(self, base: int, size: int) -> None:
+    def unmap_pio(self, base: int, size: int, device: PioDevice) -> None:
         """Unmap exactly what was mapped."""
         del self.pio[base, size]
 

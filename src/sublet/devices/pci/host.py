@@ -180,9 +180,9 @@ class PciHost:
         if isinstance(bar.handler, RamWindow):
             bar.handler.withdraw()
         elif bar.kind is BarKind.IO:
-            self._bus.unmap_pio(mapping.base, bar.size)
+            self._bus.unmap_pio(mapping.base, bar.size, cast(PioDevice, bar.handler))
         else:
-            self._bus.unmap_mmio(mapping.base, bar.size)
+            self._bus.unmap_mmio(mapping.base, bar.size, cast(MmioDevice, bar.handler))
 
     # Guest side
 

@@ -94,22 +94,28 @@ class AcpiPm:
 
 
 class Gpe0:
-    """The general-purpose event block: 16 status and 16 enable bits, no event wired yet."""
+    """The general-purpose event block: status bits, then as many enable bits. No event is wired yet.
 
-    def __init__(self) -> None:
+    Args:
+        register_size: Bytes of each of the two registers: 2 on PIIX4, 8 on ICH9.
+    """
+
+    def __init__(self, register_size: int = 2) -> None:
+        self._bits = 8 * register_size
+        self._mask = (1 << self._bits) - 1
         self._status = 0
         self._enable = 0
 
     def pio_read(self, offset: int, size: int) -> int:
-        """Status in bytes 0 and 1, enable in bytes 2 and 3."""
-        return (self._status | self._enable << 16) >> (8 * offset) & ((1 << (8 * size)) - 1)
+        """Status in the first half, enable in the second."""
+        return (self._status | self._enable << self._bits) >> (8 * offset) & ((1 << (8 * size)) - 1)
 
     def pio_write(self, offset: int, size: int, value: int) -> None:
         """Status bits clear on one; enable bits are plain."""
         mask = ((1 << (8 * size)) - 1) << (8 * offset)
         bits = value << (8 * offset) & mask
-        self._status &= ~(bits & 0xFFFF)
-        self._enable = _merge(self._enable, bits >> 16, mask >> 16 & 0xFFFF)
+        self._status &= ~(bits & self._mask)
+        self._enable = _merge(self._enable, bits >> self._bits, mask >> self._bits & self._mask)
 
     def reset(self) -> None:
         """Power-on state."""

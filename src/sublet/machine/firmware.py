@@ -1,0 +1,105 @@
+"""The firmware that a machine starts with: where its images are, and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sublet.errors import HostRefused, UnsupportedImage, UsageError
+from sublet.machine.boot.files import open_boot_file
+from sublet.machine.config import MachineConfig
+from sublet.machine.memory_map import MIB, PAGE_SIZE
+
+FIRMWARE_DIRECTORIES: Final = tuple(
+    Path(directory)
+    for directory in (
+        "/usr/share/seabios",
+        "/usr/share/OVMF",
+        "/usr/lib/ipxe/qemu",
+        "/usr/share/qemu",
+        "/usr/share/edk2/x64",
+        "/usr/share/edk2/ovmf",
+    )
+)
+"""Where distributions put images."""
+
+_BIOS: Final = ("bios-256k.bin", "bios.bin")
+_UEFI_CODE: Final = ("OVMF_CODE_4M.fd", "OVMF_CODE.4m.fd", "OVMF_CODE.fd")
+_UEFI_VARIABLES: Final = ("OVMF_VARS_4M.fd", "OVMF_VARS.4m.fd", "OVMF_VARS.fd")
+_MAXIMUM_SIZE: Final = 16 * MIB
+_MINIMUM_SIZE: Final = 0x10000
+_BIOS_MEMORY_MIB: Final = 4
+_UEFI_MEMORY_MIB: Final = 96
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """What lies below 4 GiB: code, read-only, and with UEFI a template of the variable store under it."""
+
+    path: Path
+    code: bytes
+    variables: bytes | None
+
+
+def find_image(names: tuple[str, ...], directory: Path | None = None) -> Path | None:
+    """The first of these files that this host has.
+
+    Args:
+        names: In order of preference.
+        directory: Looked into before the distributions' directories.
+    """
+    directories = FIRMWARE_DIRECTORIES if directory is None else (directory, *FIRMWARE_DIRECTORIES)
+    for name in names:
+        for candidate in directories:
+            if (candidate / name).is_file():
+                return candidate / name
+    return None
+
+
+def load_firmware(config: MachineConfig) -> Firmware:
+    """Read the firmware that the definition names.
+
+    Raises:
+        UsageError: There is no such file, or the machine has less memory than the firmware needs.
+        HostRefused: It is not installed, or cannot be read.
+        ImageError: It is no firmware image.
+    """
+    if isinstance(config.firmware, Path):
+        return Firmware(config.firmware, _read(config.firmware), None)
+    if config.firmware == "uefi":
+        _check_memory(config, "UEFI", _UEFI_MEMORY_MIB)
+        code = _find("UEFI", "ovmf", _UEFI_CODE)
+        variables = find_image(_UEFI_VARIABLES[_UEFI_CODE.index(code.name) :])
+        return Firmware(code, _read(code), None if variables is None else _read(variables))
+    _check_memory(config, "the BIOS", _BIOS_MEMORY_MIB)
+    path = _find("BIOS", "seabios", _BIOS)
+    return Firmware(path, _read(path), None)
+
+
+def _check_memory(config: MachineConfig, what: str, minimum_mib: int) -> None:
+    if config.memory_mib < minimum_mib:
+        raise UsageError(
+            f"{config.memory_mib} MiB of memory is too little for {what}",
+            remedy=f"Give at least {minimum_mib} MiB.",
+        )
+
+
+def _find(what: str, package: str, names: tuple[str, ...]) -> Path:
+    path = find_image(names)
+    if path is None:
+        raise HostRefused(
+            f"there is no {what} firmware on this host",
+            remedy=f"Install the package {package}, or name an image by --firmware FILE.",
+        )
+    return path
+
+
+def _read(path: Path) -> bytes:
+    with open_boot_file(path, "firmware") as file:
+        if not _MINIMUM_SIZE <= file.size <= _MAXIMUM_SIZE or file.size % PAGE_SIZE:
+            raise UnsupportedImage(
+                f"{path} is no firmware image: it has {file.size} bytes, "
+                f"an image has 64 KiB to 16 MiB in pages of 4 KiB"
+            )
+        return file.read(0, file.size, "the image")

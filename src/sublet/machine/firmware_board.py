@@ -1,0 +1,164 @@
+"""What the boards with firmware share: ROM, shadow RAM, fw_cfg, the ISA devices, the ACPI registers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Final
+
+from sublet.devices.legacy.serial import Serial
+from sublet.devices.pci import PciConfigPorts, PciDevice, PciHost, Window
+from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
+from sublet.devices.platform.debug_console import DEBUG_PORT, DebugConsole
+from sublet.devices.platform.fw_cfg import FW_CFG_PORT, FW_CFG_PORT_COUNT, FwCfg
+from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
+from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
+from sublet.devices.platform.port92 import PORT92, Port92
+from sublet.devices.virtio import VirtioPci
+from sublet.engine import Vm
+from sublet.machine import memory_map as mm
+from sublet.machine.board import Board, discard
+from sublet.machine.boot import BootState
+from sublet.machine.bus import BusConflict
+from sublet.machine.config import MachineConfig
+from sublet.machine.control import Request
+from sublet.machine.firmware import load_firmware
+from sublet.machine.firmware_config import describe_machine
+from sublet.machine.firmware_log import FirmwareLog
+from sublet.machine.host import GsiLine, MsiPort
+from sublet.machine.memory import DeviceMemory, SystemMemory
+from sublet.machine.runloop import EndMachine
+from sublet.machine.shadow_ram import ShadowRam
+
+COM2_PORT: Final = 0x2F8
+COM2_IRQ: Final = 3
+_FOUR_GIB: Final = 1 << 32
+_PCI_MEMORY_END: Final = mm.IOAPIC_BASE
+_PCI_HIGH_END: Final = 1 << 46
+
+
+class FirmwareBoard(Board):
+    """A board that starts at the reset vector of its firmware.
+
+    Subclasses give the chipset: `make_router`, `make_bridge`, `plug_chipset`.
+    """
+
+    pm_block_size: int
+    """Ports of the ACPI register block."""
+    gpe0_offset: int
+    """Where GPE0 lies in it."""
+    gpe0_register_size: int
+    """Bytes of each of GPE0's two registers."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        memory: SystemMemory,
+        vm: Vm,
+        write: Callable[[bytes], None],
+        end: EndMachine,
+    ) -> None:
+        firmware = load_firmware(config)
+        super().__init__(config, memory, vm, write, end)
+        self.end = end
+        self._rom = DeviceMemory(memory, len(firmware.code))
+        self._rom.buffer[:] = firmware.code
+        self._rom.window(readonly=True).place(_FOUR_GIB - len(firmware.code), len(firmware.code))
+        memory.open_legacy_hole()
+        self.shadow_ram = ShadowRam(memory, self._rom)
+        self.power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
+        self._pm_base: int | None = None
+        self._pm_block = PmBlock(self._pm_parts())
+        isa_lines = {irq: GsiLine(vm, irq) for irq in ROUTABLE_IRQS}
+        self.router = self.make_router(isa_lines)
+        self.pci = self._make_pci_host(self.make_bridge())
+        self.plug_chipset()
+        self._plug_cards()
+        self.fw_cfg = FwCfg(vm.memory)
+        describe_machine(self.fw_cfg, config, memory.layout)
+        self._add_isa_devices()
+
+    @abstractmethod
+    def make_router(self, isa_lines: dict[int, GsiLine]) -> PirqRouter:
+        """How PCI interrupts reach the interrupt controllers."""
+
+    @abstractmethod
+    def make_bridge(self) -> PciDevice:
+        """The device in slot 0."""
+
+    @abstractmethod
+    def plug_chipset(self) -> None:
+        """Put the chipset's other functions on the bus."""
+
+    @abstractmethod
+    def card_slots(self) -> list[int]:
+        """Slots for cards, in the order in which they are given out."""
+
+    def _pm_parts(self) -> list[Part]:
+        return [
+            Part(0, 6, self.power),
+            Part(PM_TIMER_OFFSET, 4, PmTimer(self.clock)),
+            Part(self.gpe0_offset, 2 * self.gpe0_register_size, Gpe0(self.gpe0_register_size)),
+            *self.more_pm_parts(),
+        ]
+
+    def more_pm_parts(self) -> list[Part]:
+        """What else the chipset has among its ACPI registers."""
+        return []
+
+    @property
+    def pm_base(self) -> int | None:
+        """Port of the ACPI registers, as the firmware placed them."""
+        return self._pm_base
+
+    def move_pm_block(self, base: int | None) -> None:
+        """Let the ACPI registers decode at ``base``; nowhere where something else does."""
+        if self._pm_base is not None:
+            self.buses.ports.remove(self._pm_base, self.pm_block_size, self._pm_block)
+        self._pm_base = base
+        if base is None:
+            return
+        try:
+            self.buses.ports.add(base, self.pm_block_size, self._pm_block)
+        except BusConflict:
+            self._pm_base = None
+
+    def _make_pci_host(self, bridge: PciDevice) -> PciHost:
+        layout = self.memory.layout
+        low, high = layout.low_ram_end, max(layout.ram[-1].end, mm.HIGH_RAM_BASE)
+        return PciHost(
+            self.buses,
+            self.router,
+            memory32=Window(low, _PCI_MEMORY_END - low),
+            memory64=Window(high, _PCI_HIGH_END - high),
+            io=Window(*mm.PCI_IO_WINDOW),
+            bridge=bridge,
+        )
+
+    def _plug_cards(self) -> None:
+        for slot, device in zip(self.card_slots(), self.virtio.all, strict=False):
+            self.pci.plug(slot, VirtioPci(device, self.vm.memory, MsiPort(self.vm)))
+
+    def _add_isa_devices(self) -> None:
+        reset = ResetRegister(self.reset_machine)
+        ports = self.buses.ports
+        ports.add(COM2_PORT, 8, Serial(GsiLine(self.vm, COM2_IRQ), discard, self.clock))
+        ports.add(PORT92, 1, Port92(self.reset_machine, self.set_a20))
+        ports.add(DEBUG_PORT, 1, DebugConsole(FirmwareLog().write))
+        ports.add(FW_CFG_PORT, FW_CFG_PORT_COUNT, self.fw_cfg)
+        ports.add(mm.PCI_CONFIG_PORT, 8, PciConfigPorts(self.pci, reset))
+
+    def reset_machine(self) -> None:
+        """What every way of resetting ends in."""
+        self.end(Request.RESET, None)
+
+    def set_a20(self, enabled: bool) -> None:
+        """Open or close the A20 gate. Deviation: it stays open; no software of this century closes it."""
+
+    def boot(self) -> BootState | None:
+        """Start at the reset vector."""
+        return None
+
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down."""
+        self.power.press_power_button()

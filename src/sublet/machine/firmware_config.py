@@ -1,0 +1,39 @@
+"""What the firmware is told of its machine through fw_cfg.
+
+Reference: QEMU docs/specs/fw_cfg.rst; SeaBIOS docs "Runtime config".
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from sublet.devices.platform import fw_cfg as fc
+from sublet.machine import memory_map as mm
+from sublet.machine.config import MachineConfig
+
+_SLEEP_STATES: Final = bytes((128, 0, 0, 129, 128, 128))
+"""S0 to S5, bit 7 for supported: neither S3 nor S4."""
+_BOOT_FAIL_WAIT_MS: Final = 60_000
+
+
+def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryMap) -> None:
+    """Add the items that do not depend on what the firmware does itself."""
+    fw_cfg.add_item(fc.UUID, bytes(16))
+    fw_cfg.add_item(fc.RAM_SIZE, struct.pack("<Q", layout.ram_size))
+    fw_cfg.add_item(fc.NO_GRAPHIC, struct.pack("<H", 0))
+    fw_cfg.add_item(fc.CPU_COUNT, struct.pack("<H", config.cpus))
+    fw_cfg.add_item(fc.MAXIMUM_CPUS, struct.pack("<H", config.cpus))
+    fw_cfg.add_item(fc.BOOT_MENU, struct.pack("<H", 0))
+    fw_cfg.add_item(fc.IRQ0_OVERRIDE, struct.pack("<I", 1))
+    fw_cfg.add_file("etc/e820", _memory_map(layout))
+    fw_cfg.add_file("etc/max-cpus", struct.pack("<H", config.cpus))
+    fw_cfg.add_file("etc/sercon-port", struct.pack("<Q", mm.COM1_PORT))
+    fw_cfg.add_file("etc/show-boot-menu", struct.pack("<Q", 0))
+    fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<Q", _BOOT_FAIL_WAIT_MS))
+    fw_cfg.add_file("etc/system-states", _SLEEP_STATES)
+
+
+def _memory_map(layout: mm.MemoryMap) -> bytes:
+    """RAM alone; the firmware knows what it keeps for itself."""
+    return b"".join(struct.pack("<QQI", region.gpa, region.size, mm.E820_RAM) for region in layout.ram)

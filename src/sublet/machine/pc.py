@@ -1,0 +1,34 @@
+"""The machine pc: i440FX and PIIX3, which every system of the last thirty years knows."""
+
+from __future__ import annotations
+
+from sublet.devices.pci import PciDevice
+from sublet.devices.platform import i440fx
+from sublet.devices.platform.pirq import PirqRouter
+from sublet.machine.firmware_board import FirmwareBoard
+from sublet.machine.host import GsiLine
+
+
+class Pc(FirmwareBoard):
+    """Slots: 0 host bridge; 1 PIIX3 (0 ISA bridge, 1 IDE, 3 power management); 2 video; 3 to 31 cards."""
+
+    pm_block_size = i440fx.PM_BLOCK_SIZE
+    gpe0_offset = 0x0C
+    gpe0_register_size = 2
+
+    def make_router(self, isa_lines: dict[int, GsiLine]) -> PirqRouter:
+        """Four PIRQs, which only reach ISA interrupts."""
+        return PirqRouter(i440fx.pirq_of, isa_lines, i440fx.PIRQ_COUNT)
+
+    def make_bridge(self) -> PciDevice:
+        """82441FX."""
+        return i440fx.HostBridge(self.shadow_ram.apply)
+
+    def plug_chipset(self) -> None:
+        """PIIX3 in slot 1."""
+        self.pci.plug(1, i440fx.IsaBridge(self.router))
+        self.pci.plug(1, i440fx.PowerManagement(self.move_pm_block), function=3)
+
+    def card_slots(self) -> list[int]:
+        """From slot 3: slot 2 is for video."""
+        return list(range(3, 32))

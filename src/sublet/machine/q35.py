@@ -1,0 +1,56 @@
+"""The machine q35: a PC with PCI Express's way into configuration space, and ICH9."""
+
+from __future__ import annotations
+
+from sublet.devices.pci import PciDevice, PciEcam
+from sublet.devices.platform import q35
+from sublet.devices.platform.pirq import PirqRouter
+from sublet.devices.platform.pm_block import ICH9_SMI_ENABLE_OFFSET, Part, SmiControl
+from sublet.machine.bus import BusConflict
+from sublet.machine.firmware_board import FirmwareBoard
+from sublet.machine.host import GsiLine
+
+_FIRST_PIRQ_GSI = 16
+
+
+class Q35(FirmwareBoard):
+    """Slots: 0 memory controller; 1 video; 2 to 24 cards; 31 ICH9 (0 LPC bridge, 2 AHCI)."""
+
+    pm_block_size = q35.PM_BLOCK_SIZE
+    gpe0_offset = 0x20
+    gpe0_register_size = 8
+
+    def make_router(self, isa_lines: dict[int, GsiLine]) -> PirqRouter:
+        """Eight PIRQs; each drives its own I/O APIC input besides the ISA interrupt it is routed to."""
+        fixed = [GsiLine(self.vm, _FIRST_PIRQ_GSI + pirq) for pirq in range(q35.PIRQ_COUNT)]
+        return PirqRouter(q35.pirq_of, isa_lines, q35.PIRQ_COUNT, fixed)
+
+    def make_bridge(self) -> PciDevice:
+        """82G33."""
+        self.extended_base: tuple[int, int] | None = None
+        return q35.MemoryController(self.shadow_ram.apply, self._move_extended)
+
+    def _move_extended(self, place: tuple[int, int] | None) -> None:
+        """Let extended configuration space decode at a base and size; nowhere where something else does."""
+        if self.extended_base is not None:
+            self.buses.mmio.remove(*self.extended_base)
+        self.extended_base = None
+        if place is None or self.memory.overlaps(*place):
+            return
+        try:
+            self.buses.mmio.add(*place, PciEcam(self.pci))
+            self.extended_base = place
+        except BusConflict:
+            return
+
+    def plug_chipset(self) -> None:
+        """ICH9 in slot 31."""
+        self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block))
+
+    def more_pm_parts(self) -> list[Part]:
+        """SMI control."""
+        return [Part(ICH9_SMI_ENABLE_OFFSET, 8, SmiControl())]
+
+    def card_slots(self) -> list[int]:
+        """From slot 2: slot 1 is for video."""
+        return list(range(2, 25))
