@@ -115,14 +115,35 @@ def test_initrd_goes_below_the_kernel_when_only_that_is_free(
     assert struct.unpack("<I", memory.read(mm.BOOT_ZERO_PAGE + 0x218, 4)) == (0x1FF_E000,)
 
 
+def test_a_32_bit_kernel_is_entered_in_protected_mode(
+    tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap
+) -> None:
+    state = load(tmp_path, memory, layout, Bzimage(xloadflags=0).build())
+    assert state.regs["rip"] == 0x100_0000
+    assert state.regs["rsi"] == mm.BOOT_ZERO_PAGE
+    assert {"rbp", "rdi", "rbx"}.isdisjoint(state.regs)
+    assert state.sregs["cs"] == (0x10, 0, 0xFFFF_FFFF, 0xC09B)
+    assert state.sregs["ds"] == (0x18, 0, 0xFFFF_FFFF, 0xC093)
+    assert state.sregs["cr0"] == 0x11
+
+
+@pytest.mark.parametrize("version", [0x0202, 0x0204, 0x0209])
+def test_fields_that_an_old_protocol_lacks_are_not_read(
+    tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap, version: int
+) -> None:
+    image = Bzimage(version=version, pref_address=0x666_0000, init_size=1, xloadflags=0xFFFF)
+    state = load(tmp_path, memory, layout, image.build(), initrd=b"i" * 100)
+    assert state.regs["rip"] == 0x10_0000
+    assert memory.read(mm.BOOT_ZERO_PAGE + 0x250, 8) == bytes(8) or version >= 0x0209
+
+
 BAD_IMAGES: dict[str, tuple[bytes, type[SubletError], str]] = {
     "empty": (b"", CorruptImage, "truncated: it has 0 bytes"),
     "short": (Bzimage().build()[:0x100], CorruptImage, "truncated"),
     "setup only": (Bzimage().build()[:0x210], CorruptImage, "the setup header"),
     "truncated kernel": (Bzimage(payload=bytes(4096)).build()[:-1], CorruptImage, "syssize"),
-    "old protocol": (Bzimage(version=0x0204).build(), UnsupportedImage, "boot protocol 2.04"),
+    "old protocol": (Bzimage(version=0x0201).build(), UnsupportedImage, "boot protocol 2.01"),
     "zImage": (Bzimage(loadflags=0).build(), UnsupportedImage, "loadflags"),
-    "32-bit": (Bzimage(xloadflags=0).build(), UnsupportedImage, "xloadflags"),
     "odd alignment": (Bzimage(alignment=3).build(), CorruptImage, "kernel_alignment"),
     "no alignment": (Bzimage(alignment=0).build(), CorruptImage, "kernel_alignment"),
     "small init_size": (Bzimage(init_size=8).build(), CorruptImage, "init_size"),

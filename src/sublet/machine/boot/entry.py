@@ -118,7 +118,11 @@ def long_mode_entry(memory: GuestMemory, rip: int, rsi: int) -> BootState:
     return BootState(regs, sregs)
 
 
-def protected_mode_entry(memory: GuestMemory, rip: int, rbx: int) -> BootState:
-    """32-bit protected mode, paging off, flat segments, interrupts off (Xen PVH boot ABI)."""
-    regs = {"rip": rip, "rbx": rbx, "rsp": mm.BOOT_STACK_TOP, "rflags": _RFLAGS_RESERVED}
+def protected_mode_entry(memory: GuestMemory, rip: int, **registers: int) -> BootState:
+    """32-bit protected mode, paging off, flat segments, interrupts off.
+
+    What the Xen PVH boot ABI, the Linux 32-bit boot protocol and Multiboot ask for alike; they differ in
+    the general ``registers``, all others are zero.
+    """
+    regs = {"rip": rip, "rsp": mm.BOOT_STACK_TOP, "rflags": _RFLAGS_RESERVED} | registers
     return BootState(regs, _flat_sregs(memory, _CODE_32))

@@ -1,4 +1,4 @@
-"""Loading a Linux bzImage by the 64-bit boot protocol.
+"""Loading a Linux bzImage by the 64-bit boot protocol, or the 32-bit one where the kernel has no other entry.
 
 Reference: Linux 6.1, Documentation/x86/boot.rst and zero-page.rst.
 """
@@ -15,14 +15,20 @@ from sublet.errors import CorruptImage, UnsupportedImage, UsageError
 from sublet.hw import GuestMemory
 from sublet.machine import memory_map as mm
 from sublet.machine.boot.cmdline import write_cmdline
-from sublet.machine.boot.entry import BootState, long_mode_entry
+from sublet.machine.boot.entry import BootState, long_mode_entry, protected_mode_entry
 from sublet.machine.boot.files import BootFile, truncated
 from sublet.machine.boot.initrd import Initrd, InitrdRules, load_initrd
 
 HEADER_OFFSET: Final = 0x1F1
 _HEADER_END: Final = 0x268
 _SECTOR: Final = 512
-_MINIMUM_VERSION: Final = 0x020C
+_MINIMUM_VERSION: Final = 0x0202
+"""The first protocol whose command line has an address of its own (Linux 2.4)."""
+_VERSION_64: Final = 0x020C
+_OLD_INITRD_MAXIMUM: Final = 0x37FF_FFFF
+_OLD_CMDLINE_SIZE: Final = 255
+_OLD_EXPANSION: Final = 4
+"""Times its own size that a kernel is given to unpack into, before protocol 2.10 had a field for it."""
 _LOADED_HIGH: Final = 0x01
 _XLF_KERNEL_64: Final = 0x01
 _XLF_CAN_BE_LOADED_ABOVE_4G: Final = 0x02
@@ -50,6 +56,9 @@ class SetupHeader:
     pref_address: int
     init_size: int
     """Bytes of RAM, from the load address, that the kernel needs until it reads the memory map."""
+    is_64: bool
+    """Whether it has a 64-bit entry."""
+    takes_setup_data: bool
 
 
 def is_bzimage(start: bytes) -> bool:
@@ -62,55 +71,63 @@ def _field(header: bytes, layout: str, offset: int) -> int:
     return int(value)
 
 
-def _check_kind(path: Path, version: int, loadflags: int, xloadflags: int) -> None:
+def _check_kind(path: Path, version: int, loadflags: int) -> None:
     if version < _MINIMUM_VERSION:
         raise UnsupportedImage(
             f"the kernel {path} speaks boot protocol {version >> 8}.{version & 0xFF:02}, "
-            f"at least 2.12 is needed (Linux 3.8)"
+            f"at least 2.02 is needed (Linux 2.4)"
         )
     if not loadflags & _LOADED_HIGH:
         raise UnsupportedImage(f"the kernel {path} is a zImage (loadflags bit 0 is clear), not a bzImage")
-    if not xloadflags & _XLF_KERNEL_64:
-        raise UnsupportedImage(
-            f"the kernel {path} has no 64-bit entry (xloadflags bit 0 is clear): is it a 32-bit kernel?"
-        )
 
 
 def read_header(file: BootFile) -> SetupHeader:
-    """Read and check the setup header.
+    """Read and check the setup header; fields that its protocol does not have get what they meant before.
 
     Raises:
         CorruptImage: Truncated, or a field cannot be right.
-        UnsupportedImage: Not a 64-bit bzImage of protocol 2.12 or later.
+        UnsupportedImage: Not a bzImage of protocol 2.02 or later.
     """
     head = file.read(0, _HEADER_END, "the setup header")
-    _check_kind(file.path, _field(head, "H", 0x206), head[0x211], _field(head, "H", 0x236))
+    version = _field(head, "H", 0x206)
+    _check_kind(file.path, version, head[0x211])
     kernel_offset = ((head[0x1F1] or 4) + 1) * _SECTOR
     stated_end = kernel_offset + _field(head, "I", 0x1F4) * 16
     if file.size < stated_end or file.size <= kernel_offset:
         raise truncated(file, "the kernel (syssize)", stated_end)
-    alignment = _field(head, "I", 0x230)
-    if alignment == 0 or alignment & (alignment - 1):
-        raise CorruptImage(f"the kernel {file.path} is damaged: kernel_alignment is {alignment:#x}")
-    init_size = _field(head, "I", 0x260)
+    alignment, relocatable = _read_placement(file, head, version)
     kernel_size = file.size - kernel_offset
+    init_size = _field(head, "I", 0x260) if version >= 0x020A else kernel_size * _OLD_EXPANSION
     if kernel_size > init_size:
         raise CorruptImage(
             f"the kernel {file.path} is damaged: init_size {init_size} is less than its {kernel_size} bytes"
         )
     raw_end = min(0x202 + head[0x201], _HEADER_END)
+    xloadflags = _field(head, "H", 0x236) if version >= _VERSION_64 else 0
     return SetupHeader(
         raw=head[HEADER_OFFSET:raw_end],
         kernel_offset=kernel_offset,
         kernel_size=kernel_size,
-        initrd_addr_max=_field(head, "I", 0x22C),
+        initrd_addr_max=_field(head, "I", 0x22C) if version >= 0x0203 else _OLD_INITRD_MAXIMUM,
         alignment=alignment,
-        relocatable=head[0x234] != 0,
-        above_4_gib=bool(_field(head, "H", 0x236) & _XLF_CAN_BE_LOADED_ABOVE_4G),
-        cmdline_size=_field(head, "I", 0x238),
-        pref_address=_field(head, "Q", 0x258),
+        relocatable=relocatable,
+        above_4_gib=bool(xloadflags & _XLF_CAN_BE_LOADED_ABOVE_4G),
+        cmdline_size=_field(head, "I", 0x238) if version >= 0x0206 else _OLD_CMDLINE_SIZE,
+        pref_address=_field(head, "Q", 0x258) if version >= 0x020A else mm.HIGH_MEMORY,
         init_size=init_size,
+        is_64=bool(xloadflags & _XLF_KERNEL_64),
+        takes_setup_data=version >= 0x0209,
     )
+
+
+def _read_placement(file: BootFile, head: bytes, version: int) -> tuple[int, bool]:
+    """(alignment in bytes, whether the kernel may be moved); before 2.05 it may not."""
+    if version < 0x0205:
+        return mm.HIGH_MEMORY, False
+    alignment = _field(head, "I", 0x230)
+    if alignment == 0 or alignment & (alignment - 1):
+        raise CorruptImage(f"the kernel {file.path} is damaged: kernel_alignment is {alignment:#x}")
+    return alignment, head[0x234] != 0
 
 
 def choose_load_address(path: Path, header: SetupHeader, layout: mm.MemoryMap) -> int:
@@ -180,6 +197,9 @@ def load_bzimage(
     rules = InitrdRules(load_gpa, load_gpa + header.init_size, header.initrd_addr_max, header.above_4_gib)
     initrd = load_initrd(initrd_path, memory, layout, rules)
     write_cmdline(memory, cmdline, header.cmdline_size)
-    page = build_zero_page(header, load_gpa, initrd, layout, rsdp_gpa, _write_rng_seed(memory))
+    setup_data = _write_rng_seed(memory) if header.takes_setup_data else 0
+    page = build_zero_page(header, load_gpa, initrd, layout, rsdp_gpa, setup_data)
     memory.write(mm.BOOT_ZERO_PAGE, page)
-    return long_mode_entry(memory, load_gpa + _ENTRY_64, mm.BOOT_ZERO_PAGE)
+    if header.is_64:
+        return long_mode_entry(memory, load_gpa + _ENTRY_64, mm.BOOT_ZERO_PAGE)
+    return protected_mode_entry(memory, load_gpa, rsi=mm.BOOT_ZERO_PAGE)

@@ -244,4 +244,4 @@ def load_elf(
     initrd = load_initrd(initrd_path, memory, layout, rules)
     write_cmdline(memory, cmdline, _CMDLINE_LIMIT)
     memory.write(mm.BOOT_START_INFO, build_start_info(layout, initrd, rsdp_gpa))
-    return protected_mode_entry(memory, kernel.entry, mm.BOOT_START_INFO)
+    return protected_mode_entry(memory, kernel.entry, rbx=mm.BOOT_START_INFO)
