@@ -14,6 +14,7 @@ from sublet.guest import PreparedGuest, prepare_guest, silent
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 RAM_DISKS = ("default", "default-amd64")
+OLD_PROCESSORS = ("default-686", "default-686-pae")
 
 
 @pytest.mark.parametrize("name", RAM_DISKS)
@@ -23,6 +24,15 @@ def test_a_kernel_boots_to_a_shell_and_powers_off_twice(start_guest: StartGuest,
         guest.expect(PROMPT)
         guest.type("poweroff\n")
         assert guest.wait() == 0, guest.report("another exit code")
+
+
+@pytest.mark.parametrize("name", OLD_PROCESSORS)
+def test_a_32_bit_kernel_boots_to_a_shell(start_guest: StartGuest, name: str) -> None:
+    guest = start_guest(name, "--engine", "translate")
+    guest.expect(PROMPT)
+    assert guest.run("uname -m").strip() == "i686"
+    guest.type("poweroff\n")
+    assert guest.wait() == 0, guest.report("another exit code")
 
 
 @pytest.mark.parametrize("name", RAM_DISKS)

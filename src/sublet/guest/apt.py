@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -23,15 +23,15 @@ _BATCH: Final = 40
 _TIME_LIMIT_S: Final = 1800
 
 
-def host_sources(etc_apt: Path = _ETC_APT) -> str:
-    """The entries of the host's apt sources that name our release, as deb822; empty when there are none."""
+def host_sources(etc_apt: Path = _ETC_APT, suites: Set[str] = _SUITES) -> str:
+    """The entries of the host's apt sources that name these suites, as deb822; empty when there are none."""
     files = [etc_apt / "sources.list", *sorted((etc_apt / "sources.list.d").glob("*"))]
     stanzas: list[str] = []
     for path in files:
         if path.suffix == ".sources" and path.is_file():
-            stanzas.extend(_deb822_entries(path.read_text(errors="replace")))
+            stanzas.extend(_deb822_entries(path.read_text(errors="replace"), suites))
         elif path.suffix == ".list" and path.is_file():
-            stanzas.extend(_one_line_entries(path.read_text(errors="replace")))
+            stanzas.extend(_one_line_entries(path.read_text(errors="replace"), suites))
     return "\n".join(stanzas)
 
 
@@ -41,17 +41,23 @@ def apt_is_usable(etc_apt: Path = _ETC_APT) -> bool:
 
 
 class AptArchive:
-    """Packages through ``apt-get``, with its lists, cache and configuration below ``directory``."""
+    """Packages through ``apt-get``, with its lists, cache and configuration below ``directory``.
 
-    def __init__(self, directory: Path, progress: Progress) -> None:
+    Args:
+        directory: Of this object alone: one an architecture.
+        architecture: Debian's name for it: ``amd64`` or ``i386``, whatever the host's is.
+    """
+
+    def __init__(self, directory: Path, progress: Progress, architecture: str = "amd64") -> None:
         self._directory = directory
+        self._architecture = architecture
         self._progress = progress
         self._config = directory / "apt.conf"
 
     def index(self) -> PackageIndex:
         self._write_configuration()
         self._progress("updating the package lists with the host's apt")
-        self._apt("update", "--error-on=any")
+        self._update()
         lists = sorted((self._directory / "lists").glob("*_Packages"))
         if not lists:
             raise HostRefused(
@@ -60,6 +66,17 @@ class AptArchive:
         return PackageIndex(
             package for path in lists for package in parse_packages(path.read_text(errors="replace"))
         )
+
+    def _update(self) -> None:
+        """Fetch the lists; go on without the security updates' where only that archive refuses."""
+        try:
+            self._apt("update", "--error-on=any")
+        except HostRefused as refusal:
+            if f"{SUITE}-security" not in refusal.message:
+                raise
+            self._progress(f"going on without security updates: {refusal.message}")
+            self._write_sources(_SUITES - {f"{SUITE}-security"})
+            self._apt("update", "--error-on=any")
 
     def fetch(self, packages: list[Package], directory: Path) -> list[Path]:
         total = sum(package.size for package in packages)
@@ -80,8 +97,11 @@ class AptArchive:
             for name in ("lists/partial", "cache/archives/partial", "parts", "log"):
                 (base / name).mkdir(parents=True, exist_ok=True)
             (base / "status").touch()
-            (base / "host.sources").write_text(host_sources())
+            self._write_sources(_SUITES)
             self._config.write_text("\n".join([*_host_settings(), *self._own_settings()]) + "\n")
+
+    def _write_sources(self, suites: Set[str]) -> None:
+        (self._directory / "host.sources").write_text(host_sources(suites=suites))
 
     def _own_settings(self) -> Iterator[str]:
         base = self._directory
@@ -97,13 +117,13 @@ class AptArchive:
             "Dir::Etc::sourceparts": base / "parts",
             "Dir::Etc::preferences": "/dev/null",
             "Dir::Etc::preferencesparts": base / "parts",
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self._architecture,
             "APT::Sandbox::User": "root",
             "Acquire::GzipIndexes": "false",
             "Acquire::Languages": "none",
             "Acquire::Retries": "2",
         }
-        yield '#clear APT::Architectures; APT::Architectures { "amd64"; };'
+        yield f'#clear APT::Architectures; APT::Architectures {{ "{self._architecture}"; }};'
         for name, value in settings.items():
             yield f'{name} "{value}";'
 
@@ -163,23 +183,24 @@ def _host_settings() -> Iterator[str]:
             yield line
 
 
-def _deb822_entries(text: str) -> Iterator[str]:
+def _deb822_entries(text: str, wanted: Set[str]) -> Iterator[str]:
     for stanza in re.split(r"\n\s*\n", text):
         fields = parse_stanza(stanza)
-        suites = [suite for suite in fields.get("Suites", "").split() if suite in _SUITES]
+        suites = [suite for suite in fields.get("Suites", "").split() if suite in wanted]
         if (
             suites
             and "deb" in fields.get("Types", "").split()
             and fields.get("Enabled", "yes").lower() != "no"
         ):
+            fields.pop("Architectures", None)  # the host's choice, not the guest's
             yield _stanza({**fields, "Types": "deb", "Suites": " ".join(suites)})
 
 
-def _one_line_entries(text: str) -> Iterator[str]:
+def _one_line_entries(text: str, wanted: Set[str]) -> Iterator[str]:
     """Entries of the one-line form, ``deb [option=value …] uri suite component …``, as deb822 stanzas."""
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]+)", line)
-        if match and match.group(3) in _SUITES:
+        if match and match.group(3) in wanted:
             options, uri, suite, components = match.groups()
             fields = {"Types": "deb", "URIs": uri, "Suites": suite, "Components": components.strip()}
             for option in (options or "").split():

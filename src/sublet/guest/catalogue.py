@@ -21,7 +21,7 @@ from sublet.guest.initramfs import (
     write_disk_initramfs,
 )
 from sublet.guest.mirror import EXAMPLE_MIRROR, MirrorArchive
-from sublet.guest.modules import INITRAMFS
+from sublet.guest.modules import INITRAMFS, OLD_HARDWARE
 from sublet.guest.rootfs import configure_here, make_image, package_names, unpack_root
 from sublet.guest.store import (
     Progress,
@@ -87,6 +87,10 @@ class Recipe:
     cmdline: str
     memory_mib: int
     has_disk: bool = False
+    architecture: str = "amd64"
+    """Debian's name for what its packages are made for."""
+    modules: tuple[str, ...] = INITRAMFS
+    """What its RAM disk carries, where the kernel has it as a module."""
 
 
 _RECIPES: Final = (
@@ -103,6 +107,24 @@ _RECIPES: Final = (
         kernel="linux-image-amd64",
         cmdline="console=ttyS0 quiet",
         memory_mib=512,
+    ),
+    Recipe(
+        name="default-686",
+        description="the same for 32-bit processors without PAE",
+        kernel="linux-image-686",
+        cmdline="console=ttyS0 quiet",
+        memory_mib=512,
+        architecture="i386",
+        modules=INITRAMFS + OLD_HARDWARE,
+    ),
+    Recipe(
+        name="default-686-pae",
+        description="the same for 32-bit processors with PAE",
+        kernel="linux-image-686-pae",
+        cmdline="console=ttyS0 quiet",
+        memory_mib=512,
+        architecture="i386",
+        modules=INITRAMFS + OLD_HARDWARE,
     ),
     Recipe(
         name="debian",
@@ -161,7 +183,13 @@ def prepare_guest(
     if built is None:
         with store.lock(label, progress):
             built = (None if refresh else store.current(label, _builder())) or _build(
-                recipe, label, extra, store, open_archive(store, progress, mirror), progress, configure
+                recipe,
+                label,
+                extra,
+                store,
+                open_archive(store, progress, mirror, recipe.architecture),
+                progress,
+                configure,
             )
     return _prepared(recipe, built, store)
 
@@ -175,21 +203,24 @@ def find_recipe(name: str) -> Recipe:
     raise UsageError(f"there is no guest {name!r}", remedy=f"Choose one of: {names}.")
 
 
-def open_archive(store: Store, progress: Progress, mirror: str | None = None) -> Archive:
-    """Where packages come from on this host: the user's mirror, else its apt.
+def open_archive(
+    store: Store, progress: Progress, mirror: str | None = None, architecture: str = "amd64"
+) -> Archive:
+    """Where packages of an architecture come from on this host: the user's mirror, else its apt.
 
     Raises:
         UsageError: There is neither.
     """
     named = mirror or os.environ.get("SUBLET_MIRROR", "")
     if not named and apt_is_usable():
-        return AptArchive(store.directory("apt"), progress)
+        folder = "apt" if architecture == "amd64" else f"apt-{architecture}"
+        return AptArchive(store.directory(folder), progress, architecture)
     if not named:
         raise UsageError(
             "this host has no apt with Debian 12 among its sources, and no mirror is named",
             remedy=f"Set SUBLET_MIRROR to the address of a Debian mirror, such as {EXAMPLE_MIRROR}.",
         )
-    return MirrorArchive(named, progress)
+    return MirrorArchive(named, progress, architecture=architecture)
 
 
 def _builder() -> str:
@@ -238,7 +269,7 @@ def _write_boot_files(recipe: Recipe, out: Path, kernel_deb: Path, busybox_deb: 
     kernel = KernelPackage(kernel_deb)
     write = write_disk_initramfs if recipe.has_disk else write_default_initramfs
     (out / "vmlinuz").write_bytes(kernel.image)
-    write(out / "initrd.cpio", read_busybox(busybox_deb), kernel, INITRAMFS)
+    write(out / "initrd.cpio", read_busybox(busybox_deb), kernel, recipe.modules)
 
 
 def _write_disk(

@@ -43,13 +43,16 @@ _SHA256_LINE: Final = re.compile(r"^ ([0-9a-f]{64})\s+(\d+)\s+(\S+)$", re.MULTIL
 class MirrorArchive:
     """Packages from an ``http``, ``https`` or ``file`` address that has ``dists`` and ``pool`` below it."""
 
-    def __init__(self, mirror: str, progress: Progress, keyring: Path | None = None) -> None:
+    def __init__(
+        self, mirror: str, progress: Progress, keyring: Path | None = None, *, architecture: str = "amd64"
+    ) -> None:
         if not mirror.startswith(("http://", "https://", "file:///")):
             remedy = f"Give an address such as {EXAMPLE_MIRROR}."
             raise UsageError(f"{mirror!r} is not the address of a mirror", remedy=remedy)
         self._mirror = mirror.rstrip("/")
         self._progress = progress
         self._keyring = keyring
+        self._architecture = architecture
 
     def index(self) -> PackageIndex:
         keyring = self._keyring or find_keyring()
@@ -73,7 +76,7 @@ class MirrorArchive:
         release = verify_inline_signature(_get(f"{folder}/InRelease", _MAX_RELEASE_SIZE), keyring)
         if not re.search(rf"^(?:Codename|Suite): {suite}$", release, re.MULTILINE):
             raise CorruptImage(f"{folder}/InRelease is the release file of something else")
-        name = "main/binary-amd64/Packages.xz"
+        name = f"main/binary-{self._architecture}/Packages.xz"
         digest, size = _listed_checksum(release, name)
         packed = _get(f"{folder}/{name}", min(size, _MAX_INDEX_SIZE))
         if hashlib.sha256(packed).hexdigest() != digest:

@@ -24,6 +24,8 @@ OTHERS: Final = (
 )
 PLATFORM: Final = ("button", "evdev", "pvpanic_mmio")
 """The power button, what reads it, and the device that reports a panic."""
+OLD_HARDWARE: Final = ("floppy", "ata_generic", "pata_legacy", "ne2k_pci", "pcnet32", "8139cp", "e100")
+"""What machines had when their processors had 32 bits."""
 INITRAMFS: Final = VIRTIO + FILE_SYSTEMS + OTHERS + PLATFORM
 """What an initramfs of ours carries, where the kernel has it as a module."""
 
