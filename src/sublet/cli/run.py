@@ -139,8 +139,10 @@ def run(
     net: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="BACKEND",
-            help="Network card on a host socket (unix:PATH), or on nothing (none).",
+            metavar="KIND[,NAME=VALUE...]",
+            help="Network card; several for several cards. Kinds: none, unix:PATH. Any card: mac, mtu, "
+            "queues, link (on, off); rate, delay, jitter, loss, reorder, duplicate, limit and seed make a "
+            "bad line.",
             rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,

@@ -16,6 +16,7 @@ from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
 from sublet.machine.host import GsiLine, MonotonicClock, WorkerPool
 from sublet.machine.memory import SystemMemory
+from sublet.machine.networks import Networks
 from sublet.machine.runloop import EndMachine
 from sublet.machine.virtio import VirtioDevices
 
@@ -52,13 +53,22 @@ class Board(ABC):
         self.workers = WorkerPool(lambda error: end(Request.FAILED, error))
         # Without console=hvc0 a second login would share the terminal: systemd starts one on any hvc0.
         hvc0 = write if "hvc0" in _consoles(config.cmdline) else discard
-        self.virtio = VirtioDevices(config, hvc0, self.workers, self.clock)
+        self.networks = Networks(config, self.workers, self.clock)
+        self.networks.add_operations(self.operations)
+        self.virtio = self._make_virtio(hvc0)
         self._serial = Serial(GsiLine(vm, COM1_GSI), write, self.clock)
         self.buses.ports.add(mm.COM1_PORT, 8, self._serial)
         self.buses.ports.add(mm.PVPANIC_PORT, 1, PvPanic(lambda: end(Request.PANIC, None)))
         reads_hvc0 = _consoles(config.cmdline)[-1:] == ["hvc0"]
         self.receive = self.virtio.console.receive if reads_hvc0 else self._serial.receive
         """Type on the guest's console; returns how many bytes were taken."""
+
+    def _make_virtio(self, hvc0: Callable[[bytes], None]) -> VirtioDevices:
+        try:
+            return VirtioDevices(self.config, self.networks.virtio, hvc0, self.workers, self.clock)
+        except BaseException:
+            self.networks.close()
+            raise
 
     @abstractmethod
     def boot(self) -> BootState | None:
@@ -81,6 +91,7 @@ class Board(ABC):
         self._serial.close()
         if self.workers.close():
             self.virtio.close()
+            self.networks.close()
 
 
 def _consoles(cmdline: str) -> list[str]:

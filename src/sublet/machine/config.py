@@ -61,7 +61,7 @@ class MachineConfig(BaseModel):
     """Number of vCPUs."""
     disks: tuple[DiskConfig, ...] = Field(default=())
     net: tuple[str, ...] = Field(default=())
-    """One network card an entry; the text names its backend, ``unix:PATH`` or ``none``."""
+    """One network card an entry, as ``--net`` has it (`sublet.net.options`)."""
     engine: Literal["auto", "kvm", "translate"] = "auto"
     reboot: bool = True
     """Whether a guest reset boots again; otherwise it ends the run."""

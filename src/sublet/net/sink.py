@@ -13,7 +13,7 @@ Packets are as ``sublet.net.packet`` has them: a 12-byte header and a frame, in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sublet.net.packet import ALL_OFFLOADS, Offload
 
@@ -69,6 +69,14 @@ class PacketSink(Protocol):
 
     def close(self) -> None:
         """Deliver no more and release everything. Idempotent."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A sink that knows more than counters."""
+
+    def inspect(self, what: str) -> list[dict[str, Any]]:
+        """Rows for people: ``leases``, ``flows``, ``ports`` ...; none of what it does not know."""
 
 
 class NullSink:
