@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sublet.devices.storage.ata import AtaDisk
+from sublet.devices.storage.atapi import AtapiCd
 from sublet.devices.storage.ide import PiixIde
 
-__all__ = ["AtaDisk", "PiixIde"]
+__all__ = ["AtaDisk", "AtapiCd", "PiixIde"]

@@ -259,10 +259,12 @@ class IdeChannel:
     def _fail(self, registers: Registers, error: AtaError) -> None:
         packet = not registers.drive.signature.status & DRDY
         self._idle()
+        if error.shows_signature:
+            registers.signature()
         taskfile = registers.taskfile
         taskfile.error = error.error
         taskfile.status = DRDY | ERR | (0 if packet else DSC)
-        if packet:
+        if packet and not error.shows_signature:
             taskfile.count = REASON_COMMAND | REASON_TO_HOST
         if error.lba is not None:
             taskfile.put_lba(error.lba)

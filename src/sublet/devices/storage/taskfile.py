@@ -39,12 +39,14 @@ class AtaError(GuestError):
     Args:
         error: The error register: ABRT, IDNF, UNC, or a sense key in the upper four bits.
         lba: First sector concerned, where there is one.
+        shows_signature: Whether the registers show what a reset leaves in them.
     """
 
-    def __init__(self, error: int, lba: int | None = None) -> None:
+    def __init__(self, error: int, lba: int | None = None, *, shows_signature: bool = False) -> None:
         super().__init__(f"ATA command ended with error {error:#04x}")
         self.error = error
         self.lba = lba
+        self.shows_signature = shows_signature
 
 
 @dataclass(slots=True)
