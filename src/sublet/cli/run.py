@@ -140,7 +140,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="KIND[,NAME=VALUE...]",
-            help="Network card; several for several cards. Kinds: none, unix:PATH. Any card: mac, mtu, "
+            help="Network card; several for several cards. Kinds: internal, unix:PATH, none. Any card: mac, mtu, "
             "queues, link (on, off); rate, delay, jitter, loss, reorder, duplicate, limit and seed make a "
             "bad line.",
             rich_help_panel=_MACHINE_PANEL,

@@ -91,7 +91,18 @@ def _open_unix(options: NetOptions, nic: Nic) -> PacketSink:
     return UnixSocketSink(Path(options.required("path")))
 
 
+def _open_internal(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.switch import open_internal
+
+    return open_internal(options, nic)
+
+
 KINDS: Final[dict[str, Kind]] = {
+    "internal": Kind(
+        "a switch of your machines alone",
+        frozenset({"name", "spoof", "isolated", "mirror"}),
+        _open_internal,
+    ),
     "none": Kind("a cable to nowhere", frozenset(), _open_none),
     "unix": Kind("a program that listens on a socket", frozenset({"path"}), _open_unix),
 }
