@@ -72,6 +72,11 @@ pub trait Vm: Send + Sync {
     /// Answer RTC/CMOS (ports 0x70 and 0x71, GSI 8) and the ACPI PM timer (port 0x608) in the core.
     /// After `create_irqchip`, before the first vCPU.
     fn add_platform_timers(&self) -> Result<()>;
+    /// Set bytes of the CMOS RAM, given as (index, value); those of the clock and its registers, 0 to 0x0d,
+    /// are the guest's alone. Fails with `Invalid` for these, for an index past 127, and without platform timers.
+    fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()>;
+    /// All 128 bytes of the CMOS RAM; those of the clock are stale.
+    fn read_cmos(&self) -> Result<Vec<u8>>;
     /// Set the level of an interrupt line. Edge-triggered lines act on a rise.
     fn set_irq_line(&self, gsi: u32, level: bool) -> Result<()>;
     /// Deliver a message-signalled interrupt (PCI 3.0 §6.8 layout).

@@ -115,6 +115,11 @@ fn routes() -> Vec<kvm_irq_routing_entry> {
     master.chain(slave).chain(ioapic).collect()
 }
 
+/// The platform timers, if they were added.
+fn platform_timers(timers: &OnceLock<Arc<PlatformTimers>>) -> Result<&Arc<PlatformTimers>> {
+    timers.get().ok_or_else(|| EngineError::Invalid("the VM has no platform timers".into()))
+}
+
 impl Vm for KvmVm {
     fn memory(&self) -> &Arc<GuestMemory> {
         &self.shared.memory
@@ -158,6 +163,16 @@ impl Vm for KvmVm {
         })?;
         *self.timer_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
+    }
+
+    fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()> {
+        platform_timers(&self.shared.timers)?
+            .write_cmos(bytes)
+            .map_err(|index| EngineError::Invalid(format!("CMOS byte {index:#x} is not one of 0x0e to 0x7f")))
+    }
+
+    fn read_cmos(&self) -> Result<Vec<u8>> {
+        Ok(platform_timers(&self.shared.timers)?.save_state().rtc.ram)
     }
 
     fn set_irq_line(&self, gsi: u32, level: bool) -> Result<()> {

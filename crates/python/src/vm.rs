@@ -65,6 +65,14 @@ impl PyVm {
         guarded(|| self.vm.add_platform_timers())
     }
 
+    fn write_cmos(&self, bytes: Vec<(u8, u8)>) -> PyResult<()> {
+        guarded(|| self.vm.write_cmos(&bytes))
+    }
+
+    fn read_cmos<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &guarded(|| self.vm.read_cmos())?))
+    }
+
     fn set_irq_line(&self, gsi: u32, level: bool) -> PyResult<()> {
         guarded(|| self.vm.set_irq_line(gsi, level))
     }

@@ -23,7 +23,7 @@ from sublet.machine.bus import BusConflict
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
 from sublet.machine.firmware import load_firmware
-from sublet.machine.firmware_config import describe_machine
+from sublet.machine.firmware_config import cmos_bytes, describe_machine
 from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.host import GsiLine, MsiPort
 from sublet.machine.memory import DeviceMemory, SystemMemory
@@ -76,6 +76,7 @@ class FirmwareBoard(Board):
         self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
+        vm.write_cmos(cmos_bytes(config))
         self._add_isa_devices()
 
     @abstractmethod

@@ -16,6 +16,14 @@ _SLEEP_STATES: Final = bytes((128, 0, 0, 129, 128, 128))
 """S0 to S5, bit 7 for supported: neither S3 nor S4."""
 _BOOT_FAIL_WAIT_MS: Final = 60_000
 
+_BOOT_ORDER: Final = ("disk", "cdrom", "floppy", "network")
+_CMOS_BOOT_CODES: Final = {"floppy": 1, "disk": 2, "cdrom": 3, "network": 4}
+_CMOS_BOOT_FLAG1: Final = 0x38
+_CMOS_BOOT_FLAG2: Final = 0x3D
+_CMOS_MORE_CPUS: Final = 0x5F
+_NO_FLOPPY_SIGNATURE: Final = 1
+"""A floppy's boot sector need not end in 55h AAh, as that of old ones does not."""
+
 
 def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryMap) -> None:
     """Add the items that do not depend on what the firmware does itself."""
@@ -32,6 +40,24 @@ def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryM
     fw_cfg.add_file("etc/show-boot-menu", struct.pack("<Q", 0))
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<Q", _BOOT_FAIL_WAIT_MS))
     fw_cfg.add_file("etc/system-states", _SLEEP_STATES)
+
+
+def cmos_bytes(config: MachineConfig) -> list[tuple[int, int]]:
+    """Bytes of the CMOS RAM, as (index, value), that tell the BIOS what fw_cfg does not.
+
+    Reference: SeaBIOS src/hw/rtc.h; the boot order has a nibble a device in 0x3d and the top of 0x38.
+    """
+    first, second, third, *_ = (*(_CMOS_BOOT_CODES[device] for device in boot_order(config)), 0, 0, 0)
+    return [
+        (_CMOS_BOOT_FLAG1, third << 4 | _NO_FLOPPY_SIGNATURE),
+        (_CMOS_BOOT_FLAG2, second << 4 | first),
+        (_CMOS_MORE_CPUS, min(config.cpus - 1, 255)),
+    ]
+
+
+def boot_order(config: MachineConfig) -> tuple[str, ...]:
+    """What the firmware tries, every kind once."""
+    return tuple(dict.fromkeys((*config.boot, *_BOOT_ORDER)))
 
 
 def _memory_map(layout: mm.MemoryMap) -> bytes:

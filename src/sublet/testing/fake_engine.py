@@ -169,6 +169,7 @@ class FakeVm:
         self.irq_levels: list[tuple[int, bool]] = []
         self.messages: list[tuple[int, int]] = []
         self.vcpus: list[FakeVcpu] = []
+        self.cmos: dict[int, int] = {}
 
     def set_memslot(
         self, slot: int, gpa: int, size: int, ram: Any, ram_offset: int = 0, *, readonly: bool = False
@@ -185,6 +186,14 @@ class FakeVm:
 
     def add_platform_timers(self) -> None:
         """Nothing to make."""
+
+    def write_cmos(self, values: Sequence[tuple[int, int]]) -> None:
+        """Record the bytes."""
+        self.cmos.update(values)
+
+    def read_cmos(self) -> bytes:
+        """What was written, else zeroes."""
+        return bytes(self.cmos.get(index, 0) for index in range(128))
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Record a change of level."""

@@ -27,6 +27,8 @@ pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// Port of the ACPI PM timer: 4 bytes, a 32-bit counter (FADT flag `TMR_VAL_EXT`).
 pub const PM_TIMER_PORT: u16 = 0x608;
 
+/// The bytes before it are the clock's registers.
+const FIRST_CMOS_BYTE: u8 = 0x0e;
 const RTC_INDEX: u16 = 0x70;
 const RTC_DATA: u16 = 0x71;
 
@@ -135,6 +137,22 @@ impl PlatformTimers {
     fn pm_timer(&self) -> u32 {
         let offset = lock(&self.guarded).pm_offset;
         pm_ticks(self.clock.now_ns()).wrapping_add(offset)
+    }
+
+    /// Set bytes of the CMOS RAM, given as (index, value).
+    ///
+    /// # Errors
+    /// The first index that is a register of the clock's (below 0x0e) or past the RAM; nothing is written then.
+    pub fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<(), u8> {
+        let allowed = FIRST_CMOS_BYTE..CMOS_BYTES as u8;
+        if let Some((index, _)) = bytes.iter().find(|(index, _)| !allowed.contains(index)) {
+            return Err(*index);
+        }
+        let mut guarded = lock(&self.guarded);
+        for (index, value) in bytes {
+            guarded.rtc.ram[usize::from(*index)] = *value;
+        }
+        Ok(())
     }
 
     /// RESET. The time of day and the PM timer go on.

@@ -243,3 +243,13 @@ fn owed_periods_are_bounded_and_end_with_the_interrupt() {
     platform.write(0xb, 0x02);
     assert_eq!(platform.timers.save_state().rtc.owed_periods, 0);
 }
+
+#[test]
+fn the_machine_sets_cmos_bytes_but_not_the_clocks() {
+    let platform = Platform::new();
+    platform.timers.write_cmos(&[(0x38, 0x30), (0x3d, 0x12)]).unwrap();
+    assert_eq!((platform.read(0x38), platform.read(0x3d)), (0x30, 0x12));
+    assert_eq!(platform.timers.write_cmos(&[(0x38, 1), (0x0d, 0)]), Err(0x0d));
+    assert_eq!(platform.timers.write_cmos(&[(0x80, 0)]), Err(0x80));
+    assert_eq!(platform.read(0x38), 0x30);
+}

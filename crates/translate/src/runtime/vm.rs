@@ -131,6 +131,11 @@ impl TranslateVm {
     }
 }
 
+/// The platform timers, if they were added.
+fn platform_timers(timers: &OnceLock<Arc<PlatformTimers>>) -> Result<&Arc<PlatformTimers>> {
+    timers.get().ok_or_else(|| EngineError::Invalid("the VM has no platform timers".into()))
+}
+
 impl Vm for TranslateVm {
     fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
@@ -152,6 +157,16 @@ impl Vm for TranslateVm {
             .set(timers)
             .map_err(|_| EngineError::Invalid("the VM has platform timers already".into()))?;
         self.start_timers()
+    }
+
+    fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()> {
+        platform_timers(&self.timers)?
+            .write_cmos(bytes)
+            .map_err(|index| EngineError::Invalid(format!("CMOS byte {index:#x} is not one of 0x0e to 0x7f")))
+    }
+
+    fn read_cmos(&self) -> Result<Vec<u8>> {
+        Ok(platform_timers(&self.timers)?.save_state().rtc.ram)
     }
 
     fn set_irq_line(&self, gsi: u32, level: bool) -> Result<()> {
