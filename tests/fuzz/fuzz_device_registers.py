@@ -18,13 +18,14 @@ from collections.abc import Callable
 from sublet.devices.legacy import Serial
 from sublet.devices.pci import PciConfigPorts, PciEcam
 from sublet.devices.platform import AcpiPm, Gpe0, PvPanic, ResetRegister
+from sublet.devices.vga import TEXT_RAM_SIZE, WINDOW_SIZE, Vga, render, text_screen
 from sublet.devices.virtio import VirtioDevice
 from sublet.devices.virtio.block import VirtioBlock
 from sublet.devices.virtio.console import VirtioConsole
 from sublet.devices.virtio.net import VirtioNet
 from sublet.devices.virtio.rng import VirtioRng
 from sublet.net import NullSink
-from sublet.testing import FakeClock, InlineExecutor, RamDisk, RecordingIrqLine, VirtioDriver
+from sublet.testing import FakeClock, FakeDeviceRam, InlineExecutor, RamDisk, RecordingIrqLine, VirtioDriver
 
 MEMORY_LIMIT_KIB = 512 * 1024
 """Resident set that the fuzzer may reach."""
@@ -104,6 +105,37 @@ def platform_steps() -> list[Step]:
     ports = [(serial, 8), (AcpiPm(RecordingIrqLine(), int), 6), (Gpe0(), 4), (PvPanic(int), 1)]
     pokes = [poke_ports(device, count) for device, count in ports]
     return [*pokes, poke_ports(ResetRegister(int), 1), type_text, snapshot]
+
+
+def screen_steps() -> list[Step]:
+    """A VGA, drawn now and then as it happens to be."""
+    vga = Vga(FakeDeviceRam(1 << 20), FakeDeviceRam(TEXT_RAM_SIZE), FakeClock())
+
+    def set_index_and_data(rng: random.Random) -> None:
+        vga.registers.write(rng.choice((0x3C2, 0x3C0)), rng.randrange(256))
+        port = rng.choice((0x3C4, 0x3CE, 0x3D4))
+        vga.registers.write(port, rng.randrange(0x1A))
+        vga.registers.write(port + 1, rng.randrange(256))
+
+    def set_linear(rng: random.Random) -> None:
+        vga.dispi.write(rng.randrange(11), rng.choice((draw(rng, 2), rng.choice((4, 8, 16, 24, 32, 0x41)))))
+
+    def look(rng: random.Random) -> None:
+        if rng.random() < 0.05:
+            picture = render(vga, blink_on=rng.random() < 0.5)
+            assert len(picture.rgb) == 3 * picture.width * picture.height
+        screen = text_screen(vga)
+        assert screen is None or len(screen.cells) == screen.columns * screen.rows
+
+    def snapshot(rng: random.Random) -> None:
+        if rng.random() < 0.1:
+            vga.load_state(vga.save_state())
+        if rng.random() < 0.02:
+            vga.reset()
+
+    pokes = [poke_ports(entry.device, entry.count) for entry in vga.ports()]
+    window = poke_mmio(vga.window, lambda rng: rng.randrange(WINDOW_SIZE - 8))
+    return [*pokes, window, window, set_index_and_data, set_index_and_data, set_linear, look, snapshot]
 
 
 def make_virtio(rng: random.Random) -> VirtioDevice:
@@ -202,7 +234,8 @@ def virtio_steps(rng: random.Random) -> list[Step]:
 def run_round(seed: int) -> None:
     """One machine, ``STEPS_A_ROUND`` random steps."""
     rng = random.Random(seed)
-    steps = platform_steps() if rng.random() < 0.2 else virtio_steps(rng)
+    kind = rng.random()
+    steps = platform_steps() if kind < 0.2 else screen_steps() if kind < 0.3 else virtio_steps(rng)
     for _ in range(STEPS_A_ROUND):
         rng.choice(steps)(rng)
 
