@@ -37,6 +37,8 @@ class Chain:
     """For every file; None: exclusive for writing, else shared."""
     parents: bool = True
     """Whether to open parents at all; without, what they hold reads as zeroes."""
+    writable_parent: bool = False
+    """Whether to open the next parent for writing; those below it stay as they are."""
 
     @staticmethod
     def start(
@@ -98,7 +100,7 @@ class Chain:
         below = self._below(child)
         if self._identify(child.path, path) in below.above:
             raise ImageError(f"{child.path}: its parent {path} is itself or one of its descendants")
-        return format_.open(path, readonly=True, chain=below)
+        return format_.open(path, readonly=not self.writable_parent, chain=below)
 
     def _identify(self, child: Path, path: Path) -> tuple[int, int]:
         try:
@@ -123,5 +125,5 @@ class Chain:
         above = (*self.above, child.identity)
         if len(above) >= DEPTH_MAXIMUM:
             raise ImageError(f"{child.path}: its chain of parents is longer than {DEPTH_MAXIMUM}")
-        lock = self.lock if self.lock is Lock.NONE else Lock.SHARED
-        return replace(self, above=above, lock=lock)
+        lock = self.lock if self.lock is Lock.NONE or self.writable_parent else Lock.SHARED
+        return replace(self, above=above, lock=lock, writable_parent=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sublet.block.chain import Chain
@@ -22,6 +23,7 @@ def open_image(
     lock: Lock | None = None,
     parents: bool = True,
     check: bool = False,
+    writable_parent: bool = False,
 ) -> Image:
     """Open an image and its parents.
 
@@ -33,6 +35,7 @@ def open_image(
         lock: By default exclusive for writing and else shared.
         parents: Open parents; without, what they hold reads as zeroes.
         check: Open it for ``Image.check`` alone.
+        writable_parent: Open its parent for writing, too, to commit to it while the image is in use.
 
     Raises:
         UsageError: Nobody said what the format is, and it looks like something other than raw.
@@ -40,6 +43,7 @@ def open_image(
         ImageError: It is damaged, not supported, or its chain of parents is not allowed.
     """
     chain = Chain.start(path, files=files, folders=folders, lock=lock, parents=parents and not check)
+    chain = replace(chain, writable_parent=writable_parent)
     if format is not None:
         chosen = find_format(format)
     else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from sublet.block.contract import BlockDevice, Extent
-from sublet.block.format import Image
+from sublet.block.format import MapExtent
 from sublet.block.hostfile import Bytes
 
 
@@ -162,10 +163,17 @@ class Throttle(Layer):
         self.below.discard(offset, size)
 
 
+class MappedDevice(BlockDevice, Protocol):
+    """A device that says where its content is stored."""
+
+    def map(self, offset: int, size: int) -> MapExtent:
+        """Where the range that begins at ``offset`` is stored, cut to ``size``, through the whole chain."""
+
+
 class CopyOnRead(Layer):
     """Writes into an overlay what was read from its parents, so that it is read from there the next time."""
 
-    def __init__(self, below: Image) -> None:
+    def __init__(self, below: MappedDevice) -> None:
         super().__init__(below)
         self._image = below
         self._lock = threading.Lock()

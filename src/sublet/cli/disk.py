@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from sublet.cli.disk_live import live
+from sublet.cli.disk_option import format_of
 from sublet.cli.messages import ProgressDisplay, say
 from sublet.errors import UsageError
 from sublet.units import format_size, parse_size
@@ -27,6 +29,8 @@ disk = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+disk.add_typer(live)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The disk image.", show_default=False)]
 Format = Annotated[
@@ -69,7 +73,7 @@ def create(
     create_image(
         file,
         None if size is None else _size(size),
-        format=format or _format_of_name(file),
+        format=format or format_of(file),
         options=_options(option),
         backing=backing,
         backing_format=backing_format,
@@ -127,7 +131,7 @@ def convert(
             run(
                 image,
                 target,
-                format=to or _format_of_name(target),
+                format=to or format_of(target),
                 options=_options(option),
                 compress=compress,
                 replace=force,
@@ -502,17 +506,6 @@ def _options(pairs: list[str] | None) -> dict[str, str]:
             raise UsageError(f"{part!r} is no option: write NAME=VALUE")
         values[name] = value
     return values
-
-
-def _format_of_name(path: Path) -> str:
-    from sublet.block.registry import FORMATS, format_of_name
-
-    name = format_of_name(path)
-    if name is None:
-        raise UsageError(
-            f"the name {path.name} does not say a format", remedy=f"Say it: {', '.join(FORMATS)}."
-        )
-    return name
 
 
 def _shown(display: ProgressDisplay, message: str) -> Any:

@@ -1,4 +1,4 @@
-"""The value of ``--disk``: a file and how to attach it."""
+"""What options say of disks: the value of ``--disk``, the format that a name stands for."""
 
 from __future__ import annotations
 
@@ -36,18 +36,34 @@ def parse_disk(text: str) -> DiskConfig:
         raise UsageError(f"--disk {text}: {first['loc'][0]}: {first['msg']}") from error
 
 
+def format_of(path: Path) -> str:
+    """What the name of an image that is to be created says.
+
+    Raises:
+        UsageError: Nothing.
+    """
+    from sublet.block.registry import FORMATS, format_of_name
+
+    name = format_of_name(path)
+    if name is None:
+        raise UsageError(
+            f"the name {path.name} does not say a format", remedy=f"Say it: {', '.join(FORMATS)}."
+        )
+    return name
+
+
 def _read(text: str, part: str) -> tuple[str, Any]:
     """One NAME=VALUE as (field of ``DiskConfig``, value)."""
     name, equals, value = part.partition("=")
-    if name not in ("format", "readonly", "cache", "serial", "iops", "bps") or not equals:
+    if name not in ("format", "readonly", "cache", "serial", "iops", "bps", "copy-on-read") or not equals:
         raise UsageError(
             f"--disk {text}: {part!r} is no option",
-            remedy="Write format=, readonly=, cache=, serial=, iops= or bps=.",
+            remedy="Write format=, readonly=, cache=, serial=, iops=, bps= or copy-on-read=.",
         )
-    if name == "readonly":
+    if name in ("readonly", "copy-on-read"):
         if value not in ("on", "off"):
-            raise UsageError(f"--disk {text}: readonly is on or off, not {value!r}")
-        return name, value == "on"
+            raise UsageError(f"--disk {text}: {name} is on or off, not {value!r}")
+        return name.replace("-", "_"), value == "on"
     if name == "bps":
         try:
             return "bytes_per_second", parse_size(value)

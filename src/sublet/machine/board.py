@@ -14,7 +14,9 @@ from sublet.machine.boot import BootState
 from sublet.machine.bus import Buses
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
+from sublet.machine.disks import Drives
 from sublet.machine.host import GsiLine, MonotonicClock, WorkerPool
+from sublet.machine.live_disks import add_disk_operations
 from sublet.machine.memory import SystemMemory
 from sublet.machine.networks import Networks
 from sublet.machine.runloop import EndMachine
@@ -55,6 +57,9 @@ class Board(ABC):
         hvc0 = write if "hvc0" in _consoles(config.cmdline) else discard
         self.networks = Networks(config, self.workers, self.clock)
         self.networks.add_operations(self.operations)
+        self.drives = Drives()
+        """The disks, whatever controller they are on; a board adds those that it opens itself."""
+        add_disk_operations(self.operations, self.drives)
         self.virtio = self._make_virtio(hvc0)
         self._serial = Serial(GsiLine(vm, COM1_GSI), write, self.clock)
         self.buses.ports.add(mm.COM1_PORT, 8, self._serial)
@@ -65,7 +70,9 @@ class Board(ABC):
 
     def _make_virtio(self, hvc0: Callable[[bytes], None]) -> VirtioDevices:
         try:
-            return VirtioDevices(self.config, self.networks.virtio, hvc0, self.workers, self.clock)
+            return VirtioDevices(
+                self.config, self.networks.virtio, hvc0, self.workers, self.clock, self.drives
+            )
         except BaseException:
             self.networks.close()
             raise

@@ -20,6 +20,8 @@ class DiskConfig(BaseModel):
     readonly: bool = False
     format: str | None = None
     """Name of a disk format; None: what the file's name says (`sublet.block.registry`)."""
+    folders: tuple[Path, ...] = ()
+    """Where its parents may be, besides its own folder."""
     cache: Literal["writeback", "writethrough", "none", "unsafe"] = "writeback"
     """The host's page cache: used; used but flushed by each write; bypassed; used and never flushed."""
     serial: str | None = Field(default=None, max_length=20)
@@ -28,6 +30,8 @@ class DiskConfig(BaseModel):
     """Requests a second, 0 for no limit."""
     bytes_per_second: int = Field(default=0, ge=0)
     """Bytes a second, 0 for no limit."""
+    copy_on_read: bool = False
+    """Whether an overlay keeps what it reads from its parents."""
 
 
 class MachineConfig(BaseModel):

@@ -119,6 +119,8 @@ def _power_on_until_done(
         if request not in _REBOOTS or not config.reboot:
             return request
         totals.count("machine.resets")
+        # A disk may be elsewhere by now: under an overlay, or moved.
+        config = config.model_copy(update={"disks": cycle.board.drives.now(config.disks)})
         # Device callbacks refer to the cycle and back; its RAM is gone already, this is the rest.
         del cycle
         gc.collect()

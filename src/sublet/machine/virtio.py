@@ -14,7 +14,7 @@ from sublet.devices.virtio.rng.device import VirtioRng
 from sublet.errors import UsageError
 from sublet.hw import Clock, Executor
 from sublet.machine.config import DiskConfig, MachineConfig
-from sublet.machine.disks import open_disk
+from sublet.machine.disks import Drives
 
 MAXIMUM_DEVICES: Final = 31
 """Slots of bus 0 beside the host bridge."""
@@ -30,6 +30,7 @@ class VirtioDevices:
         write: Where ``hvc0`` writes.
         executor: Runs the devices' work.
         clock: Time for those that need it.
+        drives: Where the disks are listed, as vda, vdb, ...
 
     Raises:
         UsageError: Too many devices.
@@ -44,6 +45,7 @@ class VirtioDevices:
         write: Callable[[bytes], None],
         executor: Executor,
         clock: Clock,
+        drives: Drives,
     ) -> None:
         self.console = VirtioConsole(write, executor)
         self.all: list[VirtioDevice] = [VirtioRng(executor, clock), self.console]
@@ -57,7 +59,7 @@ class VirtioDevices:
             opened.callback(self.close)
             self.all += cards
             for index, disk in enumerate(config.disks):
-                self.all.append(_make_disk(index, disk, config.cpus, executor))
+                self.all.append(_make_disk(index, disk, config.cpus, executor, drives))
             opened.pop_all()
 
     def close(self) -> None:
@@ -67,7 +69,8 @@ class VirtioDevices:
                 closing.callback(device.close)
 
 
-def _make_disk(index: int, disk: DiskConfig, cpus: int, executor: Executor) -> VirtioBlock:
+def _make_disk(index: int, disk: DiskConfig, cpus: int, executor: Executor, drives: Drives) -> VirtioBlock:
     serial = f"disk{index}" if disk.serial is None else disk.serial
     queues = min(cpus, _BLOCK_QUEUES_MAXIMUM)
-    return VirtioBlock(open_disk(disk), executor, serial=serial, queues=queues)
+    device = drives.open(disk, f"vd{chr(ord('a') + index)}")
+    return VirtioBlock(device, executor, serial=serial, queues=queues)

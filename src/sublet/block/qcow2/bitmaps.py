@@ -195,6 +195,13 @@ class Bitmaps:
                     first = offset >> bitmap.granularity_bits
                     set_bits(bits, first, (offset + size - 1 >> bitmap.granularity_bits) + 1)
 
+    def mark_one(self, name: str, offset: int, size: int) -> None:
+        """As ``mark``, in one bitmap."""
+        bitmap = self.find(name)
+        with self._lock:
+            first = offset >> bitmap.granularity_bits
+            set_bits(self.bits[name], first, (offset + size - 1 >> bitmap.granularity_bits) + 1)
+
     def resized(self, size: int) -> None:
         """The disk has another size: new parts are dirty."""
         with self._lock:

@@ -36,7 +36,7 @@ from sublet.block.format import (
 from sublet.block.hostfile import Bytes, HostFile
 from sublet.block.qcow2 import bitmap_store
 from sublet.block.qcow2 import layout as q
-from sublet.block.qcow2.bitmaps import IN_USE, Bitmaps
+from sublet.block.qcow2.bitmaps import IN_USE, Bitmaps, bit_runs
 from sublet.block.qcow2.compression import compress, decompress
 from sublet.block.qcow2.refcounts import Refcounts
 from sublet.block.qcow2.snapshots import read_snapshots
@@ -810,6 +810,25 @@ class Qcow2Image(Image):
                 raise UsageError(f"the bitmap {name!r} was not closed cleanly or is disabled: make another")
             bits[:] = bytes(len(bits))
 
+    def bitmap_bits(self, name: str) -> tuple[int, bytes]:
+        """Granularity in bytes, and the bits as they are now, of a bitmap that is kept up to date.
+
+        Raises:
+            UsageError: There is none, or it is not kept up to date.
+        """
+        bitmap = self.bitmaps.find(name)
+        with self._lock:
+            bits = self.bitmaps.bits.get(bitmap.name)
+            if bits is None:
+                raise UsageError(f"the bitmap {name!r} was not closed cleanly or is disabled: make another")
+            return 1 << bitmap.granularity_bits, bytes(bits)
+
+    def merge_bitmap(self, name: str, granularity: int, bits: bytes) -> None:
+        """Let what ``bits`` of ``granularity`` bytes say be dirty, too."""
+        self._check_writable(0, 0)
+        for first, last in bit_runs(bytearray(bits)):
+            self.bitmaps.mark_one(name, first * granularity, (last - first) * granularity)
+
     def dirty_ranges(self, name: str) -> list[tuple[int, int]]:
         """(offset, bytes) of what was written since the bitmap was begun.
 
@@ -831,6 +850,12 @@ class Qcow2Image(Image):
                     bitmap_store.store(self)
         finally:
             super().close()
+
+    def take_backing(self) -> Image | None:
+        """Give the parent away, still open: what it held reads as zeroes here, unless it was copied."""
+        with self._lock:
+            parent, self._backing = self._backing, None
+            return parent
 
     def make_empty(self) -> None:
         """Let the parent answer for everything again, in one step."""
