@@ -1,8 +1,8 @@
 //! Memslots, and every access to guest memory by guest-physical address.
 
-use crate::{RamBlock, PAGE_SIZE};
+use crate::{CodeMark, RamBlock, PAGE_SIZE};
 use arc_swap::ArcSwap;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// An access that no memslot covers, or a slot that makes no sense.
@@ -32,10 +32,11 @@ impl std::fmt::Display for MemoryError {
 
 impl std::error::Error for MemoryError {}
 
-/// Told of stores by devices (DMA) to pages marked by [`GuestMemory::mark_code_page`].
+/// Told of stores to pages marked by [`GuestMemory::mark_code_page`].
 pub trait CodeWatcher: Send + Sync {
-    /// `gpa .. gpa + size`, within one page, is about to change.
-    fn code_written(&self, gpa: u64, size: u64);
+    /// `gpa .. gpa + size`, within one page, has changed; the vCPUs whose bits are set in `vcpus`
+    /// hold code of that page. Called once for each address that the page has.
+    fn code_written(&self, gpa: u64, size: u64, vcpus: u64);
 }
 
 /// A run of guest-physical addresses backed by RAM.
@@ -54,7 +55,6 @@ pub struct Memslot {
     ram: Arc<RamBlock>,
     ram_offset: u64,
     dirty: Box<[AtomicU64]>,
-    code: Box<[AtomicU64]>,
 }
 
 impl Memslot {
@@ -67,6 +67,17 @@ impl Memslot {
     fn bit(&self, gpa: u64) -> (usize, u64) {
         let page = (gpa - self.gpa) / PAGE_SIZE;
         ((page / 64) as usize, 1 << (page % 64))
+    }
+
+    /// See [`GuestMemory::mark_code_page`]; they belong to the page of RAM, whatever slots show it.
+    fn code_marks(&self, gpa: u64) -> &AtomicU64 {
+        self.ram.code_marks(self.ram_offset + (gpa - self.gpa))
+    }
+
+    /// The address here of a byte of `ram`, if the slot shows it.
+    fn address_of(&self, ram: &Arc<RamBlock>, offset: u64) -> Option<u64> {
+        let here = offset.wrapping_sub(self.ram_offset);
+        (Arc::ptr_eq(ram, &self.ram) && here < self.size).then(|| self.gpa + here)
     }
 
     fn contains(&self, gpa: u64) -> bool {
@@ -165,7 +176,6 @@ impl GuestMemory {
             return bad(format!("memslot {slot}: overlaps memslot {}", other.slot));
         }
         let words = (size / PAGE_SIZE).div_ceil(64) as usize;
-        let bitmap = || (0..words).map(|_| AtomicU64::new(0)).collect();
         let new = Arc::new(Memslot {
             slot,
             gpa,
@@ -174,8 +184,7 @@ impl GuestMemory {
             log_dirty,
             ram,
             ram_offset,
-            dirty: bitmap(),
-            code: bitmap(),
+            dirty: (0..words).map(|_| AtomicU64::new(0)).collect(),
         });
         self.replace(|slots| {
             slots.retain(|other| other.slot != slot);
@@ -201,7 +210,7 @@ impl GuestMemory {
             host: unsafe { slot.host_base().add(offset as usize) },
             readonly: slot.readonly,
             log_dirty: slot.log_dirty && slot.dirty[word].load(Ordering::Relaxed) & bit == 0,
-            code: slot.code[word].load(Ordering::Relaxed) & bit != 0,
+            code: slot.code_marks(gpa).load(Ordering::SeqCst) != 0,
         })
     }
 
@@ -220,16 +229,22 @@ impl GuestMemory {
         Some(slot.dirty.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect())
     }
 
-    /// Say whether the page of `gpa` holds translated code.
-    pub fn mark_code_page(&self, gpa: u64, code: bool) {
-        if let Some(slot) = self.view().find(gpa) {
-            let (word, bit) = slot.bit(gpa);
-            if code {
-                slot.code[word].fetch_or(bit, Ordering::SeqCst);
-            } else {
-                slot.code[word].fetch_and(!bit, Ordering::SeqCst);
-            }
-        }
+    /// Note that vCPU `vcpu` (0 to 63) holds code translated from the page of `gpa`, until the mark is
+    /// dropped. Also returns the marks of before, a bit for each vCPU; `None` where there is no RAM.
+    ///
+    /// A vCPU has one mark of a page at most, whatever addresses the page has.
+    pub fn mark_code_page(&self, gpa: u64, vcpu: u32) -> Option<(CodeMark, u64)> {
+        let view = self.view();
+        let slot = view.find(gpa)?;
+        Some(CodeMark::new(slot.ram.clone(), slot.ram_offset + (gpa - slot.gpa), vcpu))
+    }
+
+    /// Every address under which the slots show the byte at `gpa`, `gpa` among them.
+    pub fn aliases(&self, gpa: u64) -> Vec<u64> {
+        let view = self.view();
+        let Some(slot) = view.find(gpa) else { return vec![gpa] };
+        let offset = slot.ram_offset + (gpa - slot.gpa);
+        view.0.iter().filter_map(|other| other.address_of(&slot.ram, offset)).collect()
     }
 
     /// Copy out of guest memory.
@@ -264,7 +279,7 @@ impl GuestMemory {
                     Ok(value) if gpa % 4 == 0 => {
                         AtomicU32::from_ptr(target.cast()).store(value, Ordering::Release);
                     }
-                    _ => std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()),
+                    _ => store_small(target, data),
                 },
             }
         }
@@ -284,6 +299,9 @@ impl GuestMemory {
                 let target = slot.host_base().add(offset as usize);
                 std::ptr::copy_nonoverlapping(data.as_ptr().add(done), target, size);
             }
+            // A device answers no requests: the store comes before the look at the marks, or the vCPU
+            // that marks the page meanwhile would neither read it nor hear of it.
+            fence(Ordering::SeqCst);
             self.note_write(slot, offset, size as u64);
         })
     }
@@ -328,16 +346,36 @@ impl GuestMemory {
         while at < offset + size {
             let next = ((at / PAGE_SIZE) + 1) * PAGE_SIZE;
             let piece = next.min(offset + size) - at;
-            let (word, bit) = slot.bit(slot.gpa + at);
             if slot.log_dirty {
+                let (word, bit) = slot.bit(slot.gpa + at);
                 slot.dirty[word].fetch_or(bit, Ordering::Relaxed);
             }
-            if slot.code[word].load(Ordering::Relaxed) & bit != 0 {
-                if let Some(watcher) = self.watcher.get() {
-                    watcher.code_written(slot.gpa + at, piece);
-                }
+            let marks = slot.code_marks(slot.gpa + at);
+            if marks.load(Ordering::Relaxed) != 0 {
+                // Whoever adds a mark after this look reads the new bytes.
+                fence(Ordering::SeqCst);
+                self.report_code(slot, at, piece, marks.load(Ordering::SeqCst));
             }
             at += piece;
+        }
+    }
+
+    /// Report a store to a page with code under each address that the page has.
+    #[cold]
+    fn report_code(&self, slot: &Memslot, offset: u64, size: u64, vcpus: u64) {
+        let Some(watcher) = self.watcher.get() else { return };
+        let view = self.view();
+        for gpa in view.0.iter().filter_map(|other| other.address_of(&slot.ram, slot.ram_offset + offset)) {
+            watcher.code_written(gpa, size, vcpus);
+        }
+    }
+
+    /// A guest's store of `size` bytes at `gpa`, within one page, has been made through the host's
+    /// address: mark it dirty and report code.
+    pub fn stored(&self, gpa: u64, size: u64) {
+        let view = self.view();
+        if let Some(slot) = view.find(gpa) {
+            self.note_write(slot, gpa - slot.gpa, size);
         }
     }
 
@@ -437,6 +475,22 @@ impl GuestMemory {
     fn aligned_for_update(&self, gpa: u64, size: u64) -> Option<*mut u8> {
         self.view().find(gpa).filter(|slot| !slot.readonly)?;
         self.aligned(gpa, size)
+    }
+}
+
+/// Store bytes, two at an even address in one go.
+///
+/// # Safety
+/// `target` is good for stores of `data.len()` bytes.
+unsafe fn store_small(target: *mut u8, data: &[u8]) {
+    // SAFETY: as the caller promises; the address is even where it has to be.
+    unsafe {
+        match data.try_into().map(u16::from_le_bytes) {
+            Ok(value) if target as usize % 2 == 0 => {
+                AtomicU16::from_ptr(target.cast()).store(value, Ordering::Release);
+            }
+            _ => std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ mod guest;
 mod ram;
 
 pub use guest::{CodeWatcher, GuestMemory, HostPage, MemoryError, MemoryView, Memslot};
-pub use ram::RamBlock;
+pub use ram::{CodeMark, RamBlock};
 
 /// Bytes of a small page.
 pub const PAGE_SIZE: u64 = 4096;

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 /// Anonymous, page-aligned memory shared by reference; zero-filled; unmapped when dropped.
 ///
@@ -11,6 +13,7 @@ pub struct RamBlock {
     base: *mut u8,
     size: usize,
     fd: OwnedFd,
+    code: Box<[AtomicU64]>,
 }
 
 // SAFETY: the mapping is plain memory that lives as long as the block. The guest and its devices
@@ -57,7 +60,7 @@ impl RamBlock {
         }
         // SAFETY: advice on our own mapping; failure is harmless (huge pages are an optimisation).
         unsafe { libc::madvise(base, size, libc::MADV_HUGEPAGE) };
-        Ok(Self { base: base.cast(), size, fd })
+        Ok(Self { base: base.cast(), size, fd, code: zeroed(size / crate::PAGE_SIZE as usize) })
     }
 
     /// First byte of the mapping.
@@ -68,6 +71,11 @@ impl RamBlock {
     /// Bytes mapped.
     pub fn size(&self) -> u64 {
         self.size as u64
+    }
+
+    /// For each page the vCPUs that hold code translated from it, a bit each.
+    pub(crate) fn code_marks(&self, offset: u64) -> &AtomicU64 {
+        &self.code[(offset / crate::PAGE_SIZE) as usize]
     }
 
     /// The `memfd` behind the mapping.
@@ -82,4 +90,38 @@ impl Drop for RamBlock {
         // the block, because memslots hold it by `Arc`.
         unsafe { libc::munmap(self.base.cast(), self.size) };
     }
+}
+
+/// One vCPU holds code translated from one page of RAM, until this is dropped.
+#[derive(Debug)]
+pub struct CodeMark {
+    ram: Arc<RamBlock>,
+    offset: u64,
+    vcpu: u32,
+}
+
+impl CodeMark {
+    /// Mark the page at `offset`; also returns the marks of before, a bit for each vCPU.
+    pub(crate) fn new(ram: Arc<RamBlock>, offset: u64, vcpu: u32) -> (Self, u64) {
+        let before = ram.code_marks(offset).fetch_or(1 << vcpu, Ordering::SeqCst);
+        (Self { ram, offset: offset & !(crate::PAGE_SIZE - 1), vcpu }, before)
+    }
+
+    /// Host address of the page.
+    pub fn host_page(&self) -> u64 {
+        self.ram.base() as u64 + self.offset
+    }
+}
+
+impl Drop for CodeMark {
+    fn drop(&mut self) {
+        self.ram.code_marks(self.offset).fetch_and(!(1 << self.vcpu), Ordering::SeqCst);
+    }
+}
+
+/// Counters whose memory the host gives when they are first touched.
+fn zeroed(count: usize) -> Box<[AtomicU64]> {
+    let plain = Box::into_raw(vec![0u64; count].into_boxed_slice());
+    // SAFETY: `AtomicU64` has the size, alignment and values of `u64` (on x86-64), and the box is owned.
+    unsafe { Box::from_raw(plain as *mut [AtomicU64]) }
 }

@@ -106,6 +106,8 @@ pub struct Events {
     pub nmi_masked: bool,
     /// In HLT.
     pub halted: bool,
+    /// Not started yet, or stopped by INIT: a start-up IPI is waited for.
+    pub waiting_for_startup: bool,
     /// A vector injected from outside.
     pub injected: Option<u8>,
 }
@@ -219,6 +221,32 @@ impl Cpu {
             in_core_ports: Vec::new(),
             cr8: 0,
         }
+    }
+
+    /// The state after INIT (Intel SDM vol. 3A §10.1.1 table 10-1): as after RESET, but x87 and vector state,
+    /// the time-stamp counter and all MSRs but IA32_EFER stay, and so do CR0.CD and CR0.NW.
+    pub fn initialise(&mut self) {
+        const CACHE_CONTROL: u64 = 0x6000_0000;
+        let fresh = CpuState::reset();
+        let state = &mut self.state;
+        (state.gpr, state.rip, state.rflags) = (fresh.gpr, fresh.rip, fresh.rflags);
+        (state.segments, state.ldtr, state.tr) = (fresh.segments, fresh.ldtr, fresh.tr);
+        (state.gdtr, state.idtr, state.dr) = (fresh.gdtr, fresh.idtr, fresh.dr);
+        state.cr0 = (state.cr0 & CACHE_CONTROL) | (fresh.cr0 & !CACHE_CONTROL);
+        (state.cr2, state.cr3, state.cr4, state.efer) = (0, 0, 0, 0);
+        state.pdptes = [0; 4];
+        self.events = Events::default();
+        self.cr8 = 0;
+        self.completed_read = None;
+        self.bus_reads.forget();
+        self.mmu.flush(Flush::All);
+    }
+
+    /// Where a start-up IPI sends the processor: `vector << 12`, in real mode.
+    pub fn start_at(&mut self, vector: u8) {
+        let code = &mut self.state.segments[seg::CS];
+        (code.base, code.selector) = (u64::from(vector) << 12, u16::from(vector) << 8);
+        self.state.rip = 0;
     }
 
     /// Replace what CPUID answers, and what is derived from it.

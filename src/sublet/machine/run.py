@@ -23,8 +23,8 @@ from sublet.machine.power_cycle import PowerCycle
 from sublet.machine.presence import Attach, presence
 from sublet.machine.statistics import Totals
 
-MAXIMUM_CPUS: Final = 255
-"""APIC IDs of 8 bits, without the broadcast."""
+MAXIMUM_CPUS: Final = 64
+"""The translator keeps a bit for each vCPU with a page of code."""
 
 EXIT_CODES: Final = {
     Request.POWEROFF: 0,
@@ -82,13 +82,7 @@ def _open(config: MachineConfig) -> Engine:
         raise UsageError(f"{config.cpus} vCPUs: a machine has 1 to {MAXIMUM_CPUS}")
     if config.kernel is not None:
         check_files(config.kernel, config.initrd)
-    engine = open_engine(config.engine)
-    if config.cpus > 1 and engine.name == "translate":
-        raise UsageError(
-            f"the translate engine runs 1 vCPU, not yet {config.cpus}",
-            remedy="Give --cpus 1, or --engine kvm.",
-        )
-    return engine
+    return open_engine(config.engine)
 
 
 def _power_on_until_done(

@@ -17,7 +17,7 @@ use crate::message::{Delivery, DeliveryMode, Destination, Message};
 use crate::sync::{lock, read, write};
 use crate::timer::{AlarmSlot, NEVER};
 use crate::{Clock, GeneralProtection, Waker};
-use registers::{Registers, BASE_ENABLED, BASE_X2APIC};
+use registers::{Registers, BASE_BSP, BASE_ENABLED, BASE_X2APIC};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use timer::TimerMode;
@@ -79,6 +79,11 @@ impl LocalApic {
     /// The APIC ID.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Of the bootstrap processor (IA32_APIC_BASE bit 8).
+    pub fn is_bootstrap(&self) -> bool {
+        self.apic_base() & BASE_BSP != 0
     }
 
     /// Whom to tell when this vCPU may have something to take.

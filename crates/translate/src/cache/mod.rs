@@ -192,10 +192,10 @@ impl CodeCache {
         self.memory.used()
     }
 
-    /// Whether a block of `code_bytes` can be added: there is space for its code, and there are not as
+    /// Whether a block of `code_bytes` can be added to a cache of `limit` bytes: there is space for its code, and there are not as
     /// many blocks as may be (what is kept of each takes memory beside its code).
-    pub fn has_room_for(&self, code_bytes: usize) -> bool {
-        let left = self.memory.size() - self.memory.used();
+    pub fn has_room_for(&self, code_bytes: usize, limit: usize) -> bool {
+        let left = self.memory.size().min(limit).saturating_sub(self.memory.used());
         left >= code_bytes + CodeMemory::ROOM && self.blocks.len() < MAX_BLOCKS
     }
 
@@ -404,8 +404,8 @@ impl CodeCache {
         Some((id as BlockId, location.page_offset))
     }
 
-    /// Forget everything. Returns the pages that held code.
-    pub fn clear(&mut self) -> Vec<u64> {
+    /// Forget everything.
+    pub fn clear(&mut self) {
         self.memory.truncate(self.preamble);
         self.blocks.clear();
         self.links.clear();
@@ -414,6 +414,6 @@ impl CodeCache {
         self.unshared.clear();
         self.epoch += 1;
         self.statistics.flushes += 1;
-        self.by_page.drain().map(|(page, _)| page).collect()
+        self.by_page.clear();
     }
 }

@@ -370,8 +370,9 @@ impl Builder {
         if !descriptor.is_write() {
             return;
         }
-        // The slow path returns here, past the 5-byte jump, when the store goes through the buffer.
-        if operation(self, Place::Bounce).is_err() {
+        // The slow path returns here, past the 5-byte jump, when it has to hear of the store: the addend leads to
+        // the buffer, or to a page of code.
+        if operation(self, Place::Direct(Host::R14)).is_err() {
             // The same operation was encoded once already; only the operand's form differs.
             self.asm.bytes(&[0x0f, 0x0b]);
         }

@@ -169,6 +169,8 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
     use Mnemonic as M;
     match instruction.mnemonic() {
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => true,
+        // A spinning vCPU may have to give its processor to the one it waits for.
+        M::Pause => true,
         M::Cli | M::Sti | M::Hlt | M::Cld | M::Std | M::Clac | M::Stac => true,
         M::Pushf | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq => true,
         M::Iret | M::Iretd | M::Iretq | M::Int | M::Int1 | M::Int3 | M::Into => true,

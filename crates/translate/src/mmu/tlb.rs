@@ -323,6 +323,11 @@ impl TlbDirectory {
         }
     }
 
+    /// As [`Self::protect_host_page`], for all pages.
+    pub fn protect_all(&mut self, hot: &mut HotState) {
+        hot.write_tlb.iter_mut().for_each(Tlb::clear);
+    }
+
     /// Carry out a flush.
     pub fn flush(&mut self, hot: &mut HotState, what: Flush) {
         match what {

@@ -2,7 +2,6 @@
 //! pages that hold code.
 
 use super::entry::resume;
-use super::shared::lock;
 use super::vcpu::VcpuCore;
 use crate::cpu::{Exception, Stop};
 use crate::emit::Descriptor;
@@ -10,6 +9,7 @@ use crate::mmu::walk::{is_canonical, Access, Kind, Walk};
 use crate::state::{seg, BOUNCE_BYTES};
 use crate::system::memory::AccessMode;
 use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
 use sublet_engine::Exit;
 
 const MATH_FAULT: u8 = 16;
@@ -65,6 +65,8 @@ pub struct PendingStore {
     /// Which bytes are stored, see [`Descriptor::selected`].
     selected: u128,
     stays: bool,
+    /// The operation stores where the bytes belong, in the first piece; they are to be reported only.
+    in_place: bool,
 }
 
 /// Entry from `sublet_slow_access`.
@@ -117,6 +119,9 @@ impl VcpuCore {
             return self.unshare(pc);
         }
         if crosses {
+            if descriptor.is_write() && descriptor.loads() && !self.is_alone_in_vm() {
+                return self.leave_for_exclusive();
+            }
             return self.resolve_crossing(descriptor, la, selected);
         }
         let walk = self.walk_for(la, descriptor.is_write())?;
@@ -136,7 +141,10 @@ impl VcpuCore {
         };
         if descriptor.is_write() && (page.code || page.readonly) {
             let piece = Piece { gpa: walk.gpa, size: size as usize, ram: !page.readonly };
-            return self.through_bounce(descriptor, la, [piece, Piece::default()], selected);
+            return match page.readonly {
+                true => self.through_bounce(descriptor, la, [piece, Piece::default()], selected),
+                false => self.store_in_place(descriptor, la, piece, page.host as u64),
+            };
         }
         if descriptor.is_write() && page.log_dirty {
             self.cpu.memory.mark_dirty(walk.gpa);
@@ -156,9 +164,22 @@ impl VcpuCore {
     /// Leave, to run this instruction on its own. Nothing has happened yet. A block that does this
     /// again and again is translated anew without sharing.
     fn unshare(&mut self, pc: u64) -> Result<u64, Stop> {
-        lock(&self.shared.cache).blame(pc - 1);
+        self.cache.blame(pc - 1);
         self.counters.unshared += 1;
         self.alone = true;
+        Err(Stop::Exit(Exit::Interrupted))
+    }
+
+    /// Whether no other vCPU can access memory at this moment.
+    fn is_alone_in_vm(&self) -> bool {
+        self.exclusive || self.shared.vcpus.read().unwrap_or_else(PoisonError::into_inner).len() == 1
+    }
+
+    /// Leave, to run this instruction, which may be a locked one, while the other vCPUs stand still. Nothing
+    /// has happened yet.
+    fn leave_for_exclusive(&mut self) -> Result<u64, Stop> {
+        self.alone = true;
+        self.exclusive_wanted = true;
         Err(Stop::Exit(Exit::Interrupted))
     }
 
@@ -279,7 +300,29 @@ impl VcpuCore {
         if !descriptor.is_write() {
             return Ok(resume::DIRECT);
         }
-        self.store = PendingStore { pieces, selected, stays: descriptor.stays() };
+        self.store = PendingStore { pieces, selected, stays: descriptor.stays(), in_place: false };
+        Ok(resume::BOUNCE)
+    }
+
+    /// Have the operation store to a page of code itself, atomically if it is a locked one; the commit tells
+    /// those who hold code of its bytes.
+    fn store_in_place(
+        &mut self,
+        descriptor: Descriptor,
+        la: u64,
+        piece: Piece,
+        host_page: u64,
+    ) -> Result<u64, Stop> {
+        if descriptor.is_probe() {
+            return Ok(resume::BOUNCE);
+        }
+        if !self.mmio_writes.is_empty() {
+            // Device accesses stay in order: the earlier store is carried out first.
+            return Err(Stop::Exit(Exit::Interrupted));
+        }
+        self.cpu.state.hot.access_addend = host_page.wrapping_sub(la & !0xfff);
+        let pieces = [piece, Piece::default()];
+        self.store = PendingStore { pieces, selected: 0, stays: descriptor.stays(), in_place: true };
         Ok(resume::BOUNCE)
     }
 
@@ -325,19 +368,22 @@ impl VcpuCore {
     fn commit_store(&mut self, pc: u64) -> u64 {
         let store = self.store;
         let bounce = self.cpu.state.hot.bounce;
+        if store.in_place {
+            self.cpu.memory.stored(store.pieces[0].gpa, store.pieces[0].size as u64);
+        }
         for run in runs(store.pieces, store.selected) {
             let data = &bounce[run.at..run.at + run.size];
             if !(run.ram && self.cpu.memory.write(run.gpa, data).is_ok()) {
                 self.store_device(run, data);
             }
         }
+        let dead = self.take_stores_inside(pc);
         if store.stays {
             if !self.mmio_writes.is_empty() {
                 self.cpu.state.hot.permit.store(0, Ordering::SeqCst);
             }
             return resume::DIRECT;
         }
-        let dead = self.running_block_is_dead(pc);
         if dead || !self.mmio_writes.is_empty() {
             self.stop_at(pc, Stop::Exit(Exit::Interrupted));
             return resume::LEAVE;
@@ -359,17 +405,12 @@ impl VcpuCore {
         }
     }
 
-    fn running_block_is_dead(&self, pc: u64) -> bool {
-        let cache = lock(&self.shared.cache);
-        cache.locate(pc - 1).is_none_or(|(id, _)| !cache.block(id).alive)
-    }
-
     /// Leave the cache at the guest instruction that the host address `pc` is in.
     pub(super) fn stop_at(&mut self, pc: u64, stop: Stop) {
         if !matches!(stop, Stop::Exit(_)) {
             self.mmio_reads.clear();
         }
-        let located = lock(&self.shared.cache).locate(pc - 1);
+        let located = self.cache.locate(pc - 1);
         if let Some((_, page_offset)) = located {
             self.set_rip_in_page(i64::from(page_offset));
         }

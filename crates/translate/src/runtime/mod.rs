@@ -1,10 +1,19 @@
 //! Running a vCPU: in and out of the code cache, the run loop, the engine contract.
 
 pub mod access;
+mod blocks;
+mod coherence;
 pub mod entry;
+mod events;
+mod exclusive;
+mod exits;
+mod gs;
+mod requests;
 mod shared;
 mod signals;
+mod spin;
 mod vcpu;
+mod vectors;
 mod vm;
 
 pub use vm::TranslateEngine;

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Once;
 
 const SIGNALS: [i32; 4] = [libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGBUS];
-const MAX_CACHES: usize = 64;
+/// One for each vCPU of the process.
+const MAX_CACHES: usize = 1024;
 
 /// First and last address of every live code cache; 0 is a free slot.
 static RANGES: [(AtomicU64, AtomicU64); MAX_CACHES] =

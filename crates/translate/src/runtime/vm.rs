@@ -1,12 +1,12 @@
 //! The engine contract on top of the translator.
 
-use super::shared::{lock, Shared};
+use super::shared::{lock, Shared, MAX_VCPUS};
 use super::vcpu::VcpuCore;
 use crate::cpu::{Cpu, Flush};
 use crate::state::{flag, seg, SegmentRegister, TableRegister, XSAVE_AREA_BYTES};
 use crate::system::cpuid;
 use crate::system::io::InCorePorts;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use sublet_engine::{
     CpuidEntry, DescriptorTable, Engine, EngineError, Exit, Kick, MsrEntry, Regs, Result, Segment, Sregs,
     Statistics, Vcpu, VcpuEvents, Vm,
@@ -16,7 +16,9 @@ use sublet_memory::GuestMemory;
 
 /// The binary-translation engine.
 #[derive(Debug)]
-pub struct TranslateEngine(());
+pub struct TranslateEngine {
+    cache_limit: usize,
+}
 
 fn read_tsc() -> u64 {
     // SAFETY: RDTSC is always available to user programs on x86-64 Linux.
@@ -44,7 +46,14 @@ impl TranslateEngine {
             )));
         }
         HostClock::prepare(read_tsc);
-        Ok(Self(()))
+        Ok(Self { cache_limit: usize::MAX })
+    }
+
+    /// Let no vCPU have more than `bytes` of translated code, so that eviction can be tested. Below 512 KiB
+    /// hardly a block stays.
+    #[must_use]
+    pub fn with_cache_limit(self, bytes: usize) -> Self {
+        Self { cache_limit: bytes }
     }
 }
 
@@ -62,7 +71,7 @@ impl Engine for TranslateEngine {
 
     fn create_vm(&self) -> Result<Arc<dyn Vm>> {
         let memory = Arc::new(GuestMemory::new());
-        let shared = Shared::new(memory.clone())?;
+        let shared = Shared::new(memory.clone(), self.cache_limit);
         Ok(Arc::new(TranslateVm {
             clock: Arc::new(HostClock::new(read_tsc, None)),
             memory,
@@ -180,14 +189,18 @@ impl Vm for TranslateVm {
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
-        let mut vcpus = self.shared.vcpus.write().unwrap_or_else(PoisonError::into_inner);
-        if index != 0 || !vcpus.is_empty() {
-            return Err(EngineError::Unsupported("the translator runs one vCPU for now".into()));
+        if index as usize >= MAX_VCPUS {
+            return Err(EngineError::Invalid(format!(
+                "vCPU {index}: the translator runs 0 to {}",
+                MAX_VCPUS - 1
+            )));
         }
         let mut cpu = Cpu::new(self.memory.clone());
         cpu.state.tsc_offset = self.clock.tsc_offset();
         if let Some(irqchip) = self.irqchip.get() {
-            cpu.apic = Some(irqchip.add_lapic(index));
+            let apic = irqchip.add_lapic(index);
+            cpu.events.waiting_for_startup = !apic.is_bootstrap();
+            cpu.apic = Some(apic);
             cpu.irqchip = Some(irqchip.clone());
         }
         if let Some(timers) = self.timers.get() {
@@ -195,11 +208,10 @@ impl Vm for TranslateVm {
             cpu.in_core_ports.push(ports);
         }
         cpu.set_cpuid(offered_cpuid(&self.clock));
-        let core = VcpuCore::new(cpu, self.shared.clone());
+        let core = VcpuCore::new(cpu, self.shared.clone())?;
         if let Some(apic) = &core.cpu.apic {
             apic.set_waker(core.requests.clone());
         }
-        vcpus.push(core.requests.clone());
         Ok(Box::new(TranslateVcpu { core }))
     }
 
@@ -217,26 +229,7 @@ impl Vm for TranslateVm {
     }
 
     fn statistics(&self) -> Statistics {
-        let cache = lock(&self.shared.cache);
-        let counted = cache.statistics;
-        let mut all: Statistics = [
-            ("translate.blocks", counted.blocks),
-            ("translate.instructions", counted.instructions),
-            ("translate.guest_bytes", counted.guest_bytes),
-            ("translate.host_bytes", counted.host_bytes),
-            ("translate.links", counted.links),
-            ("translate.smc_invalidations", counted.invalidated),
-            ("translate.cache_flushes", counted.flushes),
-            ("translate.cache_used_bytes", cache.used() as u64),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-        drop(cache);
-        if let Some(irqchip) = self.irqchip.get() {
-            all.extend(irqchip.statistics());
-        }
-        all
+        self.irqchip.get().map(|irqchip| irqchip.statistics().into_iter().collect()).unwrap_or_default()
     }
 }
 
@@ -471,7 +464,16 @@ impl Vcpu for TranslateVcpu {
     fn statistics(&self) -> Statistics {
         let counted = self.core.counters();
         let flushes = self.core.flushes();
+        let cache = self.core.cache_statistics();
         [
+            ("translate.blocks", cache.blocks),
+            ("translate.instructions", cache.instructions),
+            ("translate.guest_bytes", cache.guest_bytes),
+            ("translate.host_bytes", cache.host_bytes),
+            ("translate.links", cache.links),
+            ("translate.smc_invalidations", cache.invalidated),
+            ("translate.cache_flushes", cache.flushes),
+            ("translate.cache_used_bytes", self.core.cache_used() as u64),
             ("vcpu.cache_entries", counted.entries),
             ("vcpu.block_lookups", counted.lookups),
             ("vcpu.links_followed", counted.links),
@@ -485,6 +487,11 @@ impl Vcpu for TranslateVcpu {
             ("vcpu.exceptions", counted.exceptions),
             ("vcpu.page_faults", counted.page_faults),
             ("vcpu.halts", counted.halts),
+            ("vcpu.unconfirmed_pages", counted.unconfirmed),
+            ("vcpu.unheard_stores", counted.unheard),
+            ("vcpu.exclusive_sections", counted.exclusive),
+            ("vcpu.pauses", counted.pauses),
+            ("vcpu.pause_yields", counted.yields),
             ("vcpu.tlb_flushes_all", flushes[0]),
             ("vcpu.tlb_flushes_local", flushes[1]),
             ("vcpu.tlb_flushes_page", flushes[2]),

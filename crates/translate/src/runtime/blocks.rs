@@ -1,0 +1,144 @@
+//! The block at RIP: found, or translated.
+
+use super::vcpu::VcpuCore;
+use crate::cache::{BlockId, Translation};
+use crate::cpu::{Exception, Stop};
+use crate::frontend::{self, Fetched};
+use crate::mmu::walk::{is_canonical, Kind};
+use crate::mode::Width;
+use crate::state::seg;
+use crate::system::memory::AccessMode;
+use sublet_engine::Exit;
+
+/// Bytes of a guest page.
+pub(super) const PAGE: usize = 4096;
+/// Bytes that one block's instructions can have at most: 64 of 15.
+const BLOCK_BYTES: usize = 64 * frontend::MAX_INSTRUCTION_BYTES;
+/// More code than one block becomes.
+const BLOCK_ROOM: usize = 256 << 10;
+/// `Exit::InternalError`: a block is larger than the room kept for one.
+const NO_ROOM_CODE: u32 = 2;
+
+/// A block to enter.
+pub(super) struct Found {
+    pub(super) host: u64,
+    /// Its number, unless it was found in a jump cache.
+    pub(super) block: Option<BlockId>,
+}
+
+impl VcpuCore {
+    /// The block for RIP; sets `rip_page`.
+    pub(super) fn block_at_rip(&mut self) -> Result<Found, Stop> {
+        self.take_stores();
+        let rip = self.cpu.state.rip;
+        if let Some((host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode(), rip) {
+            self.cpu.state.hot.rip_page = rip_page;
+            return Ok(Found { host, block: None });
+        }
+        self.counters.lookups += 1;
+        let la = self.linear_rip();
+        self.check_rip()?;
+        let gpa = self.fetch_address(la)?;
+        let rip_page = rip.wrapping_sub(la & 0xfff);
+        self.cpu.state.hot.rip_page = rip_page;
+        let found = self.cache.find(gpa, self.mode());
+        let block = match found {
+            Some(block) if self.second_page_holds(block, la)? => block,
+            _ => self.translate(la, gpa)?,
+        };
+        let host = self.cache.host_address(block);
+        let mode = self.mode();
+        self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, host, rip_page);
+        Ok(Found { host, block: Some(block) })
+    }
+
+    pub(super) fn linear_rip(&self) -> u64 {
+        let state = &self.cpu.state;
+        if self.mode().is64() {
+            state.rip
+        } else {
+            state.rip.wrapping_add(state.segments[seg::CS].base) & 0xffff_ffff
+        }
+    }
+
+    fn check_rip(&self) -> Result<(), Exception> {
+        let state = &self.cpu.state;
+        let ok = if self.mode().code() == Width::W64 {
+            is_canonical(state.rip)
+        } else {
+            state.rip <= u64::from(state.segments[seg::CS].limit)
+        };
+        if ok {
+            Ok(())
+        } else {
+            Err(Exception::protection(0))
+        }
+    }
+
+    /// Translate the address of code.
+    fn fetch_address(&mut self, la: u64) -> Result<u64, Exception> {
+        let user = self.mode().cpl() == 3;
+        if let Some(page) = self.tlb.find_code(la, user) {
+            return Ok(page | (la & 0xfff));
+        }
+        let access = self.cpu.access(AccessMode::Current, Kind::Execute);
+        let walk = self.cpu.translate_linear(la, access)?;
+        self.tlb.fill_code(la, user, &walk);
+        Ok(walk.gpa)
+    }
+
+    /// A straddling block stands for two pages: the second must still be where it was.
+    fn second_page_holds(&mut self, block: BlockId, la: u64) -> Result<bool, Stop> {
+        let Some(second) = self.cache.block(block).second_page else { return Ok(true) };
+        let next = self.fetch_address((la | 0xfff).wrapping_add(1))?;
+        if next & !0xfff == second {
+            return Ok(true);
+        }
+        let gpa = self.cache.block(block).gpa;
+        self.drop_code(gpa, 1);
+        Ok(false)
+    }
+
+    fn translate(&mut self, la: u64, gpa: u64) -> Result<BlockId, Stop> {
+        if !self.cache.has_room_for(BLOCK_ROOM, self.shared.cache_share()) {
+            self.clear_code();
+        }
+        let share = self.cache.may_share(gpa, self.mode());
+        let offset = (gpa & 0xfff) as usize;
+        self.fetch_code(gpa, BLOCK_BYTES, 0);
+        let fetched = frontend::translate(self.mode(), &self.fetched[0][..], offset, None, share);
+        let made = match fetched {
+            Fetched::Block(translation) => Ok((translation, None)),
+            Fetched::NeedsNextPage => self.translate_straddling(la, offset, share),
+        };
+        let inserted = made.and_then(|(translation, second)| self.insert(gpa, second, translation));
+        if inserted.is_err() {
+            self.release_page(gpa & !0xfff);
+        }
+        inserted
+    }
+
+    /// The instruction at the end of a page that goes on in the next one.
+    fn translate_straddling(
+        &mut self,
+        la: u64,
+        offset: usize,
+        share: bool,
+    ) -> Result<(Translation, Option<u64>), Stop> {
+        let next = self.fetch_address((la | 0xfff).wrapping_add(1))?;
+        self.fetch_code(next & !0xfff, frontend::MAX_INSTRUCTION_BYTES, 1);
+        let (first, second) = (&self.fetched[0][..], &self.fetched[1][..]);
+        match frontend::translate(self.mode(), first, offset, Some(second), share) {
+            Fetched::Block(translation) => Ok((translation, Some(next & !0xfff))),
+            Fetched::NeedsNextPage => {
+                self.release_page(next & !0xfff);
+                Err(Exception::UNDEFINED.into())
+            }
+        }
+    }
+
+    fn insert(&mut self, gpa: u64, second: Option<u64>, translation: Translation) -> Result<BlockId, Stop> {
+        let inserted = self.cache.insert(gpa, self.mode(), second, translation);
+        inserted.ok_or(Stop::Exit(Exit::InternalError { code: NO_ROOM_CODE }))
+    }
+}

@@ -1,0 +1,174 @@
+//! What translated code left the cache for.
+
+use super::entry::exit;
+use super::signals::HOST_FAULT;
+use super::vcpu::{Next, VcpuCore};
+use crate::cpu::{Exception, Stop};
+use crate::frontend;
+use crate::mode::{Mode, Width};
+use crate::system::memory::AccessMode;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use std::sync::atomic::Ordering;
+use sublet_engine::Exit;
+
+const HOST_FAULT_CODE: u32 = 4;
+
+impl VcpuCore {
+    /// Debug traps of the instruction just run: single step and data breakpoints.
+    pub(super) fn after_step(&mut self, stepping: bool, next: Next) -> Next {
+        let hits = std::mem::take(&mut self.debug_hits);
+        let trap = u64::from(stepping) << 14 | hits;
+        if trap == 0 || !matches!(next, Next::Continue | Next::Enter(_)) || self.event_was_exception {
+            return next;
+        }
+        self.deliver_exception(Exception::debug(trap))
+    }
+
+    pub(super) fn after_exit(&mut self) -> Next {
+        self.event_was_exception = false;
+        if !self.unconfirmed.is_empty() && self.cpu.state.hot.exit_reason == exit::SYSTEM {
+            // The instruction may be one that serialises.
+            self.confirm_code();
+        }
+        let hot = &mut self.cpu.state.hot;
+        match hot.exit_reason {
+            exit::LINK => {
+                let number = hot.exit_argument;
+                self.follow_link(number)
+            }
+            exit::INDIRECT => {
+                self.counters.indirect += 1;
+                self.cpu.state.rip = hot.target;
+                if std::mem::take(&mut hot.dead_entry) != 0 {
+                    let (mode, rip) = (Mode(hot.mode as u32), hot.target);
+                    self.tlb.forget_jump(hot, mode, rip);
+                }
+                Next::Continue
+            }
+            exit::SYSTEM => {
+                let number = hot.exit_argument;
+                self.carry_out(number)
+            }
+            exit::FAULT => self.host_fault(),
+            _ => match self.stopped.take() {
+                Some(Stop::Exception(exception)) => self.raise(exception),
+                Some(Stop::Exit(Exit::Interrupted)) | None => Next::Continue,
+                Some(Stop::Exit(exit)) => Next::Leave(exit),
+            },
+        }
+    }
+
+    pub(super) fn raise(&mut self, exception: Exception) -> Next {
+        self.event_was_exception = true;
+        self.deliver_exception(exception)
+    }
+
+    /// RIP = that of the running block's page plus an offset, at the width of the mode.
+    pub(super) fn set_rip_in_page(&mut self, page_offset: i64) {
+        let rip = self.cpu.state.hot.rip_page.wrapping_add(page_offset as u64);
+        self.cpu.state.rip = match self.mode().code() {
+            Width::W64 => rip,
+            Width::W32 => rip & 0xffff_ffff,
+            Width::W16 => rip & 0xffff,
+        };
+    }
+
+    fn follow_link(&mut self, number: u64) -> Next {
+        self.counters.links += 1;
+        let link = self.cache.link(number);
+        self.set_rip_in_page(link.delta);
+        let alone = self.mode().single_step() || self.mode().is_alone();
+        if alone || self.cpu.state.hot.permit.load(Ordering::SeqCst) == 0 {
+            return Next::Continue;
+        }
+        let epoch = self.cache.epoch;
+        let found = match self.block_at_rip() {
+            Ok(found) => found,
+            Err(Stop::Exception(exception)) => return self.raise(exception),
+            Err(Stop::Exit(exit)) => return Next::Leave(exit),
+        };
+        let block = found.block.or_else(|| self.cache.find_by_host(found.host));
+        let cache = &mut self.cache;
+        if let Some(block) =
+            block.filter(|&block| cache.epoch == epoch && cache.block(block).second_page.is_none())
+        {
+            cache.connect(number, block, self.tlb.generation);
+        }
+        Next::Enter(found.host)
+    }
+
+    /// Have compiled code carry out the instruction that ended the block.
+    fn carry_out(&mut self, number: u64) -> Next {
+        self.counters.system += 1;
+        self.mode_stale = true;
+        let instruction = self.cache.system_instruction(number);
+        self.set_rip_in_page(instruction.ip() as i64);
+        match frontend::classify(&instruction, self.mode()) {
+            frontend::Kind::Undefined => {
+                let exception = self.undefined_or_too_long(&instruction);
+                return self.raise(exception);
+            }
+            frontend::Kind::DeviceNotAvailable => return self.raise(Exception::DEVICE_NOT_AVAILABLE),
+            _ => {}
+        }
+        if instruction.mnemonic() == Mnemonic::Pause {
+            self.pause();
+        }
+        if super::vectors::uses_vectors(&instruction) {
+            self.store_vectors();
+        }
+        // A software interrupt clears TF; no single-step trap follows in its handler.
+        self.event_was_exception =
+            matches!(instruction.mnemonic(), Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into);
+        match self.cpu.execute(&instruction) {
+            Ok(()) => Next::Continue,
+            Err(Stop::Exception(exception)) => self.raise(exception),
+            Err(Stop::Exit(exit)) => Next::Leave(exit),
+        }
+    }
+
+    /// #UD, or #GP(0) for an instruction of more than 15 bytes.
+    fn undefined_or_too_long(&mut self, instruction: &iced_x86::Instruction) -> Exception {
+        if !instruction.is_invalid() || instruction.len() < frontend::MAX_INSTRUCTION_BYTES {
+            return Exception::UNDEFINED;
+        }
+        // It would be valid with fewer prefixes.
+        let mut bytes = [0; 2 * frontend::MAX_INSTRUCTION_BYTES];
+        let la = self.linear_rip();
+        if self.cpu.read_bytes(la, &mut bytes, AccessMode::System).is_err() {
+            return Exception::UNDEFINED;
+        }
+        let bits = self.mode().code().bits();
+        let too_long = (1..frontend::MAX_INSTRUCTION_BYTES)
+            .take_while(|&skipped| is_legacy_prefix(bytes[skipped - 1]))
+            .any(|skipped| {
+                let rest = Decoder::new(bits, &bytes[skipped..], DecoderOptions::NONE).decode();
+                !rest.is_invalid() && rest.len() + skipped > frontend::MAX_INSTRUCTION_BYTES
+            });
+        if too_long {
+            Exception::protection(0)
+        } else {
+            Exception::UNDEFINED
+        }
+    }
+
+    fn host_fault(&mut self) -> Next {
+        let (pc, vector) = (self.cpu.state.hot.fault_pc, self.cpu.state.hot.fault_vector);
+        if vector == HOST_FAULT {
+            // Registers may hold host addresses (a string instruction's): nothing goes back to the guest.
+            return Next::Leave(Exit::InternalError { code: HOST_FAULT_CODE });
+        }
+        let located = self.cache.locate(pc);
+        let Some((_, page_offset)) = located else { return Next::Leave(Exit::InternalError { code: 3 }) };
+        self.set_rip_in_page(i64::from(page_offset));
+        let exception = match vector {
+            13 => Exception::protection(0),
+            vector => Exception::new(vector as u8),
+        };
+        self.raise(exception)
+    }
+}
+
+fn is_legacy_prefix(byte: u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+}
