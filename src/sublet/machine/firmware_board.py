@@ -17,12 +17,16 @@ from sublet.devices.platform.port92 import PORT92, Port92
 from sublet.devices.virtio import VirtioPci
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
+from sublet.machine.acpi import dsdt
+from sublet.machine.acpi.firmware_tables import Range
+from sublet.machine.acpi.tables import PowerPorts
 from sublet.machine.board import Board, discard
 from sublet.machine.boot import BootState
 from sublet.machine.bus import BusConflict
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
 from sublet.machine.firmware import load_firmware
+from sublet.machine.firmware_acpi import add_acpi_files
 from sublet.machine.firmware_config import cmos_bytes, describe_machine
 from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.host import GsiLine, MsiPort
@@ -76,6 +80,7 @@ class FirmwareBoard(Board):
         self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
+        add_acpi_files(self)
         vm.write_cmos(cmos_bytes(config))
         self._add_isa_devices()
 
@@ -123,6 +128,29 @@ class FirmwareBoard(Board):
             self.buses.ports.add(base, self.pm_block_size, self._pm_block)
         except BusConflict:
             self._pm_base = None
+
+    @property
+    def power_ports(self) -> PowerPorts:
+        """Where the ACPI registers are; before the firmware has placed them, where it usually does."""
+        base = mm.PM1_EVENT_PORT if self._pm_base is None else self._pm_base
+        return PowerPorts.of_block(base, self.gpe0_offset, 2 * self.gpe0_register_size)
+
+    @property
+    def ecam(self) -> Range | None:
+        """Base and size of extended configuration space, if the chipset has it."""
+        return None
+
+    def apic_gsi(self) -> Callable[[int, int], int] | None:
+        """Which I/O APIC input a slot's pin drives besides its ISA interrupt, if any."""
+        return None
+
+    def isa_gsi(self, slot: int, pin: int) -> int | None:
+        """Which ISA interrupt a slot's pin is routed to now."""
+        return self.router.isa_irq(self.router.pirq_of(slot, pin))
+
+    def isa_devices(self) -> bytes:
+        """AML of the devices that nobody can discover."""
+        return dsdt.serial_port(1, mm.COM1_PORT, mm.COM1_IRQ) + dsdt.serial_port(2, COM2_PORT, COM2_IRQ)
 
     def _make_pci_host(self, bridge: PciDevice) -> PciHost:
         layout = self.memory.layout

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sublet.devices.pci import PciDevice, PciEcam
 from sublet.devices.platform import q35
 from sublet.devices.platform.pirq import PirqRouter
 from sublet.devices.platform.pm_block import ICH9_SMI_ENABLE_OFFSET, Part, SmiControl
+from sublet.machine.acpi.firmware_tables import Range
 from sublet.machine.bus import BusConflict
 from sublet.machine.firmware_board import FirmwareBoard
 from sublet.machine.host import GsiLine
@@ -50,6 +53,15 @@ class Q35(FirmwareBoard):
     def more_pm_parts(self) -> list[Part]:
         """SMI control."""
         return [Part(ICH9_SMI_ENABLE_OFFSET, 8, SmiControl())]
+
+    @property
+    def ecam(self) -> Range | None:
+        """Where the firmware put extended configuration space."""
+        return self.extended_base
+
+    def apic_gsi(self) -> Callable[[int, int], int]:
+        """PIRQA to H are inputs 16 to 23."""
+        return lambda slot, pin: _FIRST_PIRQ_GSI + q35.pirq_of(slot, pin)
 
     def card_slots(self) -> list[int]:
         """From slot 2: slot 1 is for video."""

@@ -34,7 +34,7 @@ class PirqRouter:
         count: int,
         fixed_lines: Sequence[IrqLine] = (),
     ) -> None:
-        self._pirq_of = pirq_of
+        self.pirq_of = pirq_of
         self._isa_lines = isa_lines
         self._fixed_lines = fixed_lines
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class PirqRouter:
 
     def pin(self, slot: int, pin: int) -> Callable[[bool], None]:
         """The wire of one pin."""
-        pirq = self._pirq_of(slot, pin)
+        pirq = self.pirq_of(slot, pin)
         bit = 1 << (4 * slot + pin)
         return lambda level: self._set(pirq, bit, level)
 

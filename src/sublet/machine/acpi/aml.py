@@ -92,6 +92,30 @@ def package(*elements: bytes) -> bytes:
     return _package(b"\x12", bytes([len(elements)]) + b"".join(elements))
 
 
+ARG0: Final = b"\x68"
+"""The first argument of a method."""
+
+
+def method(path: str, arguments: int, *terms: bytes) -> bytes:
+    """``Method (path, arguments) { terms }``, not serialized."""
+    return _package(b"\x14", name_string(path) + bytes([arguments]) + b"".join(terms))
+
+
+def if_(predicate: bytes, *terms: bytes) -> bytes:
+    """``If (predicate) { terms }``."""
+    return _package(b"\xa0", predicate + b"".join(terms))
+
+
+def store(value: bytes, target: str) -> bytes:
+    """``Store (value, target)``."""
+    return b"\x70" + value + name_string(target)
+
+
+def return_(value: bytes) -> bytes:
+    """``Return (value)``."""
+    return b"\xa4" + value
+
+
 def buffer(data: bytes) -> bytes:
     """``Buffer () { data }``."""
     return _package(b"\x11", integer(len(data)) + data)
@@ -110,6 +134,11 @@ def io_ports(first: int, length: int) -> bytes:
 def irq(number: int) -> bytes:
     """``IRQNoFlags () { number }``: an ISA interrupt, edge, active high."""
     return b"\x22" + struct.pack("<H", 1 << number)
+
+
+def dma(channel: int) -> bytes:
+    """``DMA (Compatibility, NotBusMaster, Transfer8) { channel }``."""
+    return b"\x2a" + bytes((1 << channel, 0))
 
 
 def fixed_memory(base: int, length: int) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sublet.devices.pci import intx_gsi
 from sublet.devices.platform.acpi_pm import SLP_TYP_S5
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import aml
+from sublet.machine.acpi.tables import PowerPorts
 
 _SLOTS = 32
 _PINS = 4
@@ -13,19 +16,18 @@ _PINS = 4
 
 def build_dsdt_body(cpus: int, pci_high_window: tuple[int, int]) -> bytes:
     """AML of the whole table, without its header."""
-    sleep = aml.name("\\_S5", aml.package(*[aml.integer(value) for value in (SLP_TYP_S5, SLP_TYP_S5, 0, 0)]))
     devices = (
-        *(_processor(index) for index in range(cpus)),
-        _motherboard(),
-        _pci_host(pci_high_window),
-        _serial_port(),
-        _real_time_clock(),
-        _panic_device(),
+        *(processor(index) for index in range(cpus)),
+        motherboard(PowerPorts(), (mm.ECAM_BASE, mm.ECAM_SIZE)),
+        pci_host(_windows(pci_high_window), _interrupt_routes()),
+        serial_port(1, mm.COM1_PORT, mm.COM1_IRQ),
+        real_time_clock(),
+        panic_device(),
     )
-    return sleep + aml.scope("\\_SB", *devices)
+    return sleep_states() + aml.scope("\\_SB", *devices)
 
 
-def _processor(index: int) -> bytes:
+def processor(index: int) -> bytes:
     """ACPI 6.4 §8.4 "Declaring Processors"; the UID ties it to the MADT."""
     return aml.device(
         f"C{index:03X}",
@@ -34,12 +36,23 @@ def _processor(index: int) -> bytes:
     )
 
 
-def _motherboard() -> bytes:
-    """Ranges that no other device may take: ECAM (PCI Firmware 3.3 §4.1.2) and the ACPI ports."""
+def sleep_states() -> bytes:
+    """``\\_S5``: what PM1 control takes to power off. ACPI 6.4 §7.4.2.6."""
+    values = (SLP_TYP_S5, SLP_TYP_S5, 0, 0)
+    return aml.name("\\_S5", aml.package(*[aml.integer(value) for value in values]))
+
+
+def motherboard(ports: PowerPorts, ecam: tuple[int, int] | None) -> bytes:
+    """Ranges that no other device may take: ECAM (PCI Firmware 3.3 §4.1.2) and the ACPI ports.
+
+    Args:
+        ports: The ACPI registers.
+        ecam: Base and size.
+    """
     crs = aml.resources(
-        aml.fixed_memory(mm.ECAM_BASE, mm.ECAM_SIZE),
-        aml.io_ports(mm.PM1_EVENT_PORT, mm.PM_TIMER_PORT + 4 - mm.PM1_EVENT_PORT),
-        aml.io_ports(mm.GPE0_PORT, mm.GPE0_LENGTH),
+        b"" if ecam is None else aml.fixed_memory(*ecam),
+        aml.io_ports(ports.pm1_event, ports.timer + 4 - ports.pm1_event),
+        aml.io_ports(ports.gpe0, ports.gpe0_length),
     )
     return aml.device(
         "MBRD",
@@ -49,53 +62,70 @@ def _motherboard() -> bytes:
     )
 
 
-def _pci_host(high_window: tuple[int, int]) -> bytes:
-    crs = aml.resources(
-        aml.bus_numbers(0, 255),
-        aml.io_ports(mm.PCI_CONFIG_PORT, 8),
-        aml.io_window(*mm.PCI_IO_WINDOW),
-        aml.memory_window_32(*mm.PCI_LOW_WINDOW),
-        aml.memory_window_64(*high_window),
+def _windows(high_window: tuple[int, int]) -> bytes:
+    """Resources that the host bridge hands down."""
+    return (
+        aml.io_window(*mm.PCI_IO_WINDOW)
+        + aml.memory_window_32(*mm.PCI_LOW_WINDOW)
+        + aml.memory_window_64(*high_window)
     )
+
+
+def pci_host(windows: bytes, routes: bytes, *, express: bool = True) -> bytes:
+    """The root bridge.
+
+    Args:
+        windows: Resource descriptors of what it forwards.
+        routes: Value of ``_PRT``, or a method of that name.
+        express: Whether it has extended configuration space.
+    """
+    crs = aml.resources(aml.bus_numbers(0, 255), aml.io_ports(mm.PCI_CONFIG_PORT, 8), windows)
+    hid = "PNP0A08" if express else "PNP0A03"
     return aml.device(
         "PCI0",
-        aml.name("_HID", aml.eisa_id("PNP0A08")),
+        aml.name("_HID", aml.eisa_id(hid)),
         aml.name("_CID", aml.eisa_id("PNP0A03")),
         aml.name("_UID", aml.integer(0)),
         aml.name("_SEG", aml.integer(0)),
         aml.name("_BBN", aml.integer(0)),
         aml.name("_CCA", aml.integer(1)),
         aml.name("_CRS", crs),
-        aml.name("_PRT", _interrupt_routes()),
+        routes,
     )
 
 
-def _interrupt_routes() -> bytes:
-    """``_PRT``: pin of each slot to its GSI, no link devices. ACPI 6.4 §6.2.13."""
+def interrupt_routes(gsi_of: Callable[[int, int], int | None]) -> bytes:
+    """The package of ``_PRT``: pin of each slot to its GSI, no link devices. ACPI 6.4 §6.2.13.
+
+    Args:
+        gsi_of: The GSI of a slot's pin, None where it has none.
+    """
+    places = [(slot, pin, gsi_of(slot, pin)) for slot in range(_SLOTS) for pin in range(_PINS)]
     return aml.package(
         *(
-            aml.package(
-                aml.integer(slot << 16 | 0xFFFF),
-                aml.integer(pin),
-                aml.integer(0),
-                aml.integer(intx_gsi(slot, pin)),
-            )
-            for slot in range(_SLOTS)
-            for pin in range(_PINS)
+            aml.package(aml.integer(slot << 16 | 0xFFFF), aml.integer(pin), aml.integer(0), aml.integer(gsi))
+            for slot, pin, gsi in places
+            if gsi is not None
         )
     )
 
 
-def _serial_port() -> bytes:
+def _interrupt_routes() -> bytes:
+    return aml.name("_PRT", interrupt_routes(intx_gsi))
+
+
+def serial_port(number: int, port: int, irq: int) -> bytes:
+    """COM1 or COM2."""
     return aml.device(
-        "COM1",
+        f"COM{number}",
         aml.name("_HID", aml.eisa_id("PNP0501")),
-        aml.name("_UID", aml.integer(1)),
-        aml.name("_CRS", aml.resources(aml.io_ports(mm.COM1_PORT, 8), aml.irq(mm.COM1_IRQ))),
+        aml.name("_UID", aml.integer(number)),
+        aml.name("_CRS", aml.resources(aml.io_ports(port, 8), aml.irq(irq))),
     )
 
 
-def _real_time_clock() -> bytes:
+def real_time_clock() -> bytes:
+    """MC146818."""
     return aml.device(
         "RTC0",
         aml.name("_HID", aml.eisa_id("PNP0B00")),
@@ -103,11 +133,37 @@ def _real_time_clock() -> bytes:
     )
 
 
-def _panic_device() -> bytes:
+def panic_device() -> bytes:
     """QEMU docs/specs/pvpanic: the device that a guest tells of its panic."""
     return aml.device(
         "PEVT",
         aml.name("_HID", aml.string("QEMU0001")),
         aml.name("_STA", aml.integer(0xF)),
         aml.name("_CRS", aml.resources(aml.io_ports(mm.PVPANIC_PORT, 1))),
+    )
+
+
+def keyboard_and_mouse() -> bytes:
+    """The two ports of an 8042."""
+    crs = aml.resources(aml.io_ports(0x60, 1), aml.io_ports(0x64, 1), aml.irq(1))
+    return aml.device("KBD0", aml.name("_HID", aml.eisa_id("PNP0303")), aml.name("_CRS", crs)) + aml.device(
+        "MOU0",
+        aml.name("_HID", aml.eisa_id("PNP0F13")),
+        aml.name("_CRS", aml.resources(aml.irq(12))),
+    )
+
+
+def floppy_controller() -> bytes:
+    """82077AA."""
+    crs = aml.resources(aml.io_ports(0x3F2, 4), aml.io_ports(0x3F7, 1), aml.irq(6), aml.dma(2))
+    return aml.device("FDC0", aml.name("_HID", aml.eisa_id("PNP0700")), aml.name("_CRS", crs))
+
+
+def high_precision_timer(base: int) -> bytes:
+    """HPET: 1 KiB at ``base``."""
+    return aml.device(
+        "HPET",
+        aml.name("_HID", aml.eisa_id("PNP0103")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resources(aml.fixed_memory(base, 0x400))),
     )

@@ -6,6 +6,8 @@ Reference: ACPI 6.4 §5.2 "ACPI System Description Tables"; PCI Firmware 3.3 §4
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from sublet.machine import memory_map as mm
@@ -26,11 +28,29 @@ _SLP_BUTTON_ABSENT: Final = 1 << 5
 _FIX_RTC_ABSENT: Final = 1 << 6
 _TMR_VAL_EXT: Final = 1 << 8
 _RESET_REG_SUP: Final = 1 << 10
-# FADT IA-PC boot architecture flags: legacy devices, no VGA; no 8042 bit, CMOS RTC present.
-_BOOT_ARCH: Final = 1 << 0 | 1 << 2
+# FADT IA-PC boot architecture flags, §5.2.9.3; the CMOS RTC is present.
+LEGACY_DEVICES: Final = 1 << 0
+HAS_8042: Final = 1 << 1
+NO_VGA: Final = 1 << 2
 
 _POLARITY_HIGH_LEVEL: Final = 0x000D
 _X2APIC_FIRST_ID: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class PowerPorts:
+    """Where the ACPI fixed hardware is, in ports."""
+
+    pm1_event: int = mm.PM1_EVENT_PORT
+    pm1_control: int = mm.PM1_CONTROL_PORT
+    timer: int = mm.PM_TIMER_PORT
+    gpe0: int = mm.GPE0_PORT
+    gpe0_length: int = mm.GPE0_LENGTH
+
+    @classmethod
+    def of_block(cls, base: int, gpe0_offset: int, gpe0_length: int) -> PowerPorts:
+        """A chipset's register block at ``base``."""
+        return cls(base, base + 4, base + 8, base + gpe0_offset, gpe0_length)
 
 
 def _checksum(data: bytes | bytearray) -> int:
@@ -48,9 +68,9 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
     return bytes(data)
 
 
-def build_rsdp(xsdt_gpa: int) -> bytes:
+def build_rsdp(xsdt_gpa: int, rsdt_gpa: int = 0) -> bytes:
     """Root pointer, revision 2; both checksums."""
-    data = bytearray(struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM_ID, 2, 0, 36, xsdt_gpa, 0))
+    data = bytearray(struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM_ID, 2, rsdt_gpa, 36, xsdt_gpa, 0))
     data[8] = _checksum(data[:20])
     data[32] = _checksum(data)
     return bytes(data)
@@ -59,6 +79,11 @@ def build_rsdp(xsdt_gpa: int) -> bytes:
 def build_xsdt(tables: list[int]) -> bytes:
     """The list of tables, by guest-physical address."""
     return table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables))
+
+
+def build_rsdt(tables: list[int]) -> bytes:
+    """The list of tables for systems before ACPI 2.0."""
+    return table(b"RSDT", 1, struct.pack(f"<{len(tables)}I", *tables))
 
 
 def build_facs() -> bytes:
@@ -74,32 +99,40 @@ def _io_register(port: int, bits: int, access: int) -> bytes:
 _NO_REGISTER: Final = bytes(12)
 
 
-def _fadt_ports() -> bytes:
+def _fadt_ports(ports: PowerPorts) -> bytes:
     """The ports as the FADT had them before generic addresses, bytes 56 to 95."""
-    pm1, timer, gpe = (mm.PM1_EVENT_PORT, 0, mm.PM1_CONTROL_PORT, 0, 0), mm.PM_TIMER_PORT, mm.GPE0_PORT
-    return struct.pack("<8I8B", *pm1, timer, gpe, 0, 4, 2, 0, 4, mm.GPE0_LENGTH, 0, 0, 0)
+    pm1 = (ports.pm1_event, 0, ports.pm1_control, 0, 0)
+    return struct.pack("<8I8B", *pm1, ports.timer, ports.gpe0, 0, 4, 2, 0, 4, ports.gpe0_length, 0, 0, 0)
 
 
-def build_fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
+_DEFAULT_PORTS: Final = PowerPorts()
+
+
+def build_fadt(
+    facs_gpa: int,
+    dsdt_gpa: int,
+    ports: PowerPorts = _DEFAULT_PORTS,
+    boot_flags: int = LEGACY_DEVICES | NO_VGA,
+) -> bytes:
     """Fixed ACPI description table, revision 6.4, 276 bytes; ACPI mode is always on (no SMI port)."""
     flags = _WBINVD | _PROC_C1 | _SLP_BUTTON_ABSENT | _FIX_RTC_ABSENT | _TMR_VAL_EXT | _RESET_REG_SUP
     body = b"".join(
         (
             struct.pack("<IIBBHIBBBB", facs_gpa, dsdt_gpa, 0, 0, mm.SCI_IRQ, 0, 0, 0, 0, 0),
-            _fadt_ports(),
+            _fadt_ports(ports),
             # C2 and C3 latencies above their limits: absent. No flush or duty cycle; century byte.
             struct.pack("<HHHHBBBBB", 0xFFF, 0xFFF, 0, 0, 0, 0, 0, 0, 0x32),
-            struct.pack("<HBI", _BOOT_ARCH, 0, flags),
+            struct.pack("<HBI", boot_flags, 0, flags),
             _io_register(mm.RESET_PORT, 8, 1),
             struct.pack("<BHB", RESET_VALUE, 0, 4),
             struct.pack("<QQ", 0, dsdt_gpa),
-            _io_register(mm.PM1_EVENT_PORT, 32, 2),
+            _io_register(ports.pm1_event, 32, 2),
             _NO_REGISTER,
-            _io_register(mm.PM1_CONTROL_PORT, 16, 2),
+            _io_register(ports.pm1_control, 16, 2),
             _NO_REGISTER,
             _NO_REGISTER,
-            _io_register(mm.PM_TIMER_PORT, 32, 3),
-            _io_register(mm.GPE0_PORT, mm.GPE0_LENGTH * 8, 1),
+            _io_register(ports.timer, 32, 3),
+            _io_register(ports.gpe0, ports.gpe0_length * 8, 1),
             _NO_REGISTER,
             _NO_REGISTER,
             _NO_REGISTER,
@@ -120,18 +153,24 @@ def _source_override(source: int, gsi: int, flags: int) -> bytes:
     return struct.pack("<BBBBIH", 2, 10, 0, source, gsi, flags)
 
 
-def build_madt(cpus: int) -> bytes:
-    """Multiple APIC description table: local APICs, one I/O APIC, overrides, NMI at LINT1."""
+def build_madt(cpus: int, level_irqs: Iterable[int] = ()) -> bytes:
+    """Multiple APIC description table: local APICs, one I/O APIC, overrides, NMI at LINT1.
+
+    Args:
+        cpus: Number of vCPUs.
+        level_irqs: ISA interrupts, besides the SCI, that PCI pins are routed to.
+    """
+    level = sorted({mm.SCI_IRQ, *level_irqs})
     entries = (
         *(_local_apic(index) for index in range(cpus)),
         struct.pack("<BBBBII", 1, 12, 0, 0, mm.IOAPIC_BASE, 0),
         _source_override(0, 2, 0),
-        _source_override(mm.SCI_IRQ, mm.SCI_IRQ, _POLARITY_HIGH_LEVEL),
+        *(_source_override(irq, irq, _POLARITY_HIGH_LEVEL) for irq in level),
         struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1),
     )
     return table(b"APIC", 5, struct.pack("<II", mm.LAPIC_BASE, 1) + b"".join(entries))
 
 
-def build_mcfg() -> bytes:
-    """Memory-mapped configuration space of segment 0, buses 0 to 255."""
-    return table(b"MCFG", 1, struct.pack("<8xQHBB4x", mm.ECAM_BASE, 0, 0, 255))
+def build_mcfg(base: int = mm.ECAM_BASE, size: int = mm.ECAM_SIZE) -> bytes:
+    """Memory-mapped configuration space of segment 0, 1 MiB a bus from bus 0."""
+    return table(b"MCFG", 1, struct.pack("<8xQHBB4x", base, 0, 0, (size >> 20) - 1))
