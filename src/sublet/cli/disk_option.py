@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sublet.errors import UsageError
 from sublet.units import parse_size
 
 if TYPE_CHECKING:
     from sublet.machine import DiskConfig
+
+_NAMES: Final = ("format", "readonly", "cache", "serial", "bus", "iops", "bps", "copy-on-read")
 
 
 def parse_disk(text: str) -> DiskConfig:
@@ -55,10 +57,10 @@ def format_of(path: Path) -> str:
 def _read(text: str, part: str) -> tuple[str, Any]:
     """One NAME=VALUE as (field of ``DiskConfig``, value)."""
     name, equals, value = part.partition("=")
-    if name not in ("format", "readonly", "cache", "serial", "iops", "bps", "copy-on-read") or not equals:
+    if name not in _NAMES or not equals:
         raise UsageError(
             f"--disk {text}: {part!r} is no option",
-            remedy="Write format=, readonly=, cache=, serial=, iops=, bps= or copy-on-read=.",
+            remedy=f"Write {'=, '.join(_NAMES[:-1])}= or {_NAMES[-1]}=.",
         )
     if name in ("readonly", "copy-on-read"):
         if value not in ("on", "off"):

@@ -132,7 +132,8 @@ def run(
         typer.Option(
             metavar="FILE[,NAME=VALUE...]",
             help="Disk image to attach, after the guest's own. Names: format, readonly (on, off), cache "
-            "(writeback, writethrough, none, unsafe), serial, iops, bps, copy-on-read (on, off). "
+            "(writeback, writethrough, none, unsafe), serial, bus (virtio, ide), iops, bps, copy-on-read "
+            "(on, off). "
             "A comma in FILE is written twice.",
             rich_help_panel=_MACHINE_PANEL,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from sublet.control import Operations
 from sublet.devices.legacy.serial import COM1_GSI, Serial
@@ -53,6 +54,8 @@ class Board(ABC):
         """What the machine does on request of other commands; devices and the machine add theirs."""
         self.clock = MonotonicClock()
         self.workers = WorkerPool(lambda error: end(Request.FAILED, error))
+        self.closing = ExitStack()
+        """What `close` calls when no worker is at work any more."""
         # Without console=hvc0 a second login would share the terminal: systemd starts one on any hvc0.
         hvc0 = write if "hvc0" in _consoles(config.cmdline) else discard
         self.networks = Networks(config, self.workers, self.clock)
@@ -97,6 +100,7 @@ class Board(ABC):
         """Stop the devices' threads, write out what they hold, close files. Idempotent."""
         self._serial.close()
         if self.workers.close():
+            self.closing.close()
             self.virtio.close()
             self.networks.close()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MachineName = Literal["microvm", "pc", "q35"]
+DiskBus = Literal["virtio", "ide"]
 BootDevice = Literal["disk", "cdrom", "floppy", "network"]
 
 
@@ -26,12 +27,18 @@ class DiskConfig(BaseModel):
     """The host's page cache: used; used but flushed by each write; bypassed; used and never flushed."""
     serial: str | None = Field(default=None, max_length=20)
     """What the guest reads as the disk's serial number; None: one by its position."""
+    bus: DiskBus | None = None
+    """What it hangs on; None: the machine's own kind (`MachineConfig.bus_of`)."""
     iops: int = Field(default=0, ge=0)
     """Requests a second, 0 for no limit."""
     bytes_per_second: int = Field(default=0, ge=0)
     """Bytes a second, 0 for no limit."""
     copy_on_read: bool = False
     """Whether an overlay keeps what it reads from its parents."""
+
+
+_OWN_BUS: Final[dict[MachineName, DiskBus]] = {"microvm": "virtio", "pc": "ide", "q35": "virtio"}
+"""What every system that such a machine is chosen for can boot from."""
 
 
 class MachineConfig(BaseModel):
@@ -69,3 +76,7 @@ class MachineConfig(BaseModel):
     engine: Literal["auto", "kvm", "translate"] = "auto"
     reboot: bool = True
     """Whether a guest reset boots again; otherwise it ends the run."""
+
+    def bus_of(self, disk: DiskConfig) -> DiskBus:
+        """What a disk hangs on in this machine."""
+        return disk.bus or _OWN_BUS[self.machine]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from sublet.devices.pci import PciDevice
 from sublet.devices.platform import i440fx
 from sublet.devices.platform.pirq import PirqRouter
+from sublet.devices.storage import PiixIde, ide
+from sublet.devices.storage.ide_channel import COMMAND_PORTS, CONTROL_PORTS
+from sublet.machine.ata_drives import ide_drives
 from sublet.machine.firmware_board import FirmwareBoard
 from sublet.machine.host import GsiLine
 
@@ -27,7 +30,19 @@ class Pc(FirmwareBoard):
     def plug_chipset(self) -> None:
         """PIIX3 in slot 1."""
         self.pci.plug(1, i440fx.IsaBridge(self.router))
+        self.pci.plug(1, self._make_ide(), function=1)
         self.pci.plug(1, i440fx.PowerManagement(self.move_pm_block), function=3)
+
+    def _make_ide(self) -> PiixIde:
+        lines = [GsiLine(self.vm, irq) for irq in ide.IRQS]
+        function = PiixIde(ide_drives(self.config, self.drives), lines, self.vm.memory, self.workers)
+        self.closing.callback(function.close)
+        for channel, command, control in zip(
+            function.channels, ide.COMMAND_BASES, ide.CONTROL_BASES, strict=True
+        ):
+            self.buses.ports.add(command, COMMAND_PORTS, channel)
+            self.buses.ports.add(control, CONTROL_PORTS, channel.control)
+        return function
 
     def card_slots(self) -> list[int]:
         """From slot 3: slot 2 is for video."""

@@ -49,16 +49,17 @@ class VirtioDevices:
     ) -> None:
         self.console = VirtioConsole(write, executor)
         self.all: list[VirtioDevice] = [VirtioRng(executor, clock), self.console]
-        count = len(self.all) + len(config.net) + len(config.disks)
+        disks = [(index, disk) for index, disk in enumerate(config.disks) if config.bus_of(disk) == "virtio"]
+        count = len(self.all) + len(config.net) + len(disks)
         if count > MAXIMUM_DEVICES:
             raise UsageError(
-                f"{len(config.net)} network cards and {len(config.disks)} disks are too many: "
+                f"{len(config.net)} network cards and {len(disks)} disks are too many: "
                 f"a machine has slots for {MAXIMUM_DEVICES - len(self.all)}"
             )
         with ExitStack() as opened:
             opened.callback(self.close)
             self.all += cards
-            for index, disk in enumerate(config.disks):
+            for index, disk in disks:
                 self.all.append(_make_disk(index, disk, config.cpus, executor, drives))
             opened.pop_all()
 

@@ -76,7 +76,7 @@ def test_identity_is_read_only(board: Board) -> None:
 
 
 def test_bar_sizing_by_all_ones(board: Board) -> None:
-    for index, expected in [(0, 0xFFFF_C004), (1, 0xFFFF_FFFF), (2, 0xFFFF_F000), (3, 0xFFE1)]:
+    for index, expected in [(0, 0xFFFF_C004), (1, 0xFFFF_FFFF), (2, 0xFFFF_F000), (3, 0xFFFF_FFE1)]:
         board.driver.config_write(0x10 + 4 * index, 4, 0xFFFF_FFFF)
         assert board.driver.config_read(0x10 + 4 * index, 4) == expected
 

@@ -107,10 +107,11 @@ class PciDevice:
         return bool(self.config.get(cs.COMMAND, 2) & cs.COMMAND_MASTER)
 
     def add_bar(self, bar: Bar) -> None:
-        """Define a BAR; its size is what a guest's all-ones write reads back."""
+        """Define a BAR; its size is what a guest's all-ones write reads back.
+
+        Quirk: an I/O BAR keeps all 32 bits though ports have 16: SeaBIOS takes the size from all of them.
+        """
         address_mask = ~(bar.size - 1) & ((1 << (8 * bar.width)) - 1)
-        if bar.kind is BarKind.IO:
-            address_mask &= 0xFFFF  # the I/O space has 16 bits; the upper half reads as zero
         fixed, writable = bar.kind.value, 0
         if bar.kind is BarKind.ROM:
             fixed, writable = 0, _ROM_ENABLE
