@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from sublet.devices.legacy import Serial
+from sublet.devices.legacy import I8042, KEYS, Serial
 from sublet.devices.pci import PciConfigPorts, PciEcam
 from sublet.devices.platform import AcpiPm, Gpe0, PvPanic, ResetRegister
 from sublet.devices.vga import TEXT_RAM_SIZE, WINDOW_SIZE, Vga, render, text_screen
@@ -138,6 +138,27 @@ def screen_steps() -> list[Step]:
     return [*pokes, window, window, set_index_and_data, set_index_and_data, set_linear, look, snapshot]
 
 
+def input_steps() -> list[Step]:
+    """A keyboard controller whose user types and moves the mouse."""
+    i8042 = I8042(RecordingIrqLine(), RecordingIrqLine(), bool, int)
+    keys = list(KEYS)
+
+    def use(rng: random.Random) -> None:
+        rng.choice((i8042.press, i8042.release))(rng.choice(keys))
+        i8042.move_mouse(rng.randrange(-600, 600), rng.randrange(-600, 600), rng.randrange(-9, 9))
+        i8042.set_mouse_buttons(rng.randrange(32))
+
+    def command(rng: random.Random) -> None:
+        i8042.pio_write(rng.choice((0, 0, 4)), 1, rng.randrange(0x100))
+
+    def snapshot(rng: random.Random) -> None:
+        i8042.load_state(i8042.save_state())
+        if rng.random() < 0.1:
+            i8042.reset()
+
+    return [poke_ports(i8042, 5), command, command, use, snapshot]
+
+
 def make_virtio(rng: random.Random) -> VirtioDevice:
     """One of the virtio devices."""
     executor, clock = InlineExecutor(), FakeClock()
@@ -231,11 +252,16 @@ def virtio_steps(rng: random.Random) -> list[Step]:
     ]
 
 
+def user_steps(rng: random.Random) -> list[Step]:
+    """What a user sees and touches."""
+    return screen_steps() if rng.random() < 0.7 else input_steps()
+
+
 def run_round(seed: int) -> None:
     """One machine, ``STEPS_A_ROUND`` random steps."""
     rng = random.Random(seed)
     kind = rng.random()
-    steps = platform_steps() if kind < 0.2 else screen_steps() if kind < 0.3 else virtio_steps(rng)
+    steps = platform_steps() if kind < 0.2 else user_steps(rng) if kind < 0.3 else virtio_steps(rng)
     for _ in range(STEPS_A_ROUND):
         rng.choice(steps)(rng)
 
