@@ -33,6 +33,7 @@ from sublet.machine.host import GsiLine, MsiPort
 from sublet.machine.memory import DeviceMemory, SystemMemory
 from sublet.machine.runloop import EndMachine
 from sublet.machine.shadow_ram import ShadowRam
+from sublet.machine.video import plug_video
 
 COM2_PORT: Final = 0x2F8
 COM2_IRQ: Final = 3
@@ -47,6 +48,8 @@ class FirmwareBoard(Board):
     Subclasses give the chipset: `make_router`, `make_bridge`, `plug_chipset`.
     """
 
+    video_slot: int
+    """PCI slot of the display adapter."""
     pm_block_size: int
     """Ports of the ACPI register block."""
     gpe0_offset: int
@@ -77,6 +80,7 @@ class FirmwareBoard(Board):
         self.router = self.make_router(isa_lines)
         self.pci = self._make_pci_host(self.make_bridge())
         self.plug_chipset()
+        self.vga = plug_video(self, self.video_slot)
         self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)

@@ -19,6 +19,7 @@ _FIRST_PIRQ_GSI = 16
 class Q35(FirmwareBoard):
     """Slots: 0 memory controller; 1 video; 2 to 24 cards; 31 ICH9 (0 LPC bridge, 2 AHCI)."""
 
+    video_slot = 1
     pm_block_size = q35.PM_BLOCK_SIZE
     gpe0_offset = 0x20
     gpe0_register_size = 8
