@@ -177,9 +177,9 @@ pub struct CpuState {
 }
 
 /// Entries of each software TLB; a power of two.
-pub const TLB_ENTRIES: usize = 4096;
+pub const TLB_ENTRIES: usize = 16384;
 /// Entries of each jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 16384;
+pub const JUMP_ENTRIES: usize = 65536;
 /// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
 pub const MMU_INDICES: usize = 4;
 /// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user.
@@ -191,7 +191,7 @@ pub const BOUNCE_BYTES: usize = 128;
 ///
 /// INVARIANT: `tag[i] + a` is below 4096 only if `a` lies in the page that entry `i` maps, and
 /// then `a + addend[i]` is the host address of the byte. Empty entries hold a page address that
-/// no lookup of that index can produce (non-canonical, or of another index).
+/// no lookup of that index can produce (0, which is of index 0; or a non-canonical one).
 #[repr(C)]
 #[derive(Debug, Clone)]
 pub struct Tlb {
@@ -201,17 +201,20 @@ pub struct Tlb {
     pub addend: [u64; TLB_ENTRIES],
 }
 
-/// Where indirect branches look up their target, by guest RIP.
-#[repr(C)]
-#[derive(Debug, Clone)]
-pub struct JumpCache {
+/// Where an indirect branch to one guest RIP goes. One cache line never holds part of an entry only.
+#[repr(C, align(32))]
+#[derive(Debug, Clone, Copy)]
+pub struct JumpEntry {
     /// Negated RIP.
-    pub tag: [u64; JUMP_ENTRIES],
+    pub tag: u64,
     /// Host address of the block.
-    pub host: [u64; JUMP_ENTRIES],
+    pub host: u64,
     /// RIP of byte 0 of the block's page.
-    pub rip_page: [u64; JUMP_ENTRIES],
+    pub rip_page: u64,
 }
+
+/// Where indirect branches look up their target, by guest RIP.
+pub type JumpCache = [JumpEntry; JUMP_ENTRIES];
 
 /// Fields that translated code and the entry and exit paths use. All offsets are from the GS base.
 #[repr(C, align(64))]
@@ -223,9 +226,9 @@ pub struct HotState {
     pub permit: std::sync::atomic::AtomicU64,
     /// Zero while an event waits for the guest to enable it: STI must leave the cache.
     pub nothing_waits: u64,
-    /// Minus the number of the present generation of kernel mappings (1 to 2^31 - 1), see
+    /// Minus the numbers of the present generations of kernel and user mappings (1 to 2^31 - 1), see
     /// `cache::Link::guard`.
-    pub negated_generation: u64,
+    pub negated_generations: [u64; 2],
     /// The `Mode` that translated code runs in.
     pub mode: u64,
     /// Non-zero if SYSCALL may stay in the cache: it is enabled and masks all flags.

@@ -74,6 +74,8 @@ pub struct Translation {
     pub numbers: Vec<(usize, usize, bool)>,
     /// Instructions that compiled code carries out.
     pub system: Vec<Instruction>,
+    /// Where direct links enter: not at the start if what the block assumes may end before the link does.
+    pub link_entry: usize,
 }
 
 /// A translated run of guest instructions.
@@ -91,6 +93,8 @@ pub struct Block {
     pub host_offset: usize,
     /// Bytes of host code.
     pub host_length: usize,
+    /// Where direct links enter, from the block's start.
+    pub link_entry: usize,
     /// Still to be entered.
     pub alive: bool,
     locations: Vec<Location>,
@@ -264,6 +268,7 @@ impl CodeCache {
             second_page,
             host_offset,
             host_length: translation.code.len(),
+            link_entry: translation.link_entry,
             alive: true,
             locations: translation.locations,
             incoming: Vec::new(),
@@ -313,7 +318,7 @@ impl CodeCache {
 
     /// Make link `number` go straight to block `to`; a guarded one for as long as `generation` lasts.
     pub fn connect(&mut self, number: u64, to: BlockId, generation: u32) {
-        let target = self.block(to).host_offset;
+        let target = self.block(to).host_offset + self.block(to).link_entry;
         let link = &mut self.links[number as usize];
         let linked = link.to.is_some() && link.guard.is_none();
         let (source, block) = (&self.blocks[link.from as usize], &self.blocks[to as usize]);

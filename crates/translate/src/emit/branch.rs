@@ -8,7 +8,7 @@ use super::special::Pushed;
 use super::{Builder, Host};
 use crate::cache::NewLink;
 use crate::mode::Width;
-use crate::state::{CpuState, HotState, JumpCache};
+use crate::state::{CpuState, HotState, JumpCache, JumpEntry};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use std::mem::offset_of;
 use std::rc::Rc;
@@ -90,7 +90,7 @@ impl Builder {
     }
 
     fn exit_across(&mut self, target: i64) {
-        let stable = self.mode.cpl() == 0 && self.mode.is64() && self.mode.jump_cache().is_some();
+        let stable = self.mode.is64() && self.mode.jump_cache().is_some();
         match i32::try_from(target) {
             Ok(near) if stable && !self.straddles => self.guarded_link(near),
             _ => {
@@ -100,11 +100,12 @@ impl Builder {
         }
     }
 
-    /// A link to another page of kernel code: it holds as long as the kernel's mappings do, which
-    /// `HotState::negated_generation` stands for.
+    /// A link to another page: it holds as long as the mappings of its side, kernel or user, do, which
+    /// `HotState::negated_generations` stands for.
     fn guarded_link(&mut self, target: i32) {
         let stop = (i64::from(target) <= self.current).then(|| self.poll());
-        self.asm.load(Host::RCX, hot!(negated_generation));
+        let side = i32::from(self.mode.cpl() == 3);
+        self.asm.load(Host::RCX, hot!(negated_generations) + 8 * side);
         // No generation is 0: unlinked.
         let guard = self.asm.lea_base_patchable(Host::RCX, Host::RCX);
         let holds = self.asm.jrcxz();
@@ -148,18 +149,20 @@ impl Builder {
 
     fn jump_through_cache(&mut self, index: usize) {
         let base = hot!(jump) + (std::mem::size_of::<JumpCache>() * index) as i32;
+        // 32 bytes an entry, of which addressing gives 8.
         let at = |field: usize| base + field as i32;
         self.asm.load(Host::RCX, hot!(permit));
         let stop = self.asm.jrcxz();
         self.asm.pext(Host::R15, Host::R14, hot!(jump_mask));
-        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpCache, tag)), Host::R15);
+        self.asm.lea(true, Host::R15, None, Some((Host::R15, 4)), 0);
+        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpEntry, tag)), Host::R15);
         self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
         let hit = self.asm.jrcxz();
         let miss = self.asm.jump_short();
         self.asm.bind_short(hit);
-        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpCache, rip_page)), Host::R15);
+        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpEntry, rip_page)), Host::R15);
         self.asm.store(hot!(rip_page), Host::RCX);
-        self.asm.jump_indexed(at(offset_of!(JumpCache, host)), Host::R15);
+        self.asm.jump_indexed(at(offset_of!(JumpEntry, host)), Host::R15);
         self.asm.bind_short(stop);
         self.asm.bind_short(miss);
     }

@@ -5,7 +5,7 @@ use super::sharing::{self, Part};
 use super::{Assembler, Host};
 use crate::cache::{Location, NewLink, Translation};
 use crate::frontend::{classify, Kind};
-use crate::mode::Mode;
+use crate::mode::{Mode, Width};
 use crate::state::{CpuState, HotState};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use std::mem::offset_of;
@@ -141,6 +141,9 @@ impl Builder {
                 cold(&mut self);
             }
         }
+        if self.straddles {
+            self.entry_for_links(page_offset);
+        }
         // A dead block's first 8 bytes are replaced: there must be as many.
         while self.asm.position() < 16 {
             self.asm.bytes(&[0x90]);
@@ -148,6 +151,14 @@ impl Builder {
         self.out.guest_length = self.out.guest_length.wrapping_sub(page_offset as u16);
         self.out.code = std::mem::take(&mut self.asm.code);
         self.out
+    }
+
+    /// The way into a straddling block for direct links: a link holds as long as the first page's mapping
+    /// does, but this block wants that of the second as well. The jump cache forgets it with either.
+    fn entry_for_links(&mut self, page_offset: i64) {
+        self.out.link_entry = self.asm.position();
+        self.target_rip(page_offset);
+        self.exit_indirect(Width::W64);
     }
 
     /// Host code from here on belongs to the guest instruction at `page_offset`.

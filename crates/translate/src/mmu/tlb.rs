@@ -3,7 +3,9 @@
 use super::walk::Walk;
 use crate::cpu::Flush;
 use crate::mode::Mode;
-use crate::state::{HotState, JumpCache, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES};
+use crate::state::{
+    HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES,
+};
 
 const PAGE_BITS: u32 = 12;
 /// A page address that no canonical access has; its index is 0.
@@ -13,17 +15,23 @@ fn index(la: u64) -> usize {
     (la >> PAGE_BITS) as usize & (TLB_ENTRIES - 1)
 }
 
-/// The tag of an empty entry: negated address of a page that no lookup of this index asks for.
+/// The tag of an empty entry: negated address of a page that no lookup of this index asks for. It is 0
+/// where it can be, so that memory that was never touched holds empty entries.
 fn empty_tag(entry: usize) -> u64 {
-    // Neither the page of an access that looks here nor the next one, into which it may reach.
-    let index = (entry + 2) & (TLB_ENTRIES - 1);
-    (NOWHERE + ((index as u64) << PAGE_BITS)).wrapping_neg()
+    match entry {
+        // Page 0 is looked for here, or reached into from the last page of the address space.
+        0 | LAST_ENTRY => (NOWHERE + (2 << PAGE_BITS)).wrapping_neg(),
+        _ => 0,
+    }
 }
+
+const LAST_ENTRY: usize = TLB_ENTRIES - 1;
 
 impl Tlb {
     fn clear(&mut self) {
-        for (entry, tag) in self.tag.iter_mut().enumerate() {
-            *tag = empty_tag(entry);
+        self.tag.fill(0);
+        for entry in [0, LAST_ENTRY] {
+            self.tag[entry] = empty_tag(entry);
         }
     }
 
@@ -68,27 +76,21 @@ fn jump_index(rip: u64) -> usize {
     (rip & 1 | (rip >> 2 & (JUMP_ENTRIES as u64 / 2 - 1)) << 1) as usize
 }
 
-impl JumpCache {
-    fn clear(&mut self) {
-        for entry in 0..JUMP_ENTRIES {
-            self.clear_entry(entry);
-        }
-    }
-
-    fn clear_entry(&mut self, entry: usize) {
-        let rip = if entry == 0 { NOWHERE + 4 } else { NOWHERE };
-        self.tag[entry] = rip.wrapping_neg();
-    }
-
-    fn fill(&mut self, entry: usize, rip: u64, host: u64, rip_page: u64) {
-        self.tag[entry] = rip.wrapping_neg();
-        self.host[entry] = host;
-        self.rip_page[entry] = rip_page;
+impl JumpEntry {
+    /// Only entry 0 is looked into for RIP 0, which is what untouched memory would stand for.
+    fn empty(entry: usize) -> Self {
+        let rip: u64 = if entry == 0 { NOWHERE } else { 0 };
+        Self { tag: rip.wrapping_neg(), host: 0, rip_page: 0 }
     }
 }
 
+fn clear_jump_entries(cache: &mut JumpCache) {
+    cache.fill(JumpEntry::empty(1));
+    cache[0] = JumpEntry::empty(0);
+}
+
 /// Up to this many filled entries a jump cache is cleared one by one.
-const FEW_JUMPS: usize = 2048;
+const FEW_JUMPS: usize = JUMP_ENTRIES / 8;
 /// Generations are positive 32-bit displacements. One that returns after 2^31 flushes would find
 /// links of the first; at a million flushes a second that takes half an hour in which such a link is
 /// not used once.
@@ -167,10 +169,20 @@ pub struct TlbDirectory {
     jump_modes: [Option<Mode>; JUMP_CACHES],
     /// Entries filled since each jump cache was cleared, while there are few.
     jump_filled: [Vec<u16>; JUMP_CACHES],
-    /// Number of the present generation of kernel mappings, see `cache::Link::guard`.
-    pub generation: u32,
+    /// Hashes of host pages that write TLB entries were filled from since all were cleared.
+    written_pages: Box<[u64; WRITTEN_WORDS]>,
+    /// Numbers of the present generations of kernel and user mappings, see `cache::Link::guard`.
+    generations: [u32; 2],
     /// Flushes of everything, of non-global entries, of single pages, of all jump caches.
     pub flushes: [u64; 4],
+}
+
+/// Words of the set of written pages.
+const WRITTEN_WORDS: usize = 2048;
+
+fn written_hash(host_page: u64) -> (usize, u64) {
+    let hash = (host_page >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 47;
+    ((hash / 64) as usize, 1 << (hash % 64))
 }
 
 const NO_CODE: (u64, u64) = (u64::MAX, 0);
@@ -185,8 +197,9 @@ impl Default for TlbDirectory {
             large_data: Default::default(),
             large_code: LargePages::default(),
             jump_modes: [None; JUMP_CACHES],
-            jump_filled: std::array::from_fn(|_| (0..=FEW_JUMPS as u16).collect()),
-            generation: 1,
+            jump_filled: std::array::from_fn(|_| vec![0]),
+            written_pages: Box::new([0; WRITTEN_WORDS]),
+            generations: [1; 2],
             flushes: [0; 4],
         }
     }
@@ -213,6 +226,10 @@ impl TlbDirectory {
     ) {
         let tlb = if write { &mut hot.write_tlb[mmu] } else { &mut hot.read_tlb[mmu] };
         tlb.fill(la, host_page);
+        if write {
+            let (word, bit) = written_hash(host_page);
+            self.written_pages[word] |= bit;
+        }
         let entry = index(la);
         self.large_data[usize::from(walk.global)].note(la, walk);
         let word = &mut self.local[mmu][usize::from(write)][entry / 64];
@@ -248,20 +265,21 @@ impl TlbDirectory {
         if self.jump_filled[cache].len() <= FEW_JUMPS {
             self.jump_filled[cache].push(entry as u16);
         }
-        hot.jump[cache].fill(entry, rip, host, rip_page);
+        hot.jump[cache][entry] = JumpEntry { tag: rip.wrapping_neg(), host, rip_page };
     }
 
     /// The block remembered for an indirect branch to `rip`: its host address and RIP page.
     pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u64, u64)> {
         let cache = mode.jump_cache().filter(|&cache| self.jump_modes[cache] == Some(mode))?;
-        let (cache, entry) = (&hot.jump[cache], jump_index(rip));
-        (cache.tag[entry] == rip.wrapping_neg()).then(|| (cache.host[entry], cache.rip_page[entry]))
+        let found = &hot.jump[cache][jump_index(rip)];
+        (found.tag == rip.wrapping_neg()).then_some((found.host, found.rip_page))
     }
 
     /// Forget the block remembered for `rip`.
     pub fn forget_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64) {
         if let Some(cache) = mode.jump_cache() {
-            hot.jump[cache].clear_entry(jump_index(rip));
+            let entry = jump_index(rip);
+            hot.jump[cache][entry] = JumpEntry::empty(entry);
         }
     }
 
@@ -292,10 +310,10 @@ impl TlbDirectory {
     fn clear_jump_cache(&mut self, hot: &mut HotState, cache: usize) {
         let filled = &mut self.jump_filled[cache];
         if filled.len() > FEW_JUMPS {
-            hot.jump[cache].clear();
+            clear_jump_entries(&mut hot.jump[cache]);
         } else {
             for &entry in filled.iter() {
-                hot.jump[cache].clear_entry(usize::from(entry));
+                hot.jump[cache][usize::from(entry)] = JumpEntry::empty(usize::from(entry));
             }
         }
         filled.clear();
@@ -304,8 +322,8 @@ impl TlbDirectory {
     /// Forget all blocks.
     pub fn clear_jumps(&mut self, hot: &mut HotState) {
         self.flushes[3] += 1;
-        self.generation = self.generation % MAX_GENERATION + 1;
-        hot.negated_generation = u64::from(self.generation).wrapping_neg();
+        self.next_generation(hot, false);
+        self.next_generation(hot, true);
         for cache in 0..JUMP_CACHES {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
@@ -318,6 +336,10 @@ impl TlbDirectory {
 
     /// Make stores to a host page take the slow path: it now holds code.
     pub fn protect_host_page(&mut self, hot: &mut HotState, host_page: u64) {
+        let (word, bit) = written_hash(host_page);
+        if self.written_pages[word] & bit == 0 {
+            return;
+        }
         for tlb in &mut hot.write_tlb {
             tlb.clear_host_page(host_page);
         }
@@ -342,6 +364,7 @@ impl TlbDirectory {
         for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
             tlb.clear();
         }
+        self.written_pages.fill(0);
         self.large_data.iter_mut().for_each(LargePages::clear);
         self.clear_jumps(hot);
     }
@@ -360,7 +383,20 @@ impl TlbDirectory {
         self.clear_user_jumps(hot);
     }
 
+    /// End all links across pages of user or kernel code.
+    fn next_generation(&mut self, hot: &mut HotState, user: bool) {
+        let generation = &mut self.generations[usize::from(user)];
+        *generation = *generation % MAX_GENERATION + 1;
+        hot.negated_generations[usize::from(user)] = u64::from(*generation).wrapping_neg();
+    }
+
+    /// The number of the present mappings, which links across pages from code of `mode` hold for.
+    pub fn generation(&self, mode: Mode) -> u32 {
+        self.generations[usize::from(mode.cpl() == 3)]
+    }
+
     fn clear_user_jumps(&mut self, hot: &mut HotState) {
+        self.next_generation(hot, true);
         for cache in [0, 3] {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;

@@ -88,11 +88,9 @@ impl VcpuCore {
             Err(Stop::Exit(exit)) => return Next::Leave(exit),
         };
         let block = found.block.or_else(|| self.cache.find_by_host(found.host));
-        let cache = &mut self.cache;
-        if let Some(block) =
-            block.filter(|&block| cache.epoch == epoch && cache.block(block).second_page.is_none())
-        {
-            cache.connect(number, block, self.tlb.generation);
+        let generation = self.tlb.generation(self.mode());
+        if let Some(block) = block.filter(|_| self.cache.epoch == epoch) {
+            self.cache.connect(number, block, generation);
         }
         Next::Enter(found.host)
     }
