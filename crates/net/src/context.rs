@@ -37,6 +37,8 @@ pub struct Context<H: Host> {
     pub timers: Timers,
     /// Nanoseconds of a monotonic clock.
     pub now: u64,
+    /// Whether the guest takes TCP segments longer than the MTU, by version.
+    pub segmentation: (bool, bool),
     /// Scratch space for what a socket gives.
     pub scratch: Vec<u8>,
     drops: [u64; Drop::ALL.len()],
@@ -54,6 +56,7 @@ impl<H: Host> Context<H> {
             gate,
             timers: Timers::default(),
             now: 0,
+            segmentation: (false, false),
             scratch: Vec::new(),
             drops: [0; Drop::ALL.len()],
             neighbours: HashMap::new(),

@@ -84,7 +84,9 @@ impl Rule {
 
 fn name_matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("*.") {
-        Some(parent) => name.strip_suffix(parent).is_some_and(|front| front.len() > 1 && front.ends_with('.')),
+        Some(parent) => {
+            name.strip_suffix(parent).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
+        }
         None => pattern == name,
     }
 }

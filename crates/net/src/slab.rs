@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(slab.insert('b'), Err('b'));
         assert_eq!(slab.remove(old), Some('a'));
         let new = slab.insert('c').unwrap();
-        assert_eq!((slab.get_mut(old), slab.remove(old), slab.len()), (None, None, 1));
-        assert_eq!(slab.get_mut(new), Some(&mut 'c'));
+        assert_eq!((slab.get_mut(old).copied(), slab.remove(old)), (None, None));
+        assert_eq!((slab.get_mut(new).copied(), slab.len()), (Some('c'), 1));
     }
 }

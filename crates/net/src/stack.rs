@@ -36,7 +36,8 @@ pub struct Stack<H: Host> {
     pub udp: Udp<H::Socket>,
     /// Leases.
     pub dhcp4: Dhcp4,
-    dns: Dns<H::Socket>,
+    /// Queries under way.
+    pub dns: Dns<H::Socket>,
     advertiser: Advertiser,
     reassembly: Reassembly,
     listeners: Vec<Listener<H::Socket>>,

@@ -253,7 +253,9 @@ impl<S> Udp<S> {
         context.timers.set(&mut flow.deadline, due, Timer::Udp(id));
         flow.bytes.0 += data.len() as u64;
         if let Err(error) = context.host.send_to(&flow.socket, data, real, packet.hop_limit - 1) {
-            if let Some(why) = error.raw_os_error().and_then(|errno| meaning(errno, context.config.mtu.into())) {
+            if let Some(why) =
+                error.raw_os_error().and_then(|errno| meaning(errno, context.config.mtu.into()))
+            {
                 context.report(packet, why);
             }
         }
@@ -341,7 +343,11 @@ fn meaning(errno: i32, mtu: u32) -> Option<Unreachable> {
 
 impl<S> Flow<S> {
     /// The way of a peer's datagram to the guest; `None` for a peer that the guest never spoke to.
-    fn answer<H: Host<Socket = S>>(&mut self, context: &mut Context<H>, from: SocketAddr) -> Option<(Path, u16)> {
+    fn answer<H: Host<Socket = S>>(
+        &mut self,
+        context: &mut Context<H>,
+        from: SocketAddr,
+    ) -> Option<(Path, u16)> {
         let key = if self.kind == Kind::Ping { SocketAddr::new(from.ip(), 0) } else { from };
         if self.forwarded && !self.by_real.contains_key(&key) {
             let seen = self.name_for(context, key);
@@ -379,7 +385,11 @@ impl<S> Flow<S> {
     }
 
     fn report_error<H: Host<Socket = S>>(&mut self, context: &mut Context<H>, error: &NetworkError) {
-        let key = if self.kind == Kind::Ping { SocketAddr::new(error.destination.ip(), 0) } else { error.destination };
+        let key = if self.kind == Kind::Ping {
+            SocketAddr::new(error.destination.ip(), 0)
+        } else {
+            error.destination
+        };
         let Some(peer) = self.by_real.get(&key) else { return };
         let Some(mut why) = meaning(error.errno, error.mtu) else { return };
         let on_the_way = error.reporter.filter(|reporter| *reporter != error.destination.ip());

@@ -9,6 +9,7 @@ mod engine;
 mod error;
 mod exit;
 mod memory;
+mod nat;
 mod sregs;
 mod vcpu;
 mod vm;
@@ -22,6 +23,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     exit::register(module)?;
     module.add_class::<memory::PyRamBlock>()?;
     module.add_class::<memory::PyGuestMemory>()?;
+    module.add_class::<nat::PyNatEngine>()?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<vm::PyVm>()?;
     module.add_class::<vcpu::PyVcpu>()?;

@@ -120,4 +120,27 @@ class Vcpu:
     def inject_nmi(self) -> None: ...
     def statistics(self) -> dict[str, int]: ...
 
+@final
+class NatEngine:
+    """A router in user space with one network behind it; docs/design/nat.md."""
+    def __init__(self, config: dict[str, object], forwards: Sequence[tuple[str, str, str | None, int]]) -> None:
+        """``config``: as ``sublet.net.nat.config`` makes it; ``forwards``: (tcp or udp, host address
+        and port, machine or None, port). HostError when a port cannot be had."""
+    def send(self, packets: Sequence[bytes]) -> None:
+        """Packets of the guest, each behind its 12-byte header; what is wrong is dropped and counted."""
+    def take(self, limit: int, timeout_ms: int | None) -> list[bytes]:
+        """At most ``limit`` packets for the guest; waits for the first. None at the timeout and once closed."""
+    def set_segmentation(self, v4: bool, v6: bool) -> None:
+        """Whether the guest takes TCP segments up to 64 KiB, by IP version."""
+    def closed(self) -> bool: ...
+    def leases(self) -> list[tuple[str, str, str, int]]:
+        """(MAC, address, name, seconds left)"""
+    def flows(self) -> list[tuple[str, str, str, str, int, int]]:
+        """(protocol, guest, remote, state, bytes from the guest, bytes to it)"""
+    def statistics(self) -> dict[str, int]: ...
+    def take_denials(self) -> list[tuple[str, str, int]]:
+        """(protocol, address or name, port) of some refusals since the last call, at most five a second."""
+    def close(self) -> None:
+        """Stop, and close every socket. Idempotent."""
+
 def core_version() -> str: ...

@@ -35,7 +35,7 @@ from sublet.guest.store import (
 )
 from sublet.guest.tree import RootTree
 
-_BUILDER_VERSION: Final = "12"
+_BUILDER_VERSION: Final = "13"
 """Raised when the same packages are made into something else; a change of the scripts counts by itself."""
 
 Configure = Callable[[Path, Path, Path, Progress], bool]

@@ -81,7 +81,7 @@ def write_default_initramfs(
     files = {
         "init": (script("init"), 0o755),
         "etc/profile": (script("profile"), 0o644),
-        "usr/share/udhcpc/default.script": (script("udhcpc"), 0o755),
+        "etc/udhcpc/default.script": (script("udhcpc"), 0o755),
         "etc/passwd": (_PASSWD, 0o644),
         "etc/group": (_GROUP, 0o644),
         "etc/hosts": (_NAMES, 0o644),

@@ -58,7 +58,17 @@ _DEVICES: Final = (
     ("tty", 5, 0),
 )
 _SOURCES: Final = "# Name an archive to install from: file:/mnt for one on a disk, or a mirror.\n"
-_NETWORK: Final = "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n\n[Link]\nRequiredForOnline=no\n"
+_NETWORK: Final = (
+    "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n\n[DHCPv4]\nUseDomains=yes\n\n"
+    "[Link]\nRequiredForOnline=no\n"
+)
+_RESOLV_CONF_PATH: Final = (
+    "[Path]\nPathChanged=/run/systemd/netif/state\n\n[Install]\nWantedBy=multi-user.target\n"
+)
+_RESOLV_CONF_SERVICE: Final = (
+    "[Unit]\nConditionPathIsSymbolicLink=!/etc/resolv.conf\n\n"
+    "[Service]\nType=oneshot\nExecStart=/usr/local/sbin/resolv-conf\n"
+)
 
 
 def package_names(index: PackageIndex, extra: Sequence[str]) -> list[str]:
@@ -101,6 +111,9 @@ def _write_settings(tree: RootTree) -> None:
     tree.write("etc/fstab", "/dev/vda / ext4 defaults 0 1\n")
     tree.write("etc/apt/sources.list", _SOURCES)
     tree.write("etc/systemd/network/80-dhcp.network", _NETWORK)
+    tree.write("etc/systemd/system/resolv-conf.path", _RESOLV_CONF_PATH)
+    tree.write("etc/systemd/system/resolv-conf.service", _RESOLV_CONF_SERVICE)
+    tree.write("usr/local/sbin/resolv-conf", script("resolv-conf"), 0o755)
     tree.write("etc/machine-id", "")
 
 

@@ -97,12 +97,36 @@ def _open_internal(options: NetOptions, nic: Nic) -> PacketSink:
     return open_internal(options, nic)
 
 
+def _open_nat(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.nat.sink import open_nat
+
+    return open_nat(options, nic)
+
+
+_NAT_OPTIONS: Final = frozenset(
+    {
+        "allow",
+        "bootfile",
+        "deny",
+        "domain",
+        "forward",
+        "host",
+        "ipv6",
+        "lease",
+        "names",
+        "network",
+        "resolver",
+        "tftp",
+    }
+)
+
 KINDS: Final[dict[str, Kind]] = {
     "internal": Kind(
         "a switch of your machines alone",
         frozenset({"name", "spoof", "isolated", "mirror"}),
         _open_internal,
     ),
+    "nat": Kind("the host's network, through a router in this process", _NAT_OPTIONS, _open_nat),
     "none": Kind("a cable to nowhere", frozenset(), _open_none),
     "unix": Kind("a program that listens on a socket", frozenset({"path"}), _open_unix),
 }

@@ -74,7 +74,8 @@ fn parse_question(message: &[u8]) -> Option<Question> {
 /// Whether a message answers a query that has `id` and `question`.
 pub fn answers(message: &[u8], id: u16, question: &Question) -> bool {
     let response = message.len() >= HEADER && message[2] & 0x80 != 0;
-    let asked = || parse_question(message).is_some_and(|q| q.name == question.name && q.kind == question.kind);
+    let asked =
+        || parse_question(message).is_some_and(|q| q.name == question.name && q.kind == question.kind);
     response && read_u16(message, 0) == Ok(id) && asked()
 }
 

@@ -327,7 +327,12 @@ fn local_answer<H: Host>(
 }
 
 /// The frame that carries an answer to a client over UDP.
-pub fn datagram<H: Host>(context: &Context<H>, from: SocketAddr, to: SocketAddr, message: &[u8]) -> Option<Vec<u8>> {
+pub fn datagram<H: Host>(
+    context: &Context<H>,
+    from: SocketAddr,
+    to: SocketAddr,
+    message: &[u8],
+) -> Option<Vec<u8>> {
     let path = context.path(from.ip(), to.ip())?;
     udp::frame(&path, (from.port(), to.port()), message)
 }

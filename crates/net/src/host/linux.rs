@@ -145,9 +145,8 @@ unsafe fn read_address(pointer: *const libc::sockaddr) -> io::Result<SocketAddr>
 fn open(v4: bool, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: takes no pointers.
-    let socket = owned(unsafe {
-        libc::socket(family, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, protocol)
-    })?;
+    let socket =
+        owned(unsafe { libc::socket(family, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, protocol) })?;
     if !v4 {
         set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &1i32)?;
     }
@@ -229,7 +228,9 @@ impl Poller {
             other => other? as usize,
         };
         events.clear();
-        events.extend(raw[..count].iter().map(|event| Event { number: event.u64, ready: readiness(event.events) }));
+        events.extend(
+            raw[..count].iter().map(|event| Event { number: event.u64, ready: readiness(event.events) }),
+        );
         Ok(())
     }
 }
@@ -303,8 +304,7 @@ impl Host for LinuxHost {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let pointer = raw.pointer_mut();
         // SAFETY: address and length are of the same, live `RawAddress`.
-        let socket =
-            owned(unsafe { libc::accept4(listener.as_raw_fd(), pointer, &mut raw.length, flags) })?;
+        let socket = owned(unsafe { libc::accept4(listener.as_raw_fd(), pointer, &mut raw.length, flags) })?;
         prepare_stream(&socket)?;
         let from = raw.address()?;
         Ok((socket, from))
@@ -312,9 +312,8 @@ impl Host for LinuxHost {
 
     fn send(&mut self, socket: &OwnedFd, data: &[u8]) -> io::Result<usize> {
         // SAFETY: pointer and length are of one slice.
-        let count = unsafe {
-            libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL)
-        };
+        let count =
+            unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) };
         usize::try_from(count).map_err(|_| Error::last_os_error())
     }
 
@@ -395,9 +394,8 @@ impl Host for LinuxHost {
         let (data, room) = (spare.as_mut_ptr(), spare.len());
         let pointer = raw.pointer_mut();
         // SAFETY: data and address are of the lengths given.
-        let count = unsafe {
-            libc::recvfrom(socket.as_raw_fd(), data.cast(), room, 0, pointer, &mut raw.length)
-        };
+        let count =
+            unsafe { libc::recvfrom(socket.as_raw_fd(), data.cast(), room, 0, pointer, &mut raw.length) };
         let count = usize::try_from(count).map_err(|_| Error::last_os_error())?;
         // SAFETY: the kernel has initialized the first `count` bytes.
         unsafe { into.set_len(count) };

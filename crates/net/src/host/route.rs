@@ -76,9 +76,8 @@ fn is_no_route(error: &Error) -> bool {
 
 fn open() -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
-    let fd = unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
-    };
+    let fd =
+        unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
     if fd < 0 {
         return Err(Error::last_os_error());
     }

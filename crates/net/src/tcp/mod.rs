@@ -5,8 +5,6 @@
 pub mod connection;
 pub mod local;
 pub mod sequence;
-#[cfg(test)]
-mod tests;
 mod transfer;
 
 use crate::context::{Context, Refusal};
@@ -229,7 +227,8 @@ impl<S> Tcp<S> {
     ) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         work(connection, context);
-        if matches!(&connection.peer, Peer::Local(local) if !local.from_guest.is_empty() || local.guest_done) {
+        if matches!(&connection.peer, Peer::Local(local) if !local.from_guest.is_empty() || local.guest_done)
+        {
             self.local_ready.push(id);
         }
         if connection.phase == Phase::Over {

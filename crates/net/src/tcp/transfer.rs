@@ -94,7 +94,7 @@ fn announce_room<S>(c: &mut Connection<S>, before: usize) {
 /// Send the guest what the host has, as far as windows and queues allow.
 pub fn to_guest<H: Host>(c: &mut Connection<H::Socket>, context: &mut Context<H>) {
     while c.readable && !c.sender.ended && c.phase == Phase::Open {
-        let Some(room) = room_for_segment(c) else { break };
+        let Some(room) = room_for_segment(c, context) else { break };
         if context.outbox.is_full() {
             if !c.waits {
                 c.waits = true;
@@ -112,11 +112,14 @@ pub fn to_guest<H: Host>(c: &mut Connection<H::Socket>, context: &mut Context<H>
 }
 
 /// Bytes that the next segment may have; `None`: wait rather than send a silly one (RFC 9293 §3.8.6.2.1).
-fn room_for_segment<S>(c: &Connection<S>) -> Option<usize> {
+fn room_for_segment<H: Host>(c: &Connection<H::Socket>, context: &Context<H>) -> Option<usize> {
     let mss = usize::from(c.sender.mss);
     let flying = distance(c.sender.next, c.sender.unacknowledged).max(0) as usize;
     let room = (c.sender.window as usize).min(c.limit).saturating_sub(flying);
-    let segments = (room.min(PAYLOAD_MAXIMUM)) / mss;
+    let (v4, v6) = context.segmentation;
+    let cut_by_device = if c.guest.is_ipv4() { v4 } else { v6 };
+    let most = if cut_by_device { PAYLOAD_MAXIMUM } else { mss };
+    let segments = room.min(most) / mss;
     match segments {
         0 if room == 0 || c.sender.outstanding() => None,
         0 => Some(room),

@@ -1,0 +1,1 @@
+"""Networks behind a router in user space: no privilege needed, the host's sockets carry everything."""
