@@ -149,14 +149,14 @@ def input_steps() -> list[Step]:
         i8042.set_mouse_buttons(rng.randrange(32))
 
     def command(rng: random.Random) -> None:
-        i8042.pio_write(rng.choice((0, 0, 4)), 1, rng.randrange(0x100))
+        rng.choice((i8042, i8042, i8042.command_port)).pio_write(0, 1, rng.randrange(0x100))
 
     def snapshot(rng: random.Random) -> None:
         i8042.load_state(i8042.save_state())
         if rng.random() < 0.1:
             i8042.reset()
 
-    return [poke_ports(i8042, 5), command, command, use, snapshot]
+    return [poke_ports(i8042, 1), poke_ports(i8042.command_port, 1), command, command, use, snapshot]
 
 
 def make_virtio(rng: random.Random) -> VirtioDevice:

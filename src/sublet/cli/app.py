@@ -16,6 +16,7 @@ from sublet.cli.info import info
 from sublet.cli.messages import report, report_internal
 from sublet.cli.ps import ps
 from sublet.cli.run import RUN_EPILOG, run
+from sublet.cli.screen import screenshot, type_keys
 from sublet.cli.version import version
 from sublet.errors import InternalError, SubletError, UsageError
 
@@ -30,6 +31,8 @@ app = typer.Typer(
 app.command(epilog=RUN_EPILOG)(run)
 for verb in (ps, info, guests, version):
     app.command()(verb)
+app.command()(screenshot)
+app.command("type")(type_keys)
 app.add_typer(disk)
 
 
@@ -87,8 +90,11 @@ def _with_default_stats(words: list[str]) -> list[str]:
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
 
 
+_VERBS = {"run", "ps", "screenshot", "type", "disk", "info", "guests", "version"}
+
+
 def _help_command(words: list[str]) -> str:
-    verb = next((word for word in words if word in {"run", "ps", "disk", "info", "guests", "version"}), None)
+    verb = next((word for word in words if word in _VERBS), None)
     return f"sublet {verb} --help" if verb else "sublet --help"
 
 

@@ -21,6 +21,7 @@ from sublet.machine.live_disks import add_disk_operations
 from sublet.machine.memory import SystemMemory
 from sublet.machine.networks import Networks
 from sublet.machine.runloop import EndMachine
+from sublet.machine.screen import Screen
 from sublet.machine.virtio import VirtioDevices
 
 
@@ -60,6 +61,8 @@ class Board(ABC):
         hvc0 = write if "hvc0" in _consoles(config.cmdline) else discard
         self.networks = Networks(config, self.workers, self.clock)
         self.networks.add_operations(self.operations)
+        self.screen: Screen | None = None
+        """The screen and keyboard of a board that has them."""
         self.drives = Drives()
         """The disks, whatever controller they are on; a board adds those that it opens itself."""
         add_disk_operations(self.operations, self.drives)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
+from sublet.devices.legacy.i8042 import COMMAND_PORT, DATA_PORT, I8042, KEYBOARD_GSI, MOUSE_GSI
 from sublet.devices.legacy.serial import Serial
 from sublet.devices.pci import PciConfigPorts, PciDevice, PciHost, Window
 from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
@@ -32,6 +33,7 @@ from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.host import GsiLine, MsiPort
 from sublet.machine.memory import DeviceMemory, SystemMemory
 from sublet.machine.runloop import EndMachine
+from sublet.machine.screen import Screen
 from sublet.machine.shadow_ram import ShadowRam
 from sublet.machine.video import plug_video
 
@@ -154,7 +156,8 @@ class FirmwareBoard(Board):
 
     def isa_devices(self) -> bytes:
         """AML of the devices that nobody can discover."""
-        return dsdt.serial_port(1, mm.COM1_PORT, mm.COM1_IRQ) + dsdt.serial_port(2, COM2_PORT, COM2_IRQ)
+        serial = dsdt.serial_port(1, mm.COM1_PORT, mm.COM1_IRQ) + dsdt.serial_port(2, COM2_PORT, COM2_IRQ)
+        return serial + dsdt.keyboard_and_mouse()
 
     def _make_pci_host(self, bridge: PciDevice) -> PciHost:
         layout = self.memory.layout
@@ -175,6 +178,13 @@ class FirmwareBoard(Board):
     def _add_isa_devices(self) -> None:
         reset = ResetRegister(self.reset_machine)
         ports = self.buses.ports
+        keys = I8042(
+            GsiLine(self.vm, KEYBOARD_GSI), GsiLine(self.vm, MOUSE_GSI), self.set_a20, self.reset_machine
+        )
+        ports.add(DATA_PORT, 1, keys)
+        ports.add(COMMAND_PORT, 1, keys.command_port)
+        self.screen = Screen(self.vga, keys)
+        self.screen.add_operations(self.operations)
         ports.add(COM2_PORT, 8, Serial(GsiLine(self.vm, COM2_IRQ), discard, self.clock))
         ports.add(PORT92, 1, Port92(self.reset_machine, self.set_a20))
         ports.add(DEBUG_PORT, 1, DebugConsole(FirmwareLog().write))

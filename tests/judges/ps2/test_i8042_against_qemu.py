@@ -59,10 +59,10 @@ class Ours:
         self.i8042 = I8042(RecordingIrqLine(), RecordingIrqLine(), bool, int)
 
     def outb(self, port: int, value: int) -> None:
-        self.i8042.pio_write(port - 0x60, 1, value)
+        (self.i8042.command_port if port == 0x64 else self.i8042).pio_write(0, 1, value)
 
     def inb(self, port: int) -> int:
-        return self.i8042.pio_read(port - 0x60, 1)
+        return (self.i8042.command_port if port == 0x64 else self.i8042).pio_read(0, 1)
 
     def key(self, name: str, down: bool) -> None:
         (self.i8042.press if down else self.i8042.release)(name)

@@ -21,7 +21,7 @@ class Board:
         self.resets += 1
 
     def command(self, command: int, *arguments: int) -> None:
-        self.i8042.pio_write(4, 1, command)
+        self.i8042.write_command(command)
         for argument in arguments:
             self.i8042.pio_write(0, 1, argument)
 
@@ -31,7 +31,7 @@ class Board:
 
     def data(self) -> list[int]:
         found = []
-        while self.i8042.pio_read(4, 1) & 1:
+        while self.i8042.read_status() & 1:
             found.append(self.i8042.pio_read(0, 1))
         return found
 

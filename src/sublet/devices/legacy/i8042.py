@@ -44,7 +44,7 @@ _CONFIG_BITS: Final = {
 
 
 class I8042:
-    """The controller with its two devices. Any thread may call any method.
+    """The controller with its two devices, as port 60h; ``command_port`` is 64h. Any thread.
 
     The output buffer has one byte; who filled it decides which interrupt is raised, and the next byte
     comes only when this one was read. Bad input, by design: unknown commands are ignored.
@@ -67,6 +67,7 @@ class I8042:
         self._mouse_irq = mouse_irq
         self._on_a20 = on_a20
         self._on_reset = on_reset
+        self.command_port = _CommandPort(self)
         self._lock = threading.Lock()
         self._keyboard = Keyboard()
         self._mouse = Mouse()
@@ -83,11 +84,7 @@ class I8042:
     # Guest side
 
     def pio_read(self, offset: int, size: int) -> int:
-        """Port 60h (offset 0) reads the output buffer, 64h (offset 4) the status; others float."""
-        if offset == 4:
-            return self._status
-        if offset != 0:
-            return (1 << 8 * size) - 1
+        """Port 60h: take the byte in the output buffer; the last one again when there is none."""
         with self._lock:
             value = self._data
             if self._status & STATUS_FULL:
@@ -97,16 +94,23 @@ class I8042:
             return value
 
     def pio_write(self, offset: int, size: int, value: int) -> None:
-        """Port 64h takes commands, 60h their arguments and bytes for the keyboard."""
+        """Port 60h: the argument of a command, or a byte for the keyboard."""
         with self._lock:
-            if offset == 4:
-                self._status |= STATUS_COMMAND
-                effect = self._command(value & 0xFF)
-            elif offset == 0:
-                self._status &= ~STATUS_COMMAND
-                effect = self._write_data(value & 0xFF)
-            else:
-                return
+            self._status &= ~STATUS_COMMAND
+            effect = self._write_data(value & 0xFF)
+            self._fill()
+        if effect is not None:
+            effect()
+
+    def read_status(self) -> int:
+        """Port 64h: what is in the output buffer."""
+        return self._status
+
+    def write_command(self, value: int) -> None:
+        """Port 64h: a command to the controller itself."""
+        with self._lock:
+            self._status |= STATUS_COMMAND
+            effect = self._command(value)
             self._fill()
         if effect is not None:
             effect()
@@ -272,6 +276,21 @@ class I8042:
             self._mouse.load_state(state["mouse"])
             self._drive_lines()
         self._on_a20(bool(self._output_port & OUTPUT_A20))
+
+
+class _CommandPort:
+    """Port 64h."""
+
+    def __init__(self, controller: I8042) -> None:
+        self._controller = controller
+
+    def pio_read(self, offset: int, size: int) -> int:
+        """The status."""
+        return self._controller.read_status()
+
+    def pio_write(self, offset: int, size: int, value: int) -> None:
+        """A command."""
+        self._controller.write_command(value & 0xFF)
 
 
 _STATE_FIELDS = ("_status", "_config", "_output_port", "_data", "_argument_of", "_released")
