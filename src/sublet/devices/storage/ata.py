@@ -18,6 +18,7 @@ from sublet.devices.storage.identify import (
     default_geometry,
     identify_disk,
 )
+from sublet.devices.storage.logs import QUEUE_ERROR_LOG, log_directory, no_queue_error, queue_error
 from sublet.devices.storage.medium import SECTOR, Medium
 from sublet.devices.storage.smart import SMART_SIGNATURE, smart_data, smart_thresholds
 from sublet.devices.storage.taskfile import (
@@ -39,7 +40,6 @@ _DIAGNOSTIC_PASSED = 1
 _DSM_TRIM = 1
 _DSM_BLOCKS_MAXIMUM = 8
 _TRIM_ENTRY = struct.Struct("<Q")
-_LOG_DIRECTORY_BLOCKS_MAXIMUM = 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class AtaDisk:
         self._look_ahead = True
         self._transfer_mode = 0x0C
         self._standby = False
+        self._queue_error = no_queue_error()
 
     @property
     def sectors(self) -> int:
@@ -179,6 +180,10 @@ class AtaDisk:
             self._trim(bytes(transfer.data or b""))
         elif transfer.action == "verify":
             self._medium.read(transfer.offset, SECTOR)
+
+    def note_queue_error(self, tag: int, taskfile: TaskFile) -> None:
+        """See `taskfile.Drive`."""
+        self._queue_error = queue_error(tag, taskfile)
 
     def reset(self) -> None:
         """Settings that a software reset takes back."""
@@ -335,18 +340,14 @@ class AtaDisk:
         return Transfer(taskfile)
 
     def _read_log(self, taskfile: TaskFile) -> Transfer:
-        """Only the directory, which says that there are no logs, and the empty log of queued errors."""
+        """The directory of logs, and the one there is: the queued command that failed last."""
         log, page = taskfile.lba & 0xFF, taskfile.lba >> 8 & 0xFF | taskfile.lba >> 32 & 0xFF00
-        if page or taskfile.count != _LOG_DIRECTORY_BLOCKS_MAXIMUM or log not in (0x00, 0x10):
+        if page or taskfile.count != 1 or log not in (0x00, QUEUE_ERROR_LOG):
             raise AtaError(ABRT)
-        content = bytearray(SECTOR)
         if log == 0:
-            content[0] = 1  # version 1
-            content[2 * 0x10] = 1 if self._serial_ata else 0
-        else:
-            content[0] = 0x80  # NQ: no queued command failed
-            content[511] = -sum(content[:511]) & 0xFF
-        return self._data(taskfile, bytes(content))
+            return self._data(taskfile, log_directory((QUEUE_ERROR_LOG,) if self._serial_ata else ()))
+        content, self._queue_error = self._queue_error, no_queue_error()
+        return self._data(taskfile, content)
 
     def _smart(self, taskfile: TaskFile) -> Transfer:
         """A disk that is well: status, data and thresholds without attributes."""

@@ -136,6 +136,9 @@ class AtapiCd:
     def finish(self, transfer: Transfer) -> None:
         """Nothing is left to do."""
 
+    def note_queue_error(self, tag: int, taskfile: TaskFile) -> None:
+        """No queues here."""
+
     def reset(self) -> None:
         """See `taskfile.Drive`."""
         self.drive.reset()

@@ -6,7 +6,7 @@ Reference: Programming Interface for Bus Master IDE Controller 1.0 (SFF-8038i), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from sublet.devices.storage.medium import PIECE, SECTOR
 from sublet.devices.storage.taskfile import Direction, Drive, Transfer
@@ -74,6 +74,13 @@ class RegionTable:
         return self._last and not self._left
 
 
+class Regions(Protocol):
+    """Memory that a transfer's bytes go to or come from, in order."""
+
+    def take(self, size: int) -> Iterator[tuple[int, int]]:
+        """Up to ``size`` bytes of it as (address, length); fewer at its end."""
+
+
 class BusMaster:
     """The eight ports of one channel. Guarded by the channel's lock."""
 
@@ -131,7 +138,7 @@ class BusMaster:
 
 
 def move_by_table(
-    drive: Drive, transfer: Transfer, table: RegionTable, memory: GuestMemory, go_on: Callable[[], bool]
+    drive: Drive, transfer: Transfer, table: Regions, memory: GuestMemory, go_on: Callable[[], bool]
 ) -> None:
     """Move a transfer's bytes between drive and regions, as far as the table reaches and ``go_on`` agrees.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from sublet.devices.storage.bus_master import (
@@ -449,7 +449,7 @@ class IdeChannel:
         self._work.drain()
         with self._lock:
             return {
-                "drives": [_save_registers(registers) for registers in self._drives],
+                "drives": [registers and registers.save_state() for registers in self._drives],
                 "selected": self._selected,
                 "control": self._device_control,
                 "interrupting": self._interrupting,
@@ -467,8 +467,7 @@ class IdeChannel:
             self._idle()
             for registers, saved in zip(self._drives, state["drives"], strict=True):
                 if registers is not None:
-                    registers.taskfile = TaskFile(**saved["taskfile"])
-                    registers.drive.load_state(saved["drive"])
+                    registers.load_state(saved)
             self._selected, self._device_control = state["selected"], state["control"]
             transfer = state["transfer"]
             self._transfer = None if transfer is None else Transfer.from_state(transfer)
@@ -507,9 +506,3 @@ def _outcome(work: Callable[[], None]) -> GuestError | None:
     except GuestError as error:
         return error
     return None
-
-
-def _save_registers(registers: Registers | None) -> dict[str, Any] | None:
-    if registers is None:
-        return None
-    return {"taskfile": asdict(registers.taskfile), "drive": registers.drive.save_state()}

@@ -84,7 +84,6 @@ def identify_disk(disk: DiskIdentity) -> bytes:
     words[0] = 0x0040  # ATA, fixed
     words[1], words[3], words[6] = geometry.cylinders, geometry.heads, geometry.sectors
     words[47] = 0x8000 | MULTIPLE_MAXIMUM
-    words[48] = 0x0001  # 32-bit PIO, as controllers of the time had it
     words[49] = 0x0F00  # IORDY may be disabled, IORDY, LBA, DMA
     words[50] = _VALID
     words[51] = 0x0200

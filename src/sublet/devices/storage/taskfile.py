@@ -172,6 +172,9 @@ class Drive(Protocol):
     def finish(self, transfer: Transfer) -> None:
         """All bytes have moved: carry the command out, and leave the registers in the task file."""
 
+    def note_queue_error(self, tag: int, taskfile: TaskFile) -> None:
+        """A queued command has failed: for the log that the host reads next."""
+
     def reset(self) -> None:
         """What a reset of the bus undoes."""
 
@@ -196,3 +199,12 @@ class Registers:
         """The state after a reset: the drive's signature tells what kind it is."""
         source = self.drive.signature
         self.taskfile = TaskFile(count=source.count, lba=source.lba, status=source.status, error=1)
+
+    def save_state(self) -> dict[str, Any]:
+        """The registers and the drive."""
+        return {"taskfile": asdict(self.taskfile), "drive": self.drive.save_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of ``save_state``."""
+        self.taskfile = TaskFile(**state["taskfile"])
+        self.drive.load_state(state["drive"])
