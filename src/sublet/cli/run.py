@@ -132,7 +132,7 @@ def run(
         typer.Option(
             metavar="FILE[,NAME=VALUE...]",
             help="Disk image to attach, after the guest's own. Names: format, readonly (on, off), cache "
-            "(writeback, writethrough, none, unsafe), serial, bus (virtio, ide), iops, bps, copy-on-read "
+            "(writeback, writethrough, none, unsafe), serial, bus (virtio, ide, ahci), iops, bps, copy-on-read "
             "(on, off). "
             "A comma in FILE is written twice.",
             rich_help_panel=_MACHINE_PANEL,

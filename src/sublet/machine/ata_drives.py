@@ -1,4 +1,4 @@
-"""The drives of a machine's IDE controller, each in its place on the cables."""
+"""The drives of a machine's IDE or AHCI controller, each in its place."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Final
 
 from sublet.block import BlockDevice, open_image
-from sublet.devices.storage import AtaDisk, AtapiCd
+from sublet.devices.storage import AtaDisk, AtapiCd, ahci, ide
 from sublet.devices.storage.taskfile import Drive
 from sublet.errors import ImageError, UsageError
-from sublet.machine.config import MachineConfig
+from sublet.machine.config import DiskBus, MachineConfig, MachineName
 from sublet.machine.disks import Drives
 
-IDE_PLACES: Final = 4
-_DISK_ORDER: Final = (0, 1, 2, 3)
-_CD_ORDER: Final = (2, 3, 1, 0)
+_BUSES: Final[dict[MachineName, tuple[DiskBus, ...]]] = {
+    "microvm": ("virtio",),
+    "pc": ("virtio", "ide"),
+    "q35": ("virtio", "ahci"),
+}
+_PLACES: Final = {"ide": ide.CHANNELS * ide.DRIVES_A_CHANNEL, "ahci": ahci.PORTS}
+_CD_ORDER: Final = {"ide": (2, 3, 1, 0), "ahci": (2, 3, 4, 5, 1, 0)}
 """The first CD drive is the second cable's first device, as in most machines there were."""
 
 _CD_SECTOR: Final = 2048
@@ -23,54 +27,57 @@ _RAW_CD_START: Final = b"\0" + b"\xff" * 10 + b"\0"
 """The synchronization field that begins a sector of 2352 bytes."""
 
 
-def check_virtio_only(config: MachineConfig) -> None:
+def check_buses(config: MachineConfig) -> None:
     """Refuse disks that hang on what the machine does not have.
 
     Raises:
         UsageError: One does.
     """
+    there = _BUSES[config.machine]
     for disk in config.disks:
         bus = config.bus_of(disk)
-        if bus != "virtio":
+        if bus not in there:
             raise UsageError(
                 f"the machine {config.machine} has no {bus} for the disk {disk.path} to hang on",
-                remedy="Leave bus= out, or give --machine pc.",
+                remedy=f"Leave bus= out, or give one of {', '.join(there)}; pc has ide, q35 has ahci.",
             )
 
 
-def ide_drives(config: MachineConfig, drives: Drives) -> list[Drive | None]:
-    """Disks with ``bus=ide`` and all CDs, by place: first cable's two devices, then the second's.
+def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives) -> list[Drive | None]:
+    """The disks on a bus and all CDs, by place: disks from the first on.
 
     Args:
         config: The machine.
+        bus: "ide" (places: first cable's two devices, then the second's) or "ahci" (ports).
         drives: Opens the disks, as sda, sdb, ...
 
     Raises:
-        UsageError: They are more than four.
+        UsageError: They are more than there are places.
         HostRefused: An image cannot be opened, or is in use.
         ImageError: An image is damaged, or not one.
     """
-    places: list[Drive | None] = [None] * IDE_PLACES
-    disks = [(index, disk) for index, disk in enumerate(config.disks) if config.bus_of(disk) == "ide"]
-    _check_places(len(disks), len(config.cdroms))
+    places: list[Drive | None] = [None] * _PLACES[bus]
+    disks = [(index, disk) for index, disk in enumerate(config.disks) if config.bus_of(disk) == bus]
+    _check_places(bus, len(disks), len(config.cdroms))
     with ExitStack() as opened:
         for index, path in enumerate(config.cdroms):
-            cd = AtapiCd(open_cd(path), serial=f"cd{index}")
+            cd = AtapiCd(open_cd(path), serial=f"cd{index}", serial_ata=bus == "ahci")
             opened.callback(cd.close)
-            places[_free(places, _CD_ORDER)] = cd
-        for letter, (index, disk) in zip("abcd", disks, strict=False):
+            places[_free(places, _CD_ORDER[bus])] = cd
+        for letter, (index, disk) in zip("abcdef", disks, strict=False):
             serial = f"disk{index}" if disk.serial is None else disk.serial
-            drive = AtaDisk(drives.open(disk, f"sd{letter}"), serial=serial)
+            image = drives.open(disk, f"sd{letter}")
+            drive = AtaDisk(image, serial=serial, serial_ata=bus == "ahci")
             opened.callback(drive.close)
-            places[_free(places, _DISK_ORDER)] = drive
+            places[_free(places, tuple(range(len(places))))] = drive
         opened.pop_all()
     return places
 
 
-def _check_places(disks: int, cds: int) -> None:
-    if disks + cds > IDE_PLACES:
+def _check_places(bus: DiskBus, disks: int, cds: int) -> None:
+    if disks + cds > _PLACES[bus]:
         raise UsageError(
-            f"{disks} disks and {cds} CD drives are too many for IDE, which has places for {IDE_PLACES}",
+            f"{disks} disks and {cds} CD drives are too many for {bus}, which has places for {_PLACES[bus]}",
             remedy="Give --disk FILE,bus=virtio to those of a system that has its drivers.",
         )
 

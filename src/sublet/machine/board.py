@@ -11,6 +11,7 @@ from sublet.devices.legacy.serial import COM1_GSI, Serial
 from sublet.devices.platform import PvPanic
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
+from sublet.machine.ata_drives import check_buses
 from sublet.machine.boot import BootState
 from sublet.machine.bus import Buses
 from sublet.machine.config import MachineConfig
@@ -47,6 +48,7 @@ class Board(ABC):
         write: Callable[[bytes], None],
         end: EndMachine,
     ) -> None:
+        check_buses(config)
         self.config = config
         self.memory = memory
         self.vm = vm

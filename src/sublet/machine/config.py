@@ -8,7 +8,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MachineName = Literal["microvm", "pc", "q35"]
-DiskBus = Literal["virtio", "ide"]
+DiskBus = Literal["virtio", "ide", "ahci"]
 BootDevice = Literal["disk", "cdrom", "floppy", "network"]
 
 
@@ -37,7 +37,7 @@ class DiskConfig(BaseModel):
     """Whether an overlay keeps what it reads from its parents."""
 
 
-_OWN_BUS: Final[dict[MachineName, DiskBus]] = {"microvm": "virtio", "pc": "ide", "q35": "virtio"}
+_OWN_BUS: Final[dict[MachineName, DiskBus]] = {"microvm": "virtio", "pc": "ide", "q35": "ahci"}
 """What every system that such a machine is chosen for can boot from."""
 
 

@@ -12,7 +12,6 @@ from sublet.engine import Vm
 from sublet.errors import UsageError
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import build_tables
-from sublet.machine.ata_drives import check_virtio_only
 from sublet.machine.board import Board
 from sublet.machine.boot import BootState, load_kernel
 from sublet.machine.bus import Buses
@@ -34,7 +33,6 @@ class MicroVm(Board):
         write: Callable[[bytes], None],
         end: EndMachine,
     ) -> None:
-        check_virtio_only(config)
         super().__init__(config, memory, vm, write, end)
         self._power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
         self._pci = _make_pci_host(self.buses, memory.layout, vm)

@@ -8,10 +8,12 @@ from sublet.devices.pci import PciDevice, PciEcam
 from sublet.devices.platform import q35
 from sublet.devices.platform.pirq import PirqRouter
 from sublet.devices.platform.pm_block import ICH9_SMI_ENABLE_OFFSET, Part, SmiControl
+from sublet.devices.storage import Ich9Ahci
 from sublet.machine.acpi.firmware_tables import Range
+from sublet.machine.ata_drives import ata_drives
 from sublet.machine.bus import BusConflict
 from sublet.machine.firmware_board import FirmwareBoard
-from sublet.machine.host import GsiLine
+from sublet.machine.host import GsiLine, MsiPort
 
 _FIRST_PIRQ_GSI = 16
 
@@ -50,6 +52,10 @@ class Q35(FirmwareBoard):
     def plug_chipset(self) -> None:
         """ICH9 in slot 31."""
         self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block))
+        drives = ata_drives(self.config, "ahci", self.drives)
+        ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers)
+        self.closing.callback(ahci.close)
+        self.pci.plug(31, ahci, function=2)
 
     def more_pm_parts(self) -> list[Part]:
         """SMI control."""
