@@ -14,6 +14,7 @@ from sublet.cli.disk import disk
 from sublet.cli.guests import guests
 from sublet.cli.info import info
 from sublet.cli.messages import report, report_internal
+from sublet.cli.net import net
 from sublet.cli.ps import ps
 from sublet.cli.run import RUN_EPILOG, run
 from sublet.cli.screen import screenshot, type_keys
@@ -34,6 +35,7 @@ for verb in (ps, info, guests, version):
 app.command()(screenshot)
 app.command("type")(type_keys)
 app.add_typer(disk)
+app.add_typer(net)
 
 
 @app.callback()
@@ -90,20 +92,3 @@ def _with_default_stats(words: list[str]) -> list[str]:
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
 
 
-_VERBS = {"run", "ps", "screenshot", "type", "disk", "info", "guests", "version"}
-
-
-def _help_command(words: list[str]) -> str:
-    verb = next((word for word in words if word in _VERBS), None)
-    return f"sublet {verb} --help" if verb else "sublet --help"
-
-
-def _open_standard_descriptors() -> None:
-    """Put ``/dev/null`` where a standard descriptor is closed, lest the next file opened be taken for it."""
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
