@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.integration.guest import SUBLET_RUN, Guest
 
+from sublet.guest import PreparedGuest
+
 pytestmark = pytest.mark.guest
 
 _TOOLS = ("ip", "dnsmasq", "tshark")
@@ -41,7 +43,7 @@ class Lan:
         run("ip", "-n", self.lan, "link", "set", "lan0", "up")
         run("ip", "-n", self.host, "link", "set", self.interface, "up")
         leases = f"--dhcp-leasefile={directory / 'leases'}"
-        served = ["--dhcp-range=10.77.0.100,10.77.0.200", "--port=0", "--interface=lan0", leases]
+        served = ["--dhcp-range=10.77.0.100,10.77.0.200", "--port=0", "--no-ping", "--interface=lan0", leases]
         dnsmasq = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file="]
         self._dnsmasq = subprocess.Popen(["ip", "netns", "exec", self.lan, *dnsmasq, *served])
 
@@ -60,7 +62,7 @@ class Lan:
 
 
 @pytest.fixture
-def lan(tmp_path: Path) -> Iterator[Lan]:
+def lan(tmp_path: Path, default_guest: PreparedGuest) -> Iterator[Lan]:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root, and {', '.join(_TOOLS)}")
@@ -89,9 +91,8 @@ def test_bridged_guest_is_a_neighbour_and_is_recorded(lan: Lan, tmp_path: Path) 
         capture = subprocess.Popen([*words, "--seconds", "300"])
         while not record.exists():
             time.sleep(0.05)
-        guest.run("ip link set eth0 up")
-        guest.run("udhcpc -i eth0 -n -q -t 10 || ifconfig eth0 10.77.0.150")
-        assert "inet 10.77.0.1" in guest.run("ip addr show eth0 || ifconfig eth0")
+        guest.run("udhcpc -i eth0 -n -q")
+        assert "inet 10.77.0.1" in guest.run("ip addr show eth0")
         assert " 0% packet loss" in guest.run("ping -c 3 10.77.0.1")
         assert "slm" in links(lan)
         guest.type("poweroff -f\n")
@@ -118,7 +119,7 @@ def test_host_only_network_reaches_the_host_and_vanishes_even_after_a_kill(lan: 
     assert "slh-" not in links(lan)
 
 
-def test_two_guests_meet_on_an_internal_network() -> None:
+def test_two_guests_meet_on_an_internal_network(default_guest: PreparedGuest) -> None:
     network = f"internal,name=test{os.getpid()}"
     with contextlib.ExitStack() as stack:
         guests = []

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sublet.cli.messages import say
-from sublet.errors import SubletError
+from sublet.errors import HostRefused, SubletError
 
 net = typer.Typer(
     name="net", help="Look into and record the networks of running machines.", no_args_is_help=True
@@ -91,7 +91,7 @@ def capture(
     Packets that are dropped on the way are recorded too, with the reason as their comment. The file is
     complete at any moment and can be looked at while it grows.
     """
-    from sublet.control import call
+    from sublet.control import call, running
 
     say(f"recording to {out}; Ctrl-C ends it")
     try:
@@ -107,6 +107,11 @@ def capture(
         )
     except KeyboardInterrupt:
         say(f"recorded to {out}")
+        return
+    except HostRefused:
+        if name in (machine.name for machine in running()):
+            raise
+        say(f"{name} ended; recorded to {out}")
         return
     say(f"recorded {result['recorded']} packets to {out}, missed {result['missed']}")
 

@@ -24,6 +24,8 @@ from sublet.net.options import NetOptions, parse_net
 MODELS: Final = ("virtio",)
 _QEMU_OUI: Final = b"\x52\x54\x00"
 """Locally administered; what most virtual machines use."""
+_RECORDING_TIMEOUT_S: Final = 5.0
+"""How long the machine's end waits for a recording to be written out."""
 _MTU_MINIMUM, _MTU_MAXIMUM = 68, 65521
 
 
@@ -77,6 +79,7 @@ class Networks:
     def __init__(self, config: MachineConfig, executor: Executor, clock: Clock) -> None:
         self.cards: list[Card] = []
         self._ended = threading.Event()
+        self._recordings: list[threading.Event] = []
         options = [parse_net(text) for text in config.net]
         for each in options:
             find_kind(each)
@@ -125,7 +128,12 @@ class Networks:
             cables = [
                 Recorded(card.name, card.options.text, card.device.mac, card.cable) for card in self.cards
             ]
-            return capture(parameters, call, cables, self._ended)
+            done = threading.Event()
+            self._recordings.append(done)
+            try:
+                return capture(parameters, call, cables, self._ended)
+            finally:
+                done.set()
 
         operations.add("net.capture", record)
         operations.add("net.ls", rows)
@@ -136,6 +144,8 @@ class Networks:
     def close(self) -> None:
         """Unplug every card and end recordings. Idempotent."""
         self._ended.set()
+        for done in self._recordings:
+            done.wait(_RECORDING_TIMEOUT_S)
         with ExitStack() as closing:
             for card in self.cards:
                 closing.callback(card.device.close)
