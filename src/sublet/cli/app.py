@@ -90,5 +90,3 @@ def _with_default_stats(words: list[str]) -> list[str]:
     """``--stats`` on its own means a table; the parser knows only options with a value."""
     end = words.index("--") if "--" in words else len(words)
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
-
-
