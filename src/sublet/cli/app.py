@@ -90,3 +90,22 @@ def _with_default_stats(words: list[str]) -> list[str]:
     """``--stats`` on its own means a table; the parser knows only options with a value."""
     end = words.index("--") if "--" in words else len(words)
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
+
+
+_VERBS = {"run", "ps", "screenshot", "type", "disk", "net", "info", "guests", "version"}
+
+
+def _help_command(words: list[str]) -> str:
+    verb = next((word for word in words if word in _VERBS), None)
+    return f"sublet {verb} --help" if verb else "sublet --help"
+
+
+def _open_standard_descriptors() -> None:
+    """Put ``/dev/null`` where a standard descriptor is closed, lest the next file opened be taken for it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
