@@ -15,6 +15,7 @@ from sublet.errors import UsageError
 from sublet.units import MIB, parse_size
 
 if TYPE_CHECKING:
+    from sublet.cli.terminal import StreamConsole
     from sublet.guest import PreparedGuest
     from sublet.machine import MachineConfig
 
@@ -52,6 +53,13 @@ class EngineName(enum.StrEnum):
     AUTO = "auto"
     KVM = "kvm"
     TRANSLATE = "translate"
+
+
+class ConsoleChoice(enum.StrEnum):
+    """Values of ``--console``."""
+
+    SERIAL = "serial"
+    VGA = "vga"
 
 
 def run(
@@ -132,9 +140,8 @@ def run(
         typer.Option(
             metavar="FILE[,NAME=VALUE...]",
             help="Disk image to attach, after the guest's own. Names: format, readonly (on, off), cache "
-            "(writeback, writethrough, none, unsafe), serial, bus (virtio, ide, ahci), iops, bps, copy-on-read "
-            "(on, off). "
-            "A comma in FILE is written twice.",
+            "(writeback, writethrough, none, unsafe), serial, bus (virtio, ide, ahci), iops, bps, "
+            "copy-on-read (on, off). A comma in FILE is written twice.",
             rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
@@ -142,12 +149,19 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="KIND[,NAME=VALUE...]",
-            help="Network card; several for several cards. Kinds: bridged, hostonly, internal, tap, "
-            "unix:PATH, none. Any card: mac, mtu, queues, link (on, off); rate, delay, jitter, loss, "
-            "reorder, duplicate, limit and seed make a bad line. See docs/guide/networks.md.",
+            help="Network card; several for several cards. Kinds: internal, unix:PATH, none. Any card: mac, "
+            "mtu, queues, link (on, off); rate, delay, jitter, loss, reorder, duplicate, limit and seed "
+            "make a bad line.",
             rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
+    console: Annotated[
+        ConsoleChoice,
+        typer.Option(
+            help="What the terminal shows: the serial port, or the screen and keyboard of pc and q35.",
+            rich_help_panel=_RUN_PANEL,
+        ),
+    ] = ConsoleChoice.SERIAL,
     name: Annotated[
         str | None,
         typer.Option(
@@ -175,19 +189,35 @@ def run(
     (ttyS0); `Ctrl-]` leaves. Without a terminal, standard input is what the guest reads, and standard
     output carries the guest's bytes and nothing else; messages of sublet go to standard error.
     """
-    from sublet.cli.terminal import open_console
     from sublet.machine import run_machine
 
     memory_mib = None if memory is None else _memory_mib(memory)
     options = MachineOptions(machine, firmware, boot, tuple(cdrom or ()), tuple(floppy or ()))
     with _Boot(guest, kernel, initrd, append, options, has_disks=bool(disk)) as source:
         config = source.configure(memory_mib, cpus, disk or [], net or [], engine, name, reboot=not no_reboot)
-        result = run_machine(config, open_console())
+        result = run_machine(config, _open_console(console, config))
     if result.exit_code != 0:
         say(result.reason)
     if stats is not None:
         print_statistics(result.statistics, stats)
     return result.exit_code
+
+
+def _open_console(choice: ConsoleChoice, config: MachineConfig) -> StreamConsole:
+    """The terminal as the user wants it.
+
+    Raises:
+        UsageError: The machine has no screen, or there is no terminal to show it.
+    """
+    if choice is ConsoleChoice.SERIAL:
+        from sublet.cli.terminal import open_console
+
+        return open_console()
+    if config.machine == "microvm":
+        raise UsageError("a microvm has no screen", remedy="Give --machine pc, or --console serial.")
+    from sublet.cli.screen_console import open_screen_console
+
+    return open_screen_console()
 
 
 def _memory_mib(text: str) -> int:

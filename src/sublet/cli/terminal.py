@@ -16,9 +16,12 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sublet.cli.messages import say
+
+if TYPE_CHECKING:
+    from sublet.machine import Screen
 
 ESCAPE_KEY: Final = 0x1D
 """Ctrl-], as a terminal in raw mode sends it."""
@@ -132,6 +135,9 @@ class StreamConsole:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._reader = threading.Thread(target=self._read, args=(on_input,), name="console", daemon=True)
         self._reader.start()
+
+    def show(self, screen: Screen | None) -> None:
+        """Nothing: this console is the serial port's."""
 
     def stop(self) -> None:
         """End input and restore the terminal. Safe to call more than once, from any thread."""

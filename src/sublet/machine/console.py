@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from sublet.machine.screen import Screen
+
 
 class Console(Protocol):
     """A terminal or a pair of pipes. ``on_input`` runs on a thread of the console's.
@@ -18,6 +20,9 @@ class Console(Protocol):
 
     def start(self, on_input: Callable[[bytes], int]) -> None:
         """Begin to deliver input. ``on_input`` returns how many bytes it took; offer the rest later."""
+
+    def show(self, screen: Screen | None) -> None:
+        """The machine's screen until the next call; None when it has none, or between two boots."""
 
     def stop(self) -> None:
         """End input and restore the terminal. Safe to call more than once."""

@@ -105,10 +105,12 @@ def _power_on_until_done(
             cycle.start()
             attach(cycle.board.operations)
             route.connect(cycle.board.receive)
+            console.show(cycle.board.screen)
             request = _wait_for_end(cycle, control)
         finally:
             attach(None)
             route.connect(None)
+            console.show(None)
             cycle.close(totals)
         if request not in _REBOOTS or not config.reboot:
             return request

@@ -14,7 +14,7 @@ from tests.unit.machine.images import Elf
 from sublet import engine as core
 from sublet.block import RawImage
 from sublet.errors import CorruptImage, HostRefused, InternalError, UsageError
-from sublet.machine import DiskConfig, MachineConfig, MachineResult, run, run_machine
+from sublet.machine import DiskConfig, MachineConfig, MachineResult, Screen, run, run_machine
 from sublet.machine import memory_map as mm
 from sublet.testing.fake_engine import FakeEngine, FakeExit, Script
 
@@ -34,6 +34,9 @@ class RecordingConsole:
     def start(self, on_input: Callable[[bytes], int]) -> None:
         self.started += 1
         self.on_input = on_input
+
+    def show(self, screen: Screen | None) -> None:
+        assert screen is None  # a microvm
 
     def stop(self) -> None:
         self.stopped += 1
