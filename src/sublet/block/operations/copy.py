@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ Progress = Callable[[int, int], None]
 
 WINDOW: Final = 2 << 20
 """Bytes read at once, from a multiple of it."""
-_WORKERS: Final = 4
+_WORKERS: Final = max(2, min(4, os.cpu_count() or 2))
+"""More than there are processors only wait for each other, in the host's file system."""
 _ZERO_GRANULARITY: Final = 4096
 _HOLE: Final = 64 << 10
 
