@@ -29,10 +29,13 @@ class WorkerPool:
 
     Args:
         on_error: Called on a worker with what a device's work raised: a bug of ours or a host failure.
+        threads: How many.
     """
 
-    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+    def __init__(self, on_error: Callable[[Exception], None], threads: int = _WORKERS) -> None:
         self._on_error = on_error
+        self._count = threads
+        self._branches: list[WorkerPool] = []
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -45,12 +48,18 @@ class WorkerPool:
         if not self._closed:
             self._work.put(work)
 
+    def branch(self, threads: int) -> WorkerPool:
+        """Threads for one device alone, which may wait long for the host; closed with this pool."""
+        pool = WorkerPool(self._on_error, threads)
+        self._branches.append(pool)
+        return pool
+
     def _start(self) -> None:
         with self._lock:
             if self._threads or self._closed:
                 return
             threads = [
-                threading.Thread(target=self._serve, name=f"io{i}", daemon=True) for i in range(_WORKERS)
+                threading.Thread(target=self._serve, name=f"io{i}", daemon=True) for i in range(self._count)
             ]
             for thread in threads:
                 thread.start()
@@ -72,9 +81,10 @@ class WorkerPool:
             threads = self._threads
         for _ in threads:
             self._work.put(None)
+        branches_ended = [pool.close() for pool in self._branches]
         for thread in threads:
             thread.join(_JOIN_TIMEOUT_S)
-        return not any(thread.is_alive() for thread in threads)
+        return all(branches_ended) and not any(thread.is_alive() for thread in threads)
 
 
 class GsiLine:

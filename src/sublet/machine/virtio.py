@@ -12,9 +12,10 @@ from sublet.devices.virtio.console.device import VirtioConsole
 from sublet.devices.virtio.net.device import VirtioNet
 from sublet.devices.virtio.rng.device import VirtioRng
 from sublet.errors import UsageError
-from sublet.hw import Clock, Executor
+from sublet.hw import Clock
 from sublet.machine.config import DiskConfig, MachineConfig
 from sublet.machine.disks import Drives
+from sublet.machine.host import WorkerPool
 
 MAXIMUM_DEVICES: Final = 31
 """Slots of bus 0 beside the host bridge."""
@@ -28,7 +29,7 @@ class VirtioDevices:
         config: The machine.
         cards: Its virtio network cards; closed with the others.
         write: Where ``hvc0`` writes.
-        executor: Runs the devices' work.
+        executor: Runs the devices' work; a disk's on threads of its own, so that none waits for another.
         clock: Time for those that need it.
         drives: Where the disks are listed, as vda, vdb, ...
 
@@ -43,7 +44,7 @@ class VirtioDevices:
         config: MachineConfig,
         cards: Sequence[VirtioNet],
         write: Callable[[bytes], None],
-        executor: Executor,
+        executor: WorkerPool,
         clock: Clock,
         drives: Drives,
     ) -> None:
@@ -70,8 +71,8 @@ class VirtioDevices:
                 closing.callback(device.close)
 
 
-def _make_disk(index: int, disk: DiskConfig, cpus: int, executor: Executor, drives: Drives) -> VirtioBlock:
+def _make_disk(index: int, disk: DiskConfig, cpus: int, executor: WorkerPool, drives: Drives) -> VirtioBlock:
     serial = f"disk{index}" if disk.serial is None else disk.serial
     queues = min(cpus, _BLOCK_QUEUES_MAXIMUM)
     device = drives.open(disk, f"vd{chr(ord('a') + index)}")
-    return VirtioBlock(device, executor, serial=serial, queues=queues)
+    return VirtioBlock(device, executor.branch(queues), serial=serial, queues=queues)

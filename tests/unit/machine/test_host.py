@@ -50,6 +50,18 @@ def test_close_waits_for_work_in_progress(pool: WorkerPool) -> None:
     assert finished.is_set()
 
 
+def test_a_disk_that_waits_keeps_no_other_from_working(pool: WorkerPool) -> None:
+    release, done = threading.Event(), threading.Event()
+    slow, quick = pool.branch(1), pool.branch(1)
+    for _ in range(20):
+        slow.submit(release.wait)
+    quick.submit(done.set)
+    assert done.wait(10)
+    release.set()
+    assert pool.close()
+    slow.submit(lambda: pytest.fail("ran after close"))
+
+
 def test_an_exception_is_reported_and_the_worker_goes_on(pool: WorkerPool, errors: list[Exception]) -> None:
     def fail() -> None:
         raise OSError("broken disk")
