@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import signal
-import subprocess
+import random
 from pathlib import Path
 
 import pytest
+from tests.integration import kill_loop
 from tests.integration.conftest import StartGuest
 
 from sublet.block import create_image, open_image
@@ -17,40 +16,17 @@ from sublet.guest import PreparedGuest
 pytestmark = pytest.mark.guest
 
 PROMPT = r"[#$] (\x1b\[6n)?\Z"
-KIB, MIB = 1 << 10, 1 << 20
-RECORD = 4 * KIB
-"""Bytes of a record: its number in 16 digits, and a filling that follows from it."""
-WRITER = (
-    "n=1; while :; do printf '%016d' $n > /tmp/record; "
-    "head -c 4080 /tmp/filling >> /tmp/record; "
-    "dd if=/tmp/record of=/dev/vda bs=4096 seek=$((n * 37 % 4096)) conv=notrunc,fsync 2>/dev/null "
-    "&& echo written-$n; n=$((n + 1)); done"
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("format", "cache"), [("qcow2", "writeback"), ("vhdx", "none"), ("vmdk", "writethrough")]
 )
-
-
 def test_killed_under_write_load(
-    start_guest: StartGuest, default_guest: PreparedGuest, tmp_path: Path
+    default_guest: PreparedGuest, tmp_path: Path, format: str, cache: str
 ) -> None:
-    """Every record that the guest saw flushed is in the image, which checks clean but for leaks."""
-    path = tmp_path / "disk.qcow2"
-    create_image(path, 16 * MIB, format="qcow2", options={"cluster_size": "4K"})
-    running = start_guest("default", "--disk", str(path))
-    running.expect(PROMPT)
-    running.run("yes filling | head -c 8192 > /tmp/filling")
-    running.type(WRITER + "\n")
-    running.expect(r"written-40\b")
-    running.signal(signal.SIGKILL)
-    running.wait()
-    last = max(int(word[8:]) for word in running.output.decode().split() if word.startswith("written-4"))
-    filling = (b"filling\n" * 512)[:4080]
-    with open_image(path) as image:
-        assert image.check().errors == 0
-        for number in range(1, last + 1):
-            record = image.read(number * 37 % 4096 * RECORD, RECORD)
-            assert record == f"{number:016d}".encode() + filling, f"record {number} of {last}"
-    if shutil.which("qemu-img"):
-        judge = subprocess.run(["qemu-img", "check", str(path)], capture_output=True, text=True)
-        assert judge.returncode in (0, 3), judge.stdout + judge.stderr
+    """Every record that the guest saw flushed is there, over two kills; more by hand with kill_loop.py."""
+    assert kill_loop.run(tmp_path, format, cache, 2, random.Random(1)) > 10
 
 
 def test_every_format_in_a_guest(
