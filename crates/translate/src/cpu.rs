@@ -1,6 +1,7 @@
 //! A vCPU as compiled code sees it: architectural state, its memory, its interrupt controller.
 
 use crate::state::{flag, gpr, seg, CpuState, SegmentRegister, TableRegister};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Exit};
 use sublet_irq::{Irqchip, LocalApic};
@@ -100,6 +101,8 @@ pub enum Flush {
 pub struct Events {
     /// Interrupts held off until the next instruction has run (STI, MOV SS, POP SS).
     pub interrupt_shadow: bool,
+    /// The shadow is that of a load of SS, which holds off debug traps too.
+    pub debug_shadow: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
     /// NMIs are blocked until IRET.
@@ -156,10 +159,16 @@ pub struct Cpu {
     pub plain_msrs: std::collections::BTreeMap<u32, u64>,
     /// The bus access whose result `complete_read` gave: (is_port, address, size, data).
     pub completed_read: Option<(bool, u64, u8, u64)>,
+    /// Exits that carry the stores of the last instruction to devices, in order.
+    pub posted_writes: VecDeque<Exit>,
     /// Bus reads of the instruction that restarts for them.
     pub bus_reads: BusReads,
     /// Devices in the core that answer ports after `irqchip` (see `system/io.rs`).
     pub in_core_ports: Vec<Arc<dyn crate::system::io::InCorePorts>>,
+    /// Breakpoints are armed: accesses are compared with them.
+    pub watching: bool,
+    /// DR6 bits of the data and port breakpoints that the current instruction hit.
+    pub debug_hits: u64,
     /// CR8 when there is no in-core APIC, 0 to 15.
     pub cr8: u64,
 }
@@ -217,8 +226,11 @@ impl Cpu {
             mmu: crate::mmu::Mmu::default(),
             plain_msrs: std::collections::BTreeMap::new(),
             completed_read: None,
+            posted_writes: VecDeque::new(),
             bus_reads: BusReads::default(),
             in_core_ports: Vec::new(),
+            watching: false,
+            debug_hits: 0,
             cr8: 0,
         }
     }

@@ -7,7 +7,7 @@ use crate::cpu::{Exception, Stop};
 use crate::emit::Descriptor;
 use crate::mmu::walk::{is_canonical, Access, Kind, Walk};
 use crate::state::{seg, BOUNCE_BYTES};
-use crate::system::memory::AccessMode;
+use crate::system::memory::{bus_size, AccessMode};
 use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
 use sublet_engine::Exit;
@@ -125,7 +125,7 @@ impl VcpuCore {
             return self.resolve_crossing(descriptor, la, selected);
         }
         let walk = self.walk_for(la, descriptor.is_write())?;
-        self.watch(la, size, descriptor.is_write());
+        self.cpu.watch(la, size, descriptor.is_write());
         let page = self.cpu.memory.host_page(walk.gpa);
         let plain = page.is_some_and(|page| !descriptor.is_write() || !(page.code || page.readonly));
         if descriptor.is_leader() && !plain {
@@ -228,16 +228,10 @@ impl VcpuCore {
         let hot = &mut self.cpu.state.hot;
         hot.access_addend = host_page.wrapping_sub(la & !0xfff);
         // With a data breakpoint every access must be seen.
-        if self.watching || mode.checks_alignment() {
+        if self.cpu.watching || mode.checks_alignment() {
             return;
         }
         self.tlb.fill_data(hot, mode.mmu_index(), write, la, host_page, walk);
-    }
-
-    fn watch(&mut self, la: u64, size: u64, write: bool) {
-        if self.watching {
-            self.debug_hits |= self.cpu.data_breakpoints_hit(la, size, write);
-        }
     }
 
     /// Pages that hold no selected byte are not looked at.
@@ -257,7 +251,7 @@ impl VcpuCore {
         if selected >> first_size != 0 {
             self.place_piece(&mut pieces[1], second_la, write)?;
         }
-        self.watch(la, size as u64, write);
+        self.cpu.watch(la, size as u64, write);
         self.through_bounce(descriptor, la, pieces, selected)
     }
 
@@ -288,7 +282,7 @@ impl VcpuCore {
         if descriptor.is_probe() {
             return Ok(resume::BOUNCE);
         }
-        if !self.mmio_writes.is_empty() {
+        if !self.cpu.posted_writes.is_empty() {
             // Device accesses stay in order: the earlier store is carried out first.
             return Err(Stop::Exit(Exit::Interrupted));
         }
@@ -316,7 +310,7 @@ impl VcpuCore {
         if descriptor.is_probe() {
             return Ok(resume::BOUNCE);
         }
-        if !self.mmio_writes.is_empty() {
+        if !self.cpu.posted_writes.is_empty() {
             // Device accesses stay in order: the earlier store is carried out first.
             return Err(Stop::Exit(Exit::Interrupted));
         }
@@ -379,12 +373,12 @@ impl VcpuCore {
         }
         let dead = self.take_stores_inside(pc);
         if store.stays {
-            if !self.mmio_writes.is_empty() {
+            if !self.cpu.posted_writes.is_empty() {
                 self.cpu.state.hot.permit.store(0, Ordering::SeqCst);
             }
             return resume::DIRECT;
         }
-        if dead || !self.mmio_writes.is_empty() {
+        if dead || !self.cpu.posted_writes.is_empty() {
             self.stop_at(pc, Stop::Exit(Exit::Interrupted));
             return resume::LEAVE;
         }
@@ -398,9 +392,7 @@ impl VcpuCore {
             let size = bus_size(gpa, run.size - done);
             let mut value = [0; 8];
             value[..size].copy_from_slice(&data[done..done + size]);
-            if let Err(Stop::Exit(exit)) = self.cpu.mmio_write(gpa, size as u8, u64::from_le_bytes(value)) {
-                self.mmio_writes.push_back(exit);
-            }
+            self.cpu.mmio_write(gpa, size as u8, u64::from_le_bytes(value));
             done += size;
         }
     }
@@ -434,9 +426,4 @@ fn x87_exception_pending() -> bool {
     // SAFETY: stores the status word, changes nothing and does not wait for exceptions.
     unsafe { std::arch::asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags)) };
     status & ES != 0
-}
-
-/// The largest naturally aligned part of at most 8 bytes.
-fn bus_size(gpa: u64, left: usize) -> usize {
-    [8usize, 4, 2].into_iter().find(|&size| left >= size && gpa % size as u64 == 0).unwrap_or(1)
 }

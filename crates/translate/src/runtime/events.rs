@@ -14,7 +14,8 @@ impl VcpuCore {
     pub(super) fn events(&mut self) -> Option<Exit> {
         // Whoever wants something zeroes the permit; what had to wait is noted here.
         let quiet = self.cpu.state.hot.permit.load(Ordering::Relaxed) != 0;
-        if quiet && !self.event_waits && !self.rests() && self.mmio_writes.is_empty() && !self.panicked {
+        if quiet && !self.event_waits && !self.rests() && self.cpu.posted_writes.is_empty() && !self.panicked
+        {
             return None;
         }
         self.take_requests().or_else(|| self.take_events())
@@ -22,7 +23,7 @@ impl VcpuCore {
 
     fn take_requests(&mut self) -> Option<Exit> {
         self.cpu.state.hot.permit.store(1, Ordering::SeqCst);
-        if let Some(exit) = self.mmio_writes.pop_front() {
+        if let Some(exit) = self.cpu.posted_writes.pop_front() {
             return Some(exit);
         }
         if self.panicked {

@@ -6,26 +6,37 @@ use super::vcpu::{Next, VcpuCore};
 use crate::cpu::{Exception, Stop};
 use crate::frontend;
 use crate::mode::{Mode, Width};
+use crate::state::flag;
+use crate::system::execute::retires;
 use crate::system::memory::AccessMode;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use std::sync::atomic::Ordering;
 use sublet_engine::Exit;
 
+const DEBUG: u8 = 1;
 const HOST_FAULT_CODE: u32 = 4;
 
 impl VcpuCore {
     /// Debug traps of the instruction just run: single step and data breakpoints.
-    pub(super) fn after_step(&mut self, stepping: bool, next: Next) -> Next {
-        let hits = std::mem::take(&mut self.debug_hits);
-        let trap = u64::from(stepping) << 14 | hits;
-        if trap == 0 || !matches!(next, Next::Continue | Next::Enter(_)) || self.event_was_exception {
+    pub(super) fn after_step(&mut self, next: Next) -> Next {
+        let hits = std::mem::take(&mut self.cpu.debug_hits);
+        if std::mem::take(&mut self.cpu.events.debug_shadow) {
+            self.held_hits = hits;
             return next;
         }
-        self.deliver_exception(Exception::debug(trap))
+        let trap = u64::from(self.stepping) << 14 | hits | std::mem::take(&mut self.held_hits);
+        match next {
+            _ if trap == 0 || self.faulted => next,
+            Next::Continue | Next::Enter(_) => self.deliver_exception(Exception::debug(trap)),
+            Next::Leave(exit) => {
+                self.late_trap = if retires(&exit) { trap } else { 0 };
+                next
+            }
+        }
     }
 
     pub(super) fn after_exit(&mut self) -> Next {
-        self.event_was_exception = false;
+        self.faulted = false;
         if !self.unconfirmed.is_empty() && self.cpu.state.hot.exit_reason == exit::SYSTEM {
             // The instruction may be one that serialises.
             self.confirm_code();
@@ -59,8 +70,10 @@ impl VcpuCore {
     }
 
     pub(super) fn raise(&mut self, exception: Exception) -> Next {
-        self.event_was_exception = true;
-        self.deliver_exception(exception)
+        self.faulted = true;
+        // INT1 reports what a load of SS held back together with itself.
+        let held = if exception.vector == DEBUG { self.held_hits } else { 0 };
+        self.deliver_exception(Exception { payload: exception.payload | held, ..exception })
     }
 
     /// RIP = that of the running block's page plus an offset, at the width of the mode.
@@ -101,6 +114,11 @@ impl VcpuCore {
         self.mode_stale = true;
         let instruction = self.cache.system_instruction(number);
         self.set_rip_in_page(instruction.ip() as i64);
+        if !self.cpu.posted_writes.is_empty() {
+            // Device accesses stay in order.
+            self.stepping = false;
+            return Next::Continue;
+        }
         match frontend::classify(&instruction, self.mode()) {
             frontend::Kind::Undefined => {
                 let exception = self.undefined_or_too_long(&instruction);
@@ -115,13 +133,24 @@ impl VcpuCore {
         if super::vectors::uses_vectors(&instruction) {
             self.store_vectors();
         }
-        // A software interrupt clears TF; no single-step trap follows in its handler.
-        self.event_was_exception =
-            matches!(instruction.mnemonic(), Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into);
-        match self.cpu.execute(&instruction) {
+        let outcome = self.cpu.execute(&instruction);
+        self.adjust_stepping(&instruction);
+        match outcome {
             Ok(()) => Next::Continue,
             Err(Stop::Exception(exception)) => self.raise(exception),
             Err(Stop::Exit(exit)) => Next::Leave(exit),
+        }
+    }
+
+    /// Software interrupts clear TF: no single-step trap follows in their handlers. Fast system calls go
+    /// by the flags that they lead to.
+    fn adjust_stepping(&mut self, instruction: &iced_x86::Instruction) {
+        match instruction.mnemonic() {
+            Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into => self.stepping = false,
+            Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq => {
+                self.stepping = self.cpu.state.rflags & flag::TF != 0;
+            }
+            _ => {}
         }
     }
 

@@ -15,7 +15,7 @@ use crate::mmu::tlb::TlbDirectory;
 use crate::mmu::walk::is_canonical;
 use crate::mode::Mode;
 use crate::state::{flag, CpuState, HotState, SegmentRegister};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::mem::offset_of;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
@@ -100,11 +100,10 @@ pub struct VcpuCore {
     pub(super) stopped: Option<Stop>,
     pub(super) store: super::access::PendingStore,
     pub(super) mmio_reads: Vec<u64>,
-    pub(super) mmio_writes: VecDeque<Exit>,
-    /// Data breakpoints are armed.
-    pub(super) watching: bool,
-    /// DR6 bits of data breakpoints that the current instruction hit.
-    pub(super) debug_hits: u64,
+    /// A debug trap that was due when `run` left with the instruction's data.
+    pub(super) late_trap: u64,
+    /// What `Cpu::debug_hits` was after a load of SS: reported after the next instruction.
+    pub(super) held_hits: u64,
     /// `Exit::InterruptWindow` was asked for.
     pub window_wanted: bool,
     /// A read exit was left whose data the caller gives before the next run.
@@ -116,8 +115,10 @@ pub struct VcpuCore {
     /// All other vCPUs stand still.
     pub(super) exclusive: bool,
     pub(super) spin: super::spin::Spin,
+    /// A single-step trap follows the current instruction.
+    pub(super) stepping: bool,
     /// The last exit from the cache delivered an exception: no debug trap follows.
-    pub(super) event_was_exception: bool,
+    pub(super) faulted: bool,
     pub(super) panicked: bool,
     /// An event is pending that the guest does not take yet.
     pub(super) event_waits: bool,
@@ -153,16 +154,16 @@ impl VcpuCore {
             stopped: None,
             store: super::access::PendingStore::default(),
             mmio_reads: Vec::new(),
-            mmio_writes: VecDeque::new(),
-            watching: false,
-            debug_hits: 0,
+            late_trap: 0,
+            held_hits: 0,
             window_wanted: false,
             awaiting: None,
             alone: false,
             exclusive_wanted: false,
             exclusive: false,
             spin: super::spin::Spin::default(),
-            event_was_exception: false,
+            stepping: false,
+            faulted: false,
             panicked: false,
             event_waits: true,
             mode_stale: true,
@@ -205,7 +206,7 @@ impl VcpuCore {
 
     /// Run guest code until an exit.
     pub fn run(&mut self) -> Exit {
-        if let Some(exit) = self.mmio_writes.pop_front() {
+        if let Some(exit) = self.cpu.posted_writes.pop_front() {
             return exit;
         }
         if let Some((port, address, size)) = self.awaiting.take() {
@@ -259,7 +260,11 @@ impl VcpuCore {
         self.set_event_waits(true);
         // Events wait for the instruction whose read has been answered: the data would be lost.
         self.alone = self.cpu.has_answered_read();
-        let mut next = if self.alone { self.enter_current() } else { Next::Continue };
+        let mut next = match std::mem::take(&mut self.late_trap) {
+            0 if self.alone => self.enter_current(),
+            0 => Next::Continue,
+            trap => self.deliver_exception(Exception::debug(trap)),
+        };
         loop {
             next = match next {
                 Next::Leave(exit) => return exit,
@@ -308,7 +313,7 @@ impl VcpuCore {
         let watch_key = self.cpu.state.dr[7] & 0xff;
         if watch_key != self.watch_key {
             self.watch_key = watch_key;
-            self.watching = self.cpu.any_breakpoint_enabled();
+            self.cpu.watching = self.cpu.any_breakpoint_enabled();
             self.cpu.mmu.flush(crate::cpu::Flush::All);
         }
         self.apply_flushes();
@@ -348,7 +353,7 @@ impl VcpuCore {
     /// Enter a block, and deal with what made translated code leave.
     fn enter(&mut self, host: u64) -> Next {
         self.counters.entries += 1;
-        let stepping = self.cpu.state.rflags & flag::TF != 0;
+        self.stepping = self.cpu.state.rflags & flag::TF != 0;
         self.cpu.state.rflags &= !RESUME_FLAG;
         // Should the block be dead by now, its stub takes the target from there.
         self.cpu.state.hot.target = self.cpu.state.rip;
@@ -359,7 +364,7 @@ impl VcpuCore {
         unsafe { entry::sublet_enter_cache(host) };
         self.end_exclusive();
         let next = self.after_exit();
-        self.after_step(stepping, next)
+        self.after_step(next)
     }
 }
 

@@ -478,7 +478,7 @@ impl Cpu {
         }
         let selector = self.operand_read(i, 1, 2)? as u16;
         self.load_segment(segment, selector)?;
-        self.events.interrupt_shadow |= segment == seg::SS;
+        self.note_stack_segment_load(segment);
         Ok(())
     }
 }

@@ -69,6 +69,22 @@ impl Cpu {
         enabled(&self.state).filter(|b| wanted(b) && b.overlaps(la, size)).fold(0, |bits, b| bits | b.bit)
     }
 
+    /// Note an access for the breakpoints that are armed.
+    #[inline]
+    pub fn watch(&mut self, la: u64, size: u64, write: bool) {
+        if self.watching {
+            self.debug_hits |= self.data_breakpoints_hit(la, size, write);
+        }
+    }
+
+    /// As [`Self::watch`] for a port.
+    #[inline]
+    pub fn watch_port(&mut self, port: u16, size: u8) {
+        if self.watching {
+            self.debug_hits |= self.port_breakpoints_hit(port, u64::from(size));
+        }
+    }
+
     /// DR6 bits of the I/O breakpoints that an access hits; they exist with CR4.DE only.
     pub fn port_breakpoints_hit(&self, port: u16, size: u64) -> u64 {
         if self.state.cr4 & CR4_DE == 0 {
@@ -77,6 +93,15 @@ impl Cpu {
         enabled(&self.state)
             .filter(|b| b.kind == PORT && b.overlaps(u64::from(port), size))
             .fold(0, |bits, b| bits | b.bit)
+    }
+
+    /// After a load of SS interrupts and debug traps wait for one more instruction, which loads the
+    /// stack pointer (Intel SDM vol. 3A §6.8.3 "Masking Exceptions and Interrupts When Switching Stacks").
+    pub(crate) fn note_stack_segment_load(&mut self, segment: usize) {
+        if segment == crate::state::seg::SS {
+            self.events.interrupt_shadow = true;
+            self.events.debug_shadow = true;
+        }
     }
 
     /// Checks common to both directions of MOV DR, and the register meant.

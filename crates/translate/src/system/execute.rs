@@ -23,7 +23,7 @@ pub(crate) fn next(outcome: Outcome) -> Step {
 }
 
 /// Whether the instruction has retired when `run` leaves with this exit.
-fn retires(exit: &Exit) -> bool {
+pub(crate) fn retires(exit: &Exit) -> bool {
     !matches!(exit, Exit::PioIn { .. } | Exit::MmioRead { .. })
 }
 
@@ -39,8 +39,10 @@ impl Cpu {
         let next_rip = self.next_rip(instruction);
         self.bus_reads.restart();
         let step = self.dispatch(instruction, next_rip);
-        if !matches!(&step, Err(Stop::Exit(exit)) if !retires(exit)) {
-            self.bus_reads.forget();
+        match &step {
+            // It starts over, and makes its stores again.
+            Err(Stop::Exit(exit)) if !retires(exit) => self.posted_writes.clear(),
+            _ => self.bus_reads.forget(),
         }
         match step {
             Ok(Flow::Next) => {

@@ -66,6 +66,7 @@ impl Cpu {
     /// # Errors
     /// [`Exit::PioIn`] until `complete_read` has brought the data.
     pub fn pio_read(&mut self, port: u16, size: u8) -> Outcome<u64> {
+        self.watch_port(port, size);
         if let Some(data) = self.in_core_read(port, size) {
             return Ok(truncate(data, size));
         }
@@ -85,6 +86,7 @@ impl Cpu {
     /// # Errors
     /// [`Exit::PioOut`] unless an in-core device took the data.
     pub fn pio_write(&mut self, port: u16, size: u8, data: u64) -> Outcome {
+        self.watch_port(port, size);
         let data = truncate(data, size);
         let taken = self.irqchip.as_ref().is_some_and(|chip| chip.pio_write(port, size, data))
             || self.in_core_ports.iter().any(|device| device.pio_write(port, size, data));

@@ -303,7 +303,7 @@ impl Cpu {
         let (after, stack_size) = (self.stack_offset(i64::from(size)), self.stack_size());
         self.load_segment(segment, selector)?;
         self.gpr_merge(gpr::RSP, stack_size, after);
-        self.events.interrupt_shadow |= segment == seg::SS;
+        self.note_stack_segment_load(segment);
         Ok(())
     }
 }

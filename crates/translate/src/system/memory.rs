@@ -33,6 +33,11 @@ fn low_bytes(value: u64, size: u8) -> u64 {
     value & (ALL_ONES >> (64 - 8 * u32::from(size)))
 }
 
+/// The largest naturally aligned part of at most 8 bytes.
+pub(crate) fn bus_size(gpa: u64, left: usize) -> usize {
+    [8usize, 4, 2].into_iter().find(|&size| left >= size && gpa % size as u64 == 0).unwrap_or(1)
+}
+
 /// The bytes from `la` to the end of its page.
 fn to_page_end(la: u64) -> usize {
     (PAGE_SIZE - la % PAGE_SIZE) as usize
@@ -111,8 +116,7 @@ impl Cpu {
     /// written when a page of it faults.
     ///
     /// # Errors
-    /// Page faults; for [`AccessMode::Current`] the exit that carries an MMIO store: the
-    /// instruction then has retired once its other effects are done.
+    /// Page faults.
     #[inline]
     pub fn write_linear(&mut self, la: u64, size: u8, value: u64, mode: AccessMode) -> Outcome {
         if usize::from(size) > to_page_end(la) {
@@ -122,10 +126,10 @@ impl Cpu {
         if self.memory.store(gpa, &value.to_le_bytes()[..usize::from(size)]) {
             return Ok(());
         }
-        match mode {
-            AccessMode::Current => self.mmio_write(gpa, size, low_bytes(value, size)),
-            _ => Ok(()),
+        if mode == AccessMode::Current {
+            self.mmio_write(gpa, size, low_bytes(value, size));
         }
+        Ok(())
     }
 
     /// Read bytes at a linear address. What is not RAM reads as all ones.
@@ -147,8 +151,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// Write bytes at a linear address, none when a page of them faults. What is not RAM
-    /// ignores them.
+    /// Write bytes at a linear address, none when a page of them faults. What is not RAM takes those of
+    /// the guest's own instructions, in naturally aligned parts of at most 8 bytes.
     ///
     /// # Errors
     /// Page faults.
@@ -158,16 +162,32 @@ impl Cpu {
         let (head, tail) = data.split_at(data.len().min(to_page_end(la)));
         let next = self.wrap_linear(la.wrapping_add(head.len() as u64));
         self.probe_write(next, tail.len(), access)?;
-        self.memory.store(first, head);
+        self.store_piece_of(first, head, mode);
         let (mut la, mut rest) = (next, tail);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rest.len().min(to_page_end(la)));
             let gpa = self.translate_linear(la, access)?.gpa;
-            self.memory.store(gpa, piece);
+            self.store_piece_of(gpa, piece, mode);
             la = self.wrap_linear(la.wrapping_add(piece.len() as u64));
             rest = after;
         }
         Ok(())
+    }
+
+    /// Store bytes that lie in one page.
+    fn store_piece_of(&mut self, gpa: u64, data: &[u8], mode: AccessMode) {
+        if data.is_empty() || self.memory.store(gpa, data) || mode != AccessMode::Current {
+            return;
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let at = gpa + done as u64;
+            let size = bus_size(at, data.len() - done);
+            let mut value = [0; 8];
+            value[..size].copy_from_slice(&data[done..done + size]);
+            self.mmio_write(at, size as u8, u64::from_le_bytes(value));
+            done += size;
+        }
     }
 
     /// Check that `size` bytes at `la` can be written.
@@ -222,21 +242,18 @@ impl Cpu {
         }
     }
 
-    /// Write `size` bytes to what is not RAM.
-    ///
-    /// # Errors
-    /// The exit that carries the data, unless an in-core device took it.
-    pub fn mmio_write(&mut self, gpa: u64, size: u8, data: u64) -> Outcome {
+    /// Write `size` (at most 8) bytes to what is not RAM: to an in-core device, or by an exit that waits
+    /// in `posted_writes` until the instruction is done.
+    pub fn mmio_write(&mut self, gpa: u64, size: u8, data: u64) {
         if let Some(offset) = self.apic_offset(gpa) {
             if let Some(apic) = self.apic.as_ref().filter(|_| offset % 16 == 0) {
                 apic.mmio_write(offset, data as u32);
             }
-            return Ok(());
+            return;
         }
-        if self.irqchip.as_ref().is_some_and(|chip| chip.mmio_write(gpa, size, data)) {
-            return Ok(());
+        if !self.irqchip.as_ref().is_some_and(|chip| chip.mmio_write(gpa, size, data)) {
+            self.posted_writes.push_back(Exit::MmioWrite { gpa, size, data });
         }
-        Err(Stop::Exit(Exit::MmioWrite { gpa, size, data }))
     }
 
     /// Registers are 32 bits wide, 16 bytes apart (Intel SDM vol. 3A §11.4.1 "The Local APIC
@@ -256,7 +273,9 @@ impl Cpu {
     /// #SS or #GP of the segment's checks, #AC, page faults, MMIO exits.
     pub fn read_seg(&mut self, segment: usize, offset: u64, size: u8) -> Outcome<u64> {
         let la = self.data_linear(segment, offset, size, Kind::Read)?;
-        self.read_linear(la, size, AccessMode::Current)
+        let value = self.read_linear(la, size, AccessMode::Current)?;
+        self.watch(la, u64::from(size), false);
+        Ok(value)
     }
 
     /// Write `size` (1, 2, 4 or 8) bytes at an offset in a segment, at the current privilege.
@@ -265,7 +284,9 @@ impl Cpu {
     /// As [`Self::read_seg`].
     pub fn write_seg(&mut self, segment: usize, offset: u64, size: u8, value: u64) -> Outcome {
         let la = self.data_linear(segment, offset, size, Kind::Write)?;
-        self.write_linear(la, size, value, AccessMode::Current)
+        self.write_linear(la, size, value, AccessMode::Current)?;
+        self.watch(la, u64::from(size), true);
+        Ok(())
     }
 
     /// The linear address of a data access, with segment and alignment checks.

@@ -114,6 +114,11 @@ const STORED: &[Stored] = &[
     stored(0xc001_1029, 0xc001_102c, Vendor::Amd, 0, ALL), // DE_CFG, BU_CFG2, ...
 ];
 
+/// Event selects and counters of AMD's first performance monitor, which every AMD processor has
+/// (APM vol. 2 §13.2 "Performance Monitoring Counters"): they read as zero and keep nothing, by which
+/// drivers see that nothing counts.
+const K7_COUNTERS: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
+
 /// Valid memory types of PAT entries and MTRRs: UC, WC, WT, WP, WB, and UC- in the PAT only.
 fn valid_types(value: u64, uncached_minus: bool) -> bool {
     value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4 | 5 | 6) || (uncached_minus && *kind == 7))
@@ -154,6 +159,7 @@ impl Cpu {
             msr::GS_BASE => state.segments[seg::GS].base,
             msr::KERNEL_GS_BASE => state.kernel_gs_base,
             msr::TSC_AUX => state.tsc_aux,
+            _ if self.amd && K7_COUNTERS.contains(&index) => 0,
             _ => {
                 let entry = self.stored_msr(index)?;
                 self.plain_msrs.get(&index).copied().unwrap_or(entry.reset)
@@ -193,6 +199,7 @@ impl Cpu {
             msr::GS_BASE => self.state.segments[seg::GS].base = canonical(value)?,
             msr::KERNEL_GS_BASE => self.state.kernel_gs_base = canonical(value)?,
             msr::TSC_AUX => self.state.tsc_aux = Some(value).filter(|value| value >> 32 == 0)?,
+            _ if self.amd && K7_COUNTERS.contains(&index) => {}
             _ => self.write_stored(index, value, host_initiated)?,
         }
         Some(())
@@ -340,7 +347,11 @@ mod tests {
     fn unknown_msrs_and_users_fault() {
         let mut cpu = cpu64();
         assert_eq!(write(&mut cpu, 0x4000_0000, 0), GP);
+        cpu.amd = false;
         assert_eq!(write(&mut cpu, 0xc001_0000, 0), GP);
+        cpu.amd = true;
+        assert_eq!(write(&mut cpu, 0xc001_0000, 5), Ok(()));
+        assert_eq!(read(&mut cpu, 0xc001_0000), 0);
         assert_eq!(write(&mut cpu, msr::X2APIC_FIRST, 0), GP);
         to_user(&mut cpu);
         assert_eq!(write(&mut cpu, msr::STAR, 0), GP);

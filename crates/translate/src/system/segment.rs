@@ -396,13 +396,13 @@ impl Cpu {
     }
 
     /// On a return to an outer level, drop data segments that it may not hold (§5.8.6
-    /// "Returning from a Called Procedure"). Null ones keep what FS and GS base MSRs hold.
+    /// "Returning from a Called Procedure"). They keep their base, which is that of FS and GS in 64-bit mode.
     pub(crate) fn drop_inner_segments(&mut self, cpl: u8) {
         for segment in [seg::ES, seg::FS, seg::GS, seg::DS] {
             let register = &mut self.state.segments[segment];
             let conforming_code = register.kind() & 12 == 12;
             if register.present() && register.dpl() < cpl && !conforming_code {
-                *register = SegmentRegister::default();
+                *register = SegmentRegister { base: register.base, ..SegmentRegister::default() };
             }
         }
     }

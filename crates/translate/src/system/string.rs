@@ -165,6 +165,10 @@ impl Cpu {
             }
             let ended = self.string_count(op) == 0;
             outcome.map_err(|stop| if ended { self.retire_on_exit(stop, next_rip) } else { stop })?;
+            if !self.posted_writes.is_empty() || self.debug_hits != 0 {
+                // The device sees each store before the next; a breakpoint traps after its element.
+                return Ok(if ended { Flow::Next } else { Flow::Set });
+            }
             if matches!(op.repeat, Repeat::While(equal) if (self.state.rflags & flag::ZF != 0) != equal) {
                 break;
             }
@@ -289,7 +293,7 @@ impl Cpu {
     /// Faults of the first element.
     fn string_piece(&mut self, op: &StringOp) -> Outcome<u64> {
         let fast = matches!(op.operation, Operation::Move | Operation::Store) && self.unlimited_segments(op);
-        if !fast {
+        if !fast || self.watching {
             return Ok(0);
         }
         let mut elements = self.string_count(op).min(PIECE as u64 / u64::from(op.size));

@@ -51,7 +51,19 @@ fn mmio_leaves_and_restarts() {
     assert_eq!(cpu.read_u32(DEVICE, Current), Ok(0x2345_6789));
     assert_eq!(cpu.read_u32(DEVICE, Current), Err(Stop::Exit(exit)), "the data serves once");
     let exit = Exit::MmioWrite { gpa: DEVICE, size: 2, data: 0xbeef };
-    assert_eq!(cpu.write_linear(DEVICE, 2, 0xdead_beef, Current), Err(Stop::Exit(exit)));
+    assert_eq!(cpu.write_linear(DEVICE, 2, 0xdead_beef, Current), Ok(()));
+    assert_eq!(cpu.posted_writes, [exit]);
+}
+
+/// ENTER stores RBP, then moves both pointers: the store to a device does not end it in between.
+#[test]
+fn an_instruction_that_stores_to_a_device_is_carried_out_whole() {
+    let mut cpu = protected();
+    (cpu.state.gpr[gpr::RSP], cpu.state.gpr[gpr::RBP]) = (DEVICE + 8, 0x1234);
+    let enter = Decoder::new(32, &[0xc8, 0x10, 0, 0], DecoderOptions::NONE).decode();
+    assert_eq!(cpu.execute(&enter), Ok(()));
+    assert_eq!(cpu.posted_writes, [Exit::MmioWrite { gpa: DEVICE + 4, size: 4, data: 0x1234 }]);
+    assert_eq!((cpu.state.gpr[gpr::RBP], cpu.state.gpr[gpr::RSP]), (DEVICE + 4, DEVICE + 4 - 0x10));
 }
 
 #[test]
