@@ -64,6 +64,8 @@ fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	  echo "==> $$target for $$SUBLET_FUZZ_SECONDS s"; $(BIN)/python "$$target"; done
 	@echo "==> decoder to emitter for $$SUBLET_FUZZ_SECONDS s"
 	@cargo test --release --locked --quiet --package sublet-translate --test instructions
+	@echo "==> frames of a hostile machine for $$SUBLET_FUZZ_SECONDS s"
+	@cargo test --release --locked --quiet --package sublet-net --test nat no_frame
 
 bench: build  ## Run the benchmarks, beside their peers where the host has them
 	@failed=0; for script in benchmarks/*.py; do \

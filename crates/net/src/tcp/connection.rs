@@ -13,7 +13,7 @@ use crate::outbox::Frame;
 use crate::slab::Id;
 use crate::timers::{Deadline, Timer};
 use crate::wire::ip::Path;
-use crate::wire::tcp::{Header, Segment, ACK, FIN, RST, SYN};
+use crate::wire::tcp::{Header, Segment, ACK, FIN, PSH, RST, SYN};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
@@ -324,7 +324,7 @@ impl<S> Connection<S> {
         if self.phase == Phase::Open {
             transfer::to_guest(self, context);
         }
-        self.finish_if_done();
+        self.finish_if_done(context);
     }
 
     /// RFC 5961 §3.2: only a reset at exactly the expected number ends the connection.
@@ -366,6 +366,7 @@ impl<S> Connection<S> {
         let Some(path) = self.path(context) else { return };
         let mut header = self.header(0);
         if let Some(sent) = self.sender.sent.front() {
+            header.flags |= PSH;
             header.sequence = sent.start;
             let payload = &sent.frame[sent.frame.len() - sent.length as usize..];
             context.outbox.push(header.frame(&path, payload, self.sender.mss));
@@ -423,9 +424,10 @@ impl<S> Connection<S> {
         context.timers.set(&mut self.deadline, context.now + wait, Timer::Tcp(self.id));
     }
 
-    /// Over once both directions are closed and the guest knows.
-    pub(super) fn finish_if_done(&mut self) {
-        if self.receiver.shut && self.sender.finished() {
+    /// Over once both directions are closed and the guest knows; it gets its last acknowledgment first.
+    pub(super) fn finish_if_done<H: Host<Socket = S>>(&mut self, context: &mut Context<H>) {
+        if self.phase == Phase::Open && self.receiver.shut && self.sender.finished() {
+            self.flush(context);
             self.phase = Phase::Over;
         }
     }

@@ -293,7 +293,7 @@ fn pump<H: Host>(connection: &mut Connection<H::Socket>, context: &mut Context<H
     if connection.phase == Phase::Open {
         transfer::to_host(connection, context);
         transfer::to_guest(connection, context);
-        connection.finish_if_done();
+        connection.finish_if_done(context);
     }
     if connection.phase != Phase::Over {
         connection.arm(context);
