@@ -149,7 +149,8 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="KIND[,NAME=VALUE...]",
-            help="Network card; several for several cards. Kinds: internal, unix:PATH, none. Any card: mac, "
+            help="Network card; several for several cards. Kinds: nat (without --net), internal, unix:PATH, "
+            "none. Any card: mac, "
             "mtu, queues, link (on, off); rate, delay, jitter, loss, reorder, duplicate, limit and seed "
             "make a bad line.",
             rich_help_panel=_MACHINE_PANEL,
@@ -194,7 +195,9 @@ def run(
     memory_mib = None if memory is None else _memory_mib(memory)
     options = MachineOptions(machine, firmware, boot, tuple(cdrom or ()), tuple(floppy or ()))
     with _Boot(guest, kernel, initrd, append, options, has_disks=bool(disk)) as source:
-        config = source.configure(memory_mib, cpus, disk or [], net or [], engine, name, reboot=not no_reboot)
+        config = source.configure(
+            memory_mib, cpus, disk or [], net or ["nat"], engine, name, reboot=not no_reboot
+        )
         result = run_machine(config, _open_console(console, config))
     if result.exit_code != 0:
         say(result.reason)

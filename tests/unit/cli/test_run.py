@@ -106,6 +106,7 @@ def test_a_kernel_of_the_users_own(machine: Recorder, guest: list[str]) -> None:
         memory_mib=512,
         cpus=2,
         disks=(DiskConfig(path=Path("d")),),
+        net=("nat",),
         engine="translate",
         reboot=False,
     )
