@@ -341,13 +341,24 @@ impl Builder {
         }
     }
 
+    /// Move an index register on; it has the width of the code.
     fn step(&mut self, register: Host, size: usize) {
         let step = if self.mode.backwards() { -(size as i32) } else { size as i32 };
-        self.asm.lea_base(register, register, step);
+        self.asm.lea(self.mode.is64(), register, Some(register), None, step);
     }
 
-    /// Load from [RSI] or [RDI] into `HotState::temporary`.
-    fn string_operand(&mut self, pointer: Host, size: usize) -> Result<(), Unencodable> {
+    /// The linear address that an index register means, in flat segments. Uses R14 for 32 bits.
+    fn string_address(&mut self, index: Host) -> Host {
+        if self.mode.is64() {
+            return index;
+        }
+        self.asm.lea(false, Host::R14, Some(index), None, 0);
+        Host::R14
+    }
+
+    /// Load from [RSI] into `HotState::temporary`.
+    fn string_operand(&mut self, size: usize) -> Result<(), Unencodable> {
+        let pointer = self.string_address(Host::RSI);
         self.access(
             pointer,
             Descriptor::new(size, AccessKind::Read),
@@ -361,9 +372,10 @@ impl Builder {
 
     fn string_move(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let size = Self::string_size(instruction);
-        self.string_operand(Host::RSI, size)?;
+        self.string_operand(size)?;
+        let pointer = self.string_address(Host::RDI);
         self.access(
-            Host::RDI,
+            pointer,
             Descriptor::new(size, AccessKind::Write),
             Rc::new(move |builder, place| {
                 builder.asm.load(Host::RCX, hot!(temporary));
@@ -377,8 +389,9 @@ impl Builder {
 
     fn string_store(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let size = Self::string_size(instruction);
+        let pointer = self.string_address(Host::RDI);
         self.access(
-            Host::RDI,
+            pointer,
             Descriptor::new(size, AccessKind::Write),
             Rc::new(move |builder, place| {
                 builder.store_place(Host::RAX, place, size)?;
@@ -390,8 +403,9 @@ impl Builder {
 
     fn string_load(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let size = Self::string_size(instruction);
+        let pointer = self.string_address(Host::RSI);
         self.access(
-            Host::RSI,
+            pointer,
             Descriptor::new(size, AccessKind::Read),
             Rc::new(move |builder, place| {
                 let (code, register) = match size {
@@ -412,8 +426,9 @@ impl Builder {
 
     fn string_scan(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let size = Self::string_size(instruction);
+        let pointer = self.string_address(Host::RDI);
         self.access(
-            Host::RDI,
+            pointer,
             Descriptor::new(size, AccessKind::Read),
             Rc::new(move |builder, place| {
                 builder.compare(Host::RAX, place, size)?;
@@ -425,9 +440,10 @@ impl Builder {
 
     fn string_compare(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let size = Self::string_size(instruction);
-        self.string_operand(Host::RSI, size)?;
+        self.string_operand(size)?;
+        let pointer = self.string_address(Host::RDI);
         self.access(
-            Host::RDI,
+            pointer,
             Descriptor::new(size, AccessKind::Read),
             Rc::new(move |builder, place| {
                 builder.asm.load(Host::RCX, hot!(temporary));

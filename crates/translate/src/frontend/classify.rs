@@ -1,6 +1,6 @@
 //! What a decoded instruction asks of the translator.
 
-use crate::mode::Mode;
+use crate::mode::{Mode, Width};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 /// How an instruction is translated.
@@ -199,7 +199,7 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
         M::Push | M::Pop => has_register(instruction, Register::is_segment_register),
         M::Call | M::Jmp => is_far(instruction),
         M::Retf => true,
-        _ => instruction.is_vsib() || is_masked_move(instruction) || is_repeated(instruction),
+        _ => instruction.is_vsib() || is_masked_move(instruction) || is_repeated(instruction, mode),
     }
 }
 
@@ -248,20 +248,31 @@ pub fn is_string(instruction: &Instruction) -> bool {
         })
 }
 
-/// A string instruction that the inline form does not cover: repeated, of another address size
-/// than 64 bits, or with a segment base.
-fn is_repeated(instruction: &Instruction) -> bool {
+/// A string instruction that the inline form does not cover: repeated, of another address size than the
+/// code's own of 32 or 64 bits, or with a segment that has a base or limits.
+fn is_repeated(instruction: &Instruction, mode: Mode) -> bool {
     if !is_string(instruction) {
         return false;
     }
-    let wide = (0..instruction.op_count()).all(|index| {
-        matches!(instruction.op_kind(index), OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::Register)
+    let inline = (0..instruction.op_count()).all(|index| match instruction.op_kind(index) {
+        OpKind::MemorySegRSI | OpKind::MemoryESRDI => mode.is64(),
+        OpKind::MemorySegESI | OpKind::MemoryESEDI => mode.code() == Width::W32 && mode.flat(),
+        kind => kind == OpKind::Register,
     });
+    // A flat code segment may not be readable.
+    let through_code = instruction.segment_prefix() == Register::CS && !mode.is64();
     let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
     // Compiled code completes an instruction that reads two devices.
-    let compares =
-        instruction.op0_kind() == OpKind::MemorySegRSI && instruction.op1_kind() == OpKind::MemoryESRDI;
-    compares || instruction.has_rep_prefix() || instruction.has_repne_prefix() || !wide || based
+    let compares = instruction.op_count() == 2
+        && [instruction.op0_kind(), instruction.op1_kind()].iter().all(|kind| *kind != OpKind::Register)
+        && !is_move(instruction);
+    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    compares || repeats || !inline || through_code || based
+}
+
+fn is_move(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instruction.mnemonic(), M::Movsb | M::Movsw | M::Movsd | M::Movsq)
 }
 
 /// A forward REP MOVS or REP STOS whose operands have plain 64-bit addresses.
