@@ -14,6 +14,7 @@ from sublet.cli.disk import disk
 from sublet.cli.guests import guests
 from sublet.cli.info import info
 from sublet.cli.messages import report, report_internal
+from sublet.cli.net import net
 from sublet.cli.ps import ps
 from sublet.cli.run import RUN_EPILOG, run
 from sublet.cli.screen import screenshot, type_keys
@@ -34,6 +35,7 @@ for verb in (ps, info, guests, version):
 app.command()(screenshot)
 app.command("type")(type_keys)
 app.add_typer(disk)
+app.add_typer(net)
 
 
 @app.callback()
@@ -90,7 +92,7 @@ def _with_default_stats(words: list[str]) -> list[str]:
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
 
 
-_VERBS = {"run", "ps", "screenshot", "type", "disk", "info", "guests", "version"}
+_VERBS = {"run", "ps", "screenshot", "type", "disk", "net", "info", "guests", "version"}
 
 
 def _help_command(words: list[str]) -> str:

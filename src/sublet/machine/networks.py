@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -13,14 +14,18 @@ from sublet.control.directory import runtime_directory
 from sublet.devices.virtio.net.device import MAX_PAIRS, VirtioNet
 from sublet.errors import UsageError
 from sublet.hw import Clock, Executor
+from sublet.machine.capture import capture
 from sublet.machine.config import MachineConfig
 from sublet.net.cable import Cable
+from sublet.net.capture.recorder import Recorded
 from sublet.net.kinds import Nic, find_kind, open_network
 from sublet.net.options import NetOptions, parse_net
 
 MODELS: Final = ("virtio",)
 _QEMU_OUI: Final = b"\x52\x54\x00"
 """Locally administered; what most virtual machines use."""
+_RECORDING_TIMEOUT_S: Final = 5.0
+"""How long the machine's end waits for a recording to be written out."""
 _MTU_MINIMUM, _MTU_MAXIMUM = 68, 65521
 
 
@@ -73,6 +78,8 @@ class Networks:
 
     def __init__(self, config: MachineConfig, executor: Executor, clock: Clock) -> None:
         self.cards: list[Card] = []
+        self._ended = threading.Event()
+        self._recordings: list[threading.Event] = []
         options = [parse_net(text) for text in config.net]
         for each in options:
             find_kind(each)
@@ -117,13 +124,28 @@ class Networks:
         def link(parameters: dict[str, Any], call: Call) -> None:
             self.card(parameters.get("nic")).device.set_link(parameters.get("up") is True)
 
+        def record(parameters: dict[str, Any], call: Call) -> dict[str, int]:
+            cables = [
+                Recorded(card.name, card.options.text, card.device.mac, card.cable) for card in self.cards
+            ]
+            done = threading.Event()
+            self._recordings.append(done)
+            try:
+                return capture(parameters, call, cables, self._ended)
+            finally:
+                done.set()
+
+        operations.add("net.capture", record)
         operations.add("net.ls", rows)
         operations.add("net.stats", statistics)
         operations.add("net.inspect", inspect)
         operations.add("net.link", link)
 
     def close(self) -> None:
-        """Unplug every card. Idempotent."""
+        """Unplug every card and end recordings. Idempotent."""
+        self._ended.set()
+        for done in self._recordings:
+            done.wait(_RECORDING_TIMEOUT_S)
         with ExitStack() as closing:
             for card in self.cards:
                 closing.callback(card.device.close)

@@ -120,7 +120,33 @@ _NAT_OPTIONS: Final = frozenset(
     }
 )
 
+
+def _open_tap(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.tap import open_tap
+
+    return open_tap(options, nic)
+
+
+def _open_bridged(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.tap import open_bridged
+
+    return open_bridged(options, nic)
+
+
+def _open_hostonly(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.tap import open_hostonly
+
+    return open_hostonly(options, nic)
+
+
 KINDS: Final[dict[str, Kind]] = {
+    "bridged": Kind(
+        "a neighbour on the network of a host's interface", frozenset({"interface", "spoof"}), _open_bridged
+    ),
+    "hostonly": Kind(
+        "the host and your machines, nobody else", frozenset({"name", "address", "spoof"}), _open_hostonly
+    ),
+    "tap": Kind("a TAP device that an administrator made", frozenset({"interface", "spoof"}), _open_tap),
     "internal": Kind(
         "a switch of your machines alone",
         frozenset({"name", "spoof", "isolated", "mirror"}),
