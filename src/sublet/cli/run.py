@@ -150,8 +150,8 @@ def run(
         typer.Option(
             metavar="KIND[,NAME=VALUE...]",
             help="Network card; several for several cards. Kinds: nat (without --net), bridged, hostonly, "
-            "internal, tap, unix:PATH, none. Any card: mac, mtu, queues, link (on, off); rate, delay, jitter, "
-            "loss, reorder, duplicate, limit and seed make a bad line. See docs/guide/networks.md.",
+            "internal, tap, unix:PATH, none. Any card: mac, mtu, queues, link (on, off); rate, delay, "
+            "jitter, loss, reorder, duplicate, limit and seed make a bad line. See docs/guide/networks.md.",
             rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
