@@ -8,7 +8,9 @@ from contextlib import ExitStack
 
 from sublet.control import Operations
 from sublet.devices.legacy.serial import COM1_GSI, Serial
+from sublet.devices.pci import PciDevice
 from sublet.devices.platform import PvPanic
+from sublet.devices.virtio import VirtioPci
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
 from sublet.machine.ata_drives import check_buses
@@ -17,7 +19,7 @@ from sublet.machine.bus import Buses
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
 from sublet.machine.disks import Drives
-from sublet.machine.host import GsiLine, MonotonicClock, WorkerPool
+from sublet.machine.host import GsiLine, MonotonicClock, MsiPort, WorkerPool
 from sublet.machine.live_disks import add_disk_operations
 from sublet.machine.memory import SystemMemory
 from sublet.machine.networks import Networks
@@ -61,7 +63,7 @@ class Board(ABC):
         """What `close` calls when no worker is at work any more."""
         # Without console=hvc0 a second login would share the terminal: systemd starts one on any hvc0.
         hvc0 = write if "hvc0" in _consoles(config.cmdline) else discard
-        self.networks = Networks(config, self.workers, self.clock)
+        self.networks = Networks(config, vm.memory, self.workers, self.clock)
         self.networks.add_operations(self.operations)
         self.screen: Screen | None = None
         """The screen and keyboard of a board that has them."""
@@ -84,6 +86,12 @@ class Board(ABC):
         except BaseException:
             self.networks.close()
             raise
+
+    def pci_cards(self) -> list[PciDevice]:
+        """What is plugged into PCI slots on every board: virtio devices, then other network cards."""
+        memory = self.vm.memory
+        virtio = [VirtioPci(device, memory, MsiPort(self.vm)) for device in self.virtio.all]
+        return [*virtio, *self.networks.pci]
 
     @abstractmethod
     def boot(self) -> BootState | None:

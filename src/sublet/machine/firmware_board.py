@@ -15,7 +15,6 @@ from sublet.devices.platform.fw_cfg import FW_CFG_PORT, FW_CFG_PORT_COUNT, FwCfg
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
 from sublet.devices.platform.port92 import PORT92, Port92
-from sublet.devices.virtio import VirtioPci
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import dsdt
@@ -30,7 +29,7 @@ from sublet.machine.firmware import load_firmware
 from sublet.machine.firmware_acpi import add_acpi_files
 from sublet.machine.firmware_config import cmos_bytes, describe_machine
 from sublet.machine.firmware_log import FirmwareLog
-from sublet.machine.host import GsiLine, MsiPort
+from sublet.machine.host import GsiLine
 from sublet.machine.memory import DeviceMemory, SystemMemory
 from sublet.machine.runloop import EndMachine
 from sublet.machine.screen import Screen
@@ -172,8 +171,8 @@ class FirmwareBoard(Board):
         )
 
     def _plug_cards(self) -> None:
-        for slot, device in zip(self.card_slots(), self.virtio.all, strict=False):
-            self.pci.plug(slot, VirtioPci(device, self.vm.memory, MsiPort(self.vm)))
+        for slot, card in zip(self.card_slots(), self.pci_cards(), strict=False):
+            self.pci.plug(slot, card)
 
     def _add_isa_devices(self) -> None:
         reset = ResetRegister(self.reset_machine)

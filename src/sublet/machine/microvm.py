@@ -7,7 +7,6 @@ from collections.abc import Callable
 from sublet.devices.pci import IntxRouter, PciConfigPorts, PciEcam, PciHost, Window
 from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT
 from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
-from sublet.devices.virtio import VirtioPci
 from sublet.engine import Vm
 from sublet.errors import UsageError
 from sublet.machine import memory_map as mm
@@ -17,7 +16,7 @@ from sublet.machine.boot import BootState, load_kernel
 from sublet.machine.bus import Buses
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
-from sublet.machine.host import GsiLine, MsiPort
+from sublet.machine.host import GsiLine
 from sublet.machine.memory import SystemMemory
 from sublet.machine.runloop import EndMachine
 
@@ -38,8 +37,8 @@ class MicroVm(Board):
         self._pci = _make_pci_host(self.buses, memory.layout, vm)
         self._add_ports(end)
         self.buses.mmio.add(mm.ECAM_BASE, mm.ECAM_SIZE, PciEcam(self._pci))
-        for slot, device in enumerate(self.virtio.all, start=1):
-            self._pci.plug(slot, VirtioPci(device, vm.memory, MsiPort(vm)))
+        for slot, card in enumerate(self.pci_cards(), start=1):
+            self._pci.plug(slot, card)
         self._pci.assign_bars()
 
     def _add_ports(self, end: EndMachine) -> None:

@@ -11,9 +11,11 @@ from typing import Any, Final, Protocol
 
 from sublet.control import Call, Operations
 from sublet.control.directory import runtime_directory
+from sublet.devices.net.e1000 import E1000
+from sublet.devices.pci import PciDevice
 from sublet.devices.virtio.net.device import MAX_PAIRS, VirtioNet
 from sublet.errors import UsageError
-from sublet.hw import Clock, Executor
+from sublet.hw import Clock, Executor, GuestMemory
 from sublet.machine.capture import capture
 from sublet.machine.config import MachineConfig
 from sublet.net.cable import Cable
@@ -21,7 +23,7 @@ from sublet.net.capture.recorder import Recorded
 from sublet.net.kinds import Nic, find_kind, open_network
 from sublet.net.options import NetOptions, parse_net
 
-MODELS: Final = ("virtio",)
+MODELS: Final = ("virtio", "e1000")
 _QEMU_OUI: Final = b"\x52\x54\x00"
 """Locally administered; what most virtual machines use."""
 _RECORDING_TIMEOUT_S: Final = 5.0
@@ -68,15 +70,16 @@ class Networks:
 
     Args:
         config: The machine.
+        memory: Guest RAM.
         executor: Runs the devices' work.
-        clock: Time for bad lines.
+        clock: Time for bad lines and interrupt throttling.
 
     Raises:
         UsageError: A kind or an option is wrong.
         HostRefused: A network cannot be opened.
     """
 
-    def __init__(self, config: MachineConfig, executor: Executor, clock: Clock) -> None:
+    def __init__(self, config: MachineConfig, memory: GuestMemory, executor: Executor, clock: Clock) -> None:
         self.cards: list[Card] = []
         self._ended = threading.Event()
         self._recordings: list[threading.Event] = []
@@ -86,13 +89,18 @@ class Networks:
         with ExitStack() as opened:
             opened.callback(self.close)
             for index, each in enumerate(options):
-                self.cards.append(_make_card(config, index, each, executor, clock))
+                self.cards.append(_make_card(config, index, each, memory, executor, clock))
             opened.pop_all()
 
     @property
     def virtio(self) -> list[VirtioNet]:
         """The cards that are virtio devices; their board closes them."""
         return [card.device for card in self.cards if isinstance(card.device, VirtioNet)]
+
+    @property
+    def pci(self) -> list[PciDevice]:
+        """The cards that are PCI functions themselves; a board plugs them in after the virtio devices."""
+        return [card.device for card in self.cards if isinstance(card.device, PciDevice)]
 
     def card(self, name: object) -> Card:
         """A card by its name; the first without one.
@@ -152,7 +160,12 @@ class Networks:
 
 
 def _make_card(
-    config: MachineConfig, index: int, options: NetOptions, executor: Executor, clock: Clock
+    config: MachineConfig,
+    index: int,
+    options: NetOptions,
+    memory: GuestMemory,
+    executor: Executor,
+    clock: Clock,
 ) -> Card:
     model = options.get("model") or MODELS[0]
     if model not in MODELS:
@@ -168,7 +181,11 @@ def _make_card(
     )
     up = options.flag("link", default=True)
     cable = open_network(options, nic)
-    device = VirtioNet(cable, executor, mac=nic.mac, mtu=nic.mtu, pairs=nic.queues)
+    device: VirtioNet | E1000
+    if model == "e1000":
+        device = E1000(cable, memory, executor, clock, mac=nic.mac)
+    else:
+        device = VirtioNet(cable, executor, mac=nic.mac, mtu=nic.mtu, pairs=nic.queues)
     device.set_link(up)
     return Card(nic.name, model, options, cable, device)
 
