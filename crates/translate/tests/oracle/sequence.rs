@@ -155,10 +155,11 @@ impl<'a> Writer<'a> {
 
     fn part(&mut self) -> Written {
         if self.bits == 32 {
-            return match self.rng.below(4) {
+            return match self.rng.below(5) {
                 0 => self.plain_run(),
-                1 => self.flag_chain(),
-                2 => self.forward_branch(),
+                1 => self.string(),
+                2 => self.flag_chain(),
+                3 => self.forward_branch(),
                 _ => self.counted_loop(),
             };
         }
@@ -488,16 +489,17 @@ impl<'a> Writer<'a> {
         use iced_x86::RepPrefixKind as Rep;
         let any = self.rng.pick(&[Rep::None, Rep::Repe]);
         let compare = self.rng.pick(&[Rep::None, Rep::Repe, Rep::Repne]);
+        let wide = self.bits == 64;
         let instruction = match self.rng.below(9) {
-            0 => Instruction::with_movsb(64, Register::None, any)?,
-            1 => Instruction::with_movsd(64, Register::None, any)?,
-            2 => Instruction::with_movsq(64, Register::None, any)?,
-            3 => Instruction::with_stosb(64, any)?,
-            4 => Instruction::with_stosq(64, any)?,
-            5 => Instruction::with_lodsw(64, Register::None, any)?,
-            6 => Instruction::with_scasb(64, compare)?,
-            7 => Instruction::with_cmpsb(64, Register::None, compare)?,
-            _ => Instruction::with_cmpsd(64, Register::None, compare)?,
+            0 => Instruction::with_movsb(self.bits, Register::None, any)?,
+            2 if wide => Instruction::with_movsq(self.bits, Register::None, any)?,
+            1 | 2 => Instruction::with_movsd(self.bits, Register::None, any)?,
+            4 if wide => Instruction::with_stosq(self.bits, any)?,
+            3 | 4 => Instruction::with_stosb(self.bits, any)?,
+            5 => Instruction::with_lodsw(self.bits, Register::None, any)?,
+            6 => Instruction::with_scasb(self.bits, compare)?,
+            7 => Instruction::with_cmpsb(self.bits, Register::None, compare)?,
+            _ => Instruction::with_cmpsd(self.bits, Register::None, compare)?,
         };
         self.push(instruction);
         Ok(())
