@@ -15,6 +15,7 @@ from sublet.devices.platform.fw_cfg import FW_CFG_PORT, FW_CFG_PORT_COUNT, FwCfg
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
 from sublet.devices.platform.port92 import PORT92, Port92
+from sublet.devices.storage import fdc
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import dsdt
@@ -29,6 +30,7 @@ from sublet.machine.firmware import load_firmware
 from sublet.machine.firmware_acpi import add_acpi_files
 from sublet.machine.firmware_config import cmos_bytes, describe_machine
 from sublet.machine.firmware_log import FirmwareLog
+from sublet.machine.floppies import Floppies
 from sublet.machine.host import GsiLine
 from sublet.machine.memory import DeviceMemory, SystemMemory
 from sublet.machine.runloop import EndMachine
@@ -184,6 +186,9 @@ class FirmwareBoard(Board):
         ports.add(COMMAND_PORT, 1, keys.command_port)
         self.screen = Screen(self.vga, keys)
         self.screen.add_operations(self.operations)
+        floppies = Floppies(self.config, ports, GsiLine(self.vm, fdc.IRQ), self.vm.memory, self.workers)
+        self.closing.callback(floppies.close)
+        self.vm.write_cmos(floppies.cmos_bytes())
         ports.add(COM2_PORT, 8, Serial(GsiLine(self.vm, COM2_IRQ), discard, self.clock))
         ports.add(PORT92, 1, Port92(self.reset_machine, self.set_a20))
         ports.add(DEBUG_PORT, 1, DebugConsole(FirmwareLog().write))
