@@ -2,7 +2,7 @@
 
 The guest is ``debian`` with fio on its disk, one vCPU, the same kernel, disks and memory on every side. The
 second disk is measured, past the guest's page cache: sequential reads and writes of 1 MiB, random reads and
-writes of 4 KiB at queue depths 1 and 32, on a raw image and on a QCOW2 image, both allocated in full, with the
+writes of 4 KiB at queue depths 1 and 32, on a raw and on a QCOW2 image, both allocated in full, with the
 host's page cache under them (cache=writeback). Every round boots each side once, in turn. The table shows
 medians; a ratio above 1 means that sublet is faster.
 

@@ -25,6 +25,10 @@ class FakeGuestMemory:
         index = self._index(gpa, size)
         return bytes(self.ram[index : index + size])
 
+    def read_into(self, gpa: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer``."""
+        buffer[:] = self.read(gpa, len(buffer))
+
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Store all of ``data``."""
         index = self._index(gpa, len(data))

@@ -72,6 +72,15 @@ def test_read_into_several_buffers(disk: Disk) -> None:
     assert disk.request(IN, 0, room=4096, pieces=4)[:2] == (OK, bytes(range(256)) * 16)
 
 
+def test_a_large_request_is_carried_out_in_pieces(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sublet.devices.virtio.block.device.SMALL", 0)
+    monkeypatch.setattr("sublet.devices.virtio.block.device.PIECE", 2560)
+    data = bytes(range(256)) * 32
+    assert disk.request(OUT, 5, data) == (OK, b"", 1)
+    assert bytes(disk.image.data[5 * 512 : 5 * 512 + 8192]) == data
+    assert disk.request(IN, 5, room=8192, pieces=4) == (OK, data, 8193)
+
+
 def test_header_may_be_split_anywhere(disk: Disk) -> None:
     """§2.7.4.1: "The device MUST NOT make assumptions about the particular arrangement of descriptors." """
     queue, memory = disk.driver.queues[0], disk.driver.memory

@@ -291,7 +291,7 @@ def read_segments(memory: GuestMemory, segments: list[Segment]) -> bytes:
     return b"".join([memory.read(address, length) for address, length in segments])
 
 
-def write_segments(memory: GuestMemory, segments: list[Segment], data: bytes) -> int:
+def write_segments(memory: GuestMemory, segments: list[Segment], data: bytes | memoryview) -> int:
     """Scatter ``data`` until either is used up; returns the bytes written."""
     if segments and len(data) == segments[0][1]:
         memory.write(segments[0][0], data)

@@ -6,6 +6,7 @@ Reference: virtio 1.2 §5.2.6 "Device Operation".
 from __future__ import annotations
 
 import logging
+import threading
 
 from sublet.block import BlockDevice
 from sublet.devices.virtio.block import config as c
@@ -27,6 +28,8 @@ QUEUE_SIZE = 256
 SEG_MAX = QUEUE_SIZE - 2
 PIECE = 1 << 20
 """Bytes moved at once: bounds the host memory that one request holds."""
+SMALL = 64 << 10
+"""Bytes up to which new memory is cheaper than a buffer that is kept."""
 
 
 class VirtioBlock(VirtioDevice):
@@ -48,6 +51,7 @@ class VirtioBlock(VirtioDevice):
         self._serial = serial.encode("ascii", "replace")[: c.ID_SIZE].ljust(c.ID_SIZE, b"\0")
         self._sectors = image.size // c.SECTOR
         self._reported = False
+        self._buffers = threading.local()
 
     @property
     def offered_features(self) -> int:
@@ -116,12 +120,23 @@ class VirtioBlock(VirtioDevice):
         if not self._in_range(sector, total):
             return c.S_IOERR, 0
         offset = sector * c.SECTOR
+        if total <= SMALL:
+            return c.S_OK, write_segments(queue.memory, segments, self._image.read(offset, total))
         done = 0
         while done < total:
             size = min(PIECE, total - done)
             piece, segments = split_segments(segments, size)
-            done += write_segments(queue.memory, piece, self._image.read(offset + done, size))
+            view = memoryview(self._buffer())[:size]
+            self._image.readinto(offset + done, view)
+            done += write_segments(queue.memory, piece, view)
         return c.S_OK, done
+
+    def _buffer(self) -> bytearray:
+        """``PIECE`` bytes of this thread's own, used again: new memory costs as much as filling it."""
+        buffer: bytearray | None = getattr(self._buffers, "buffer", None)
+        if buffer is None:
+            buffer = self._buffers.buffer = bytearray(PIECE)
+        return buffer
 
     def _write(self, queue: Virtqueue, sector: int, segments: list[Segment]) -> int:
         total = sum(length for _, length in segments)
@@ -129,11 +144,18 @@ class VirtioBlock(VirtioDevice):
         if self._image.readonly or not self._in_range(sector, total):
             return c.S_IOERR
         offset = sector * c.SECTOR
+        if total <= SMALL:
+            self._image.write(offset, read_segments(queue.memory, segments))
+            return c.S_OK
         while segments:
             piece, segments = split_segments(segments, PIECE)
-            data = read_segments(queue.memory, piece)
-            self._image.write(offset, data)
-            offset += len(data)
+            size = 0
+            view = memoryview(self._buffer())
+            for address, length in piece:
+                queue.memory.read_into(address, view[size : size + length])
+                size += length
+            self._image.write(offset, view[:size])
+            offset += size
         return c.S_OK
 
     def _in_range(self, sector: int, size: int) -> bool:
