@@ -4,6 +4,7 @@
 //! * `state` — what translated code addresses directly; `cpu` — the rest of a vCPU
 //! * `mmu` — page walks and the software TLBs
 //! * `system` — instructions and events that change the machine's state: carried out by compiled code
+//! * `optimisations` — what can be turned off, one by one
 //! * `mode` — what a translation assumes besides the code's bytes
 //! * `frontend` → `emit` — from guest bytes to host bytes
 //! * `cache` — blocks, links between them, invalidation
@@ -15,6 +16,7 @@ mod emit;
 mod frontend;
 pub mod mmu;
 pub mod mode;
+pub mod optimisations;
 mod runtime;
 pub mod state;
 pub mod system;

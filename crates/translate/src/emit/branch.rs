@@ -8,6 +8,7 @@ use super::special::Pushed;
 use super::{Builder, Host};
 use crate::cache::NewLink;
 use crate::mode::Width;
+use crate::optimisations::Optimisation;
 use crate::state::{CpuState, HotState, JumpCache, JumpEntry};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use std::mem::offset_of;
@@ -42,7 +43,12 @@ impl Builder {
 
     /// Whether a direct link may go to `target`: the same page, so the same mapping.
     fn linkable(&self, target: i64) -> bool {
-        (0..4096).contains(&target) && !self.straddles && !self.mode.single_step() && !self.mode.is_alone()
+        let links = self.optimisations.has(Optimisation::Links);
+        links
+            && (0..4096).contains(&target)
+            && !self.straddles
+            && !self.mode.single_step()
+            && !self.mode.is_alone()
     }
 
     /// Leave for `target`; ends the block.
@@ -90,7 +96,9 @@ impl Builder {
     }
 
     fn exit_across(&mut self, target: i64) {
-        let stable = self.mode.is64() && self.mode.jump_cache().is_some();
+        let stable = self.optimisations.has(Optimisation::PageLinks)
+            && self.mode.is64()
+            && self.mode.jump_cache().is_some();
         match i32::try_from(target) {
             Ok(near) if stable && !self.straddles => self.guarded_link(near),
             _ => {
@@ -140,7 +148,8 @@ impl Builder {
             Width::W32 => self.asm.mov32(Host::R14, Host::R14),
             Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
         }
-        if let Some(index) = self.mode.jump_cache() {
+        let jump_cache = self.mode.jump_cache();
+        if let Some(index) = jump_cache.filter(|_| self.optimisations.has(Optimisation::JumpCache)) {
             self.jump_through_cache(index);
         }
         self.asm.store(hot!(target), Host::R14);

@@ -6,6 +6,7 @@ use super::{Assembler, Host};
 use crate::cache::{Location, NewLink, Translation};
 use crate::frontend::{classify, Kind};
 use crate::mode::{Mode, Width};
+use crate::optimisations::{Optimisation, Optimisations};
 use crate::state::{CpuState, HotState};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use std::mem::offset_of;
@@ -28,6 +29,7 @@ pub(super) type Cold = Box<dyn FnOnce(&mut Builder)>;
 pub struct Builder {
     pub(super) asm: Assembler,
     pub(super) mode: Mode,
+    pub(super) optimisations: Optimisations,
     pub(super) encoder: Encoder,
     pub(super) info: InstructionInfoFactory,
     pub(super) out: Translation,
@@ -52,10 +54,11 @@ pub struct Unencodable;
 
 impl Builder {
     /// Start a block for code of `mode`; `straddles` if its one instruction lies on two pages.
-    pub fn new(mode: Mode, straddles: bool) -> Self {
+    pub fn new(mode: Mode, straddles: bool, optimisations: Optimisations) -> Self {
         Self {
             asm: Assembler::default(),
             mode,
+            optimisations,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             out: Translation::default(),
@@ -76,7 +79,8 @@ impl Builder {
 
     /// Decide which accesses of the block's instructions share a check.
     pub fn plan(&mut self, instructions: &[Instruction]) -> Vec<Option<Part>> {
-        if !self.mode.is64() || self.mode.is_alone() || self.mode.single_step() || self.straddles {
+        let shares = self.optimisations.has(Optimisation::SharedChecks) && self.mode.is64();
+        if !shares || self.mode.is_alone() || self.mode.single_step() || self.straddles {
             return vec![None; instructions.len()];
         }
         sharing::plan(instructions, &mut self.info)
@@ -123,8 +127,10 @@ impl Builder {
             Kind::Nothing => Ok(()),
             Kind::Generic => self.generic(instruction, bytes),
             Kind::Special => self.special(instruction),
-            Kind::RepeatedString => self.repeated_string(instruction),
-            Kind::System | Kind::Undefined | Kind::DeviceNotAvailable => {
+            Kind::RepeatedString if self.optimisations.has(Optimisation::RepeatedStrings) => {
+                self.repeated_string(instruction)
+            }
+            Kind::RepeatedString | Kind::System | Kind::Undefined | Kind::DeviceNotAvailable => {
                 self.exit_system(instruction);
                 Ok(())
             }

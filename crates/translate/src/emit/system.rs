@@ -9,6 +9,7 @@ use super::builder::hot;
 use super::registers::{number, GUEST_RCX};
 use super::{Builder, Host};
 use crate::mode::Mode;
+use crate::optimisations::Optimisation;
 use crate::state::{flag, seg, CpuState, HotState, SegmentRegister};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::{offset_of, size_of};
@@ -38,7 +39,10 @@ const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
 impl Builder {
     /// Emit a system instruction in place, if this one can be. Returns whether it was.
     pub(super) fn inline_system(&mut self, instruction: &Instruction) -> bool {
-        let usual = self.mode.is64() && !self.mode.single_step() && !self.mode.unusual_flags();
+        let usual = self.optimisations.has(Optimisation::SystemInstructions)
+            && self.mode.is64()
+            && !self.mode.single_step()
+            && !self.mode.unusual_flags();
         if !usual {
             return false;
         }

@@ -7,6 +7,7 @@ pub use classify::{classify, waits_for_x87, Kind};
 use crate::cache::Translation;
 use crate::emit::{Builder, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
+use crate::optimisations::Optimisations;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 /// Longest instruction, in bytes.
@@ -23,17 +24,17 @@ pub enum Fetched {
 /// Translate the code at `page_offset` of a page, given the page's bytes.
 ///
 /// `next_page` holds the first bytes of the following page when the first instruction is known to
-/// straddle the two. `share` allows accesses to share TLB checks.
+/// straddle the two.
 pub fn translate(
     mode: Mode,
     page: &[u8],
     page_offset: usize,
     next_page: Option<&[u8]>,
-    share: bool,
+    optimisations: Optimisations,
 ) -> Fetched {
     match next_page {
-        Some(next) => straddling(mode, page, page_offset, next),
-        None => within_page(mode, page, page_offset, share),
+        Some(next) => straddling(mode, page, page_offset, next, optimisations),
+        None => within_page(mode, page, page_offset, optimisations),
     }
 }
 
@@ -42,11 +43,11 @@ fn decoder(mode: Mode, bytes: &[u8], page_offset: usize) -> Decoder<'_> {
     Decoder::with_ip(mode.code().bits(), bytes, page_offset as u64, DecoderOptions::NONE)
 }
 
-fn within_page(mode: Mode, page: &[u8], page_offset: usize, share: bool) -> Fetched {
+fn within_page(mode: Mode, page: &[u8], page_offset: usize, optimisations: Optimisations) -> Fetched {
     let bytes = &page[page_offset..];
     let Some(instructions) = decode_block(mode, bytes, page_offset) else { return Fetched::NeedsNextPage };
-    let mut builder = Builder::new(mode, false);
-    let parts = if share { builder.plan(&instructions) } else { vec![None; instructions.len()] };
+    let mut builder = Builder::new(mode, false, optimisations);
+    let parts = builder.plan(&instructions);
     for (instruction, part) in instructions.iter().zip(parts) {
         let start = (instruction.ip() as usize) - page_offset;
         let followed = usize::from(builder.count()) + 1 < instructions.len();
@@ -84,12 +85,18 @@ fn ends_block(instruction: &Instruction) -> bool {
         )
 }
 
-fn straddling(mode: Mode, page: &[u8], page_offset: usize, next: &[u8]) -> Fetched {
+fn straddling(
+    mode: Mode,
+    page: &[u8],
+    page_offset: usize,
+    next: &[u8],
+    optimisations: Optimisations,
+) -> Fetched {
     let mut bytes = page[page_offset..].to_vec();
     bytes.extend_from_slice(&next[..MAX_INSTRUCTION_BYTES.min(next.len())]);
     let mut decoder = decoder(mode, &bytes, page_offset);
     let instruction = decoder.decode();
-    let mut builder = Builder::new(mode, true);
+    let mut builder = Builder::new(mode, true, optimisations);
     builder.instruction(&instruction, &bytes[..decoder.position()]);
     Fetched::Block(builder.finish(page_offset as i64))
 }

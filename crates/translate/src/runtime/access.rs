@@ -6,6 +6,7 @@ use super::vcpu::VcpuCore;
 use crate::cpu::{Exception, Stop};
 use crate::emit::Descriptor;
 use crate::mmu::walk::{is_canonical, Access, Kind, Walk};
+use crate::optimisations::Optimisation;
 use crate::state::{seg, BOUNCE_BYTES};
 use crate::system::memory::{bus_size, AccessMode};
 use std::sync::atomic::Ordering;
@@ -228,7 +229,8 @@ impl VcpuCore {
         let hot = &mut self.cpu.state.hot;
         hot.access_addend = host_page.wrapping_sub(la & !0xfff);
         // With a data breakpoint every access must be seen.
-        if self.cpu.watching || mode.checks_alignment() {
+        let refused = self.cpu.watching || mode.checks_alignment();
+        if refused || !self.shared.optimisations.has(Optimisation::DataTlb) {
             return;
         }
         self.tlb.fill_data(hot, mode.mmu_index(), write, la, host_page, walk);

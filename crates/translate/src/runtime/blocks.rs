@@ -6,6 +6,7 @@ use crate::cpu::{Exception, Stop};
 use crate::frontend::{self, Fetched};
 use crate::mmu::walk::{is_canonical, Kind};
 use crate::mode::Width;
+use crate::optimisations::{Optimisation, Optimisations};
 use crate::state::seg;
 use crate::system::memory::AccessMode;
 use sublet_engine::Exit;
@@ -103,13 +104,13 @@ impl VcpuCore {
         if !self.cache.has_room_for(BLOCK_ROOM, self.shared.cache_share()) {
             self.clear_code();
         }
-        let share = self.cache.may_share(gpa, self.mode());
+        let optimisations = self.optimisations_at(gpa);
         let offset = (gpa & 0xfff) as usize;
         self.fetch_code(gpa, BLOCK_BYTES, 0);
-        let fetched = frontend::translate(self.mode(), &self.fetched[0][..], offset, None, share);
+        let fetched = frontend::translate(self.mode(), &self.fetched[0][..], offset, None, optimisations);
         let made = match fetched {
             Fetched::Block(translation) => Ok((translation, None)),
-            Fetched::NeedsNextPage => self.translate_straddling(la, offset, share),
+            Fetched::NeedsNextPage => self.translate_straddling(la, offset, optimisations),
         };
         let inserted = made.and_then(|(translation, second)| self.insert(gpa, second, translation));
         if inserted.is_err() {
@@ -118,17 +119,26 @@ impl VcpuCore {
         inserted
     }
 
+    fn optimisations_at(&self, gpa: u64) -> Optimisations {
+        let all = self.shared.optimisations;
+        if self.cache.may_share(gpa, self.mode()) {
+            all
+        } else {
+            all.without(Optimisation::SharedChecks)
+        }
+    }
+
     /// The instruction at the end of a page that goes on in the next one.
     fn translate_straddling(
         &mut self,
         la: u64,
         offset: usize,
-        share: bool,
+        optimisations: Optimisations,
     ) -> Result<(Translation, Option<u64>), Stop> {
         let next = self.fetch_address((la | 0xfff).wrapping_add(1))?;
         self.fetch_code(next & !0xfff, frontend::MAX_INSTRUCTION_BYTES, 1);
         let (first, second) = (&self.fetched[0][..], &self.fetched[1][..]);
-        match frontend::translate(self.mode(), first, offset, Some(second), share) {
+        match frontend::translate(self.mode(), first, offset, Some(second), optimisations) {
             Fetched::Block(translation) => Ok((translation, Some(next & !0xfff))),
             Fetched::NeedsNextPage => {
                 self.release_page(next & !0xfff);

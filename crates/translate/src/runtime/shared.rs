@@ -6,6 +6,7 @@
 
 use super::exclusive::Exclusive;
 use super::requests::Requests;
+use crate::optimisations::Optimisations;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -70,11 +71,13 @@ pub struct Shared {
     held: Mutex<Vec<Arc<Vec<Arc<Memslot>>>>>,
     /// Bytes of translated code that a vCPU may have in any case.
     cache_limit: usize,
+    /// What translation does for speed.
+    pub optimisations: Optimisations,
 }
 
 impl Shared {
     /// An empty VM's shared part. No vCPU may have more than `cache_limit` bytes of translated code.
-    pub fn new(memory: Arc<GuestMemory>, cache_limit: usize) -> Arc<Self> {
+    pub fn new(memory: Arc<GuestMemory>, cache_limit: usize, optimisations: Optimisations) -> Arc<Self> {
         let shared = Arc::new(Self {
             memory: memory.clone(),
             vcpus: RwLock::new(Vec::new()),
@@ -82,6 +85,7 @@ impl Shared {
             protections: Mutex::default(),
             held: Mutex::new(Vec::new()),
             cache_limit,
+            optimisations,
         });
         memory.set_code_watcher(Arc::new(Watcher(Arc::downgrade(&shared))));
         shared

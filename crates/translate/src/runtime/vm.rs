@@ -3,6 +3,7 @@
 use super::shared::{lock, Shared, MAX_VCPUS};
 use super::vcpu::VcpuCore;
 use crate::cpu::{Cpu, Flush};
+use crate::optimisations::{Optimisation, Optimisations};
 use crate::state::{flag, seg, SegmentRegister, TableRegister, XSAVE_AREA_BYTES};
 use crate::system::cpuid;
 use crate::system::io::InCorePorts;
@@ -18,6 +19,7 @@ use sublet_memory::GuestMemory;
 #[derive(Debug)]
 pub struct TranslateEngine {
     cache_limit: usize,
+    optimisations: Optimisations,
 }
 
 fn read_tsc() -> u64 {
@@ -29,7 +31,8 @@ impl TranslateEngine {
     /// The engine, if this host can run it.
     ///
     /// # Errors
-    /// `Unsupported` names the processor features that are missing.
+    /// `Unsupported` names the processor features that are missing; `Invalid` what is wrong with
+    /// [`Optimisations::WITHOUT`].
     pub fn new() -> Result<Self> {
         let missing: Vec<&str> = [
             ("bmi2", std::is_x86_feature_detected!("bmi2")),
@@ -46,14 +49,20 @@ impl TranslateEngine {
             )));
         }
         HostClock::prepare(read_tsc);
-        Ok(Self { cache_limit: usize::MAX })
+        Ok(Self { cache_limit: usize::MAX, optimisations: Optimisations::from_environment()? })
     }
 
     /// Let no vCPU have more than `bytes` of translated code, so that eviction can be tested. Below 512 KiB
     /// hardly a block stays.
     #[must_use]
     pub fn with_cache_limit(self, bytes: usize) -> Self {
-        Self { cache_limit: bytes }
+        Self { cache_limit: bytes, ..self }
+    }
+
+    /// Leave an optimisation out, see [`Optimisations::WITHOUT`].
+    #[must_use]
+    pub fn without(self, one: Optimisation) -> Self {
+        Self { optimisations: self.optimisations.without(one), ..self }
     }
 }
 
@@ -71,7 +80,7 @@ impl Engine for TranslateEngine {
 
     fn create_vm(&self) -> Result<Arc<dyn Vm>> {
         let memory = Arc::new(GuestMemory::new());
-        let shared = Shared::new(memory.clone(), self.cache_limit);
+        let shared = Shared::new(memory.clone(), self.cache_limit, self.optimisations);
         Ok(Arc::new(TranslateVm {
             clock: Arc::new(HostClock::new(read_tsc, None)),
             memory,

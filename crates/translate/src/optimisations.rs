@@ -1,0 +1,77 @@
+//! Optimisations that can be turned off one by one, to find the one that a wrong result comes from.
+
+use sublet_engine::{EngineError, Result};
+
+/// Something that translation does for speed alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Optimisation {
+    /// Accesses of a block by the same base register check their page once.
+    SharedChecks,
+    /// Translated code looks into the software TLBs by itself.
+    DataTlb,
+    /// Direct branches within a page go straight to their block.
+    Links,
+    /// Direct branches to another page do, for as long as the mappings last.
+    PageLinks,
+    /// Indirect branches find their block in the jump cache.
+    JumpCache,
+    /// Frequent system instructions stay in the cache.
+    SystemInstructions,
+    /// REP MOVS and REP STOS within a page are the host's.
+    RepeatedStrings,
+}
+
+/// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
+pub const NAMES: [(&str, Optimisation); 7] = [
+    ("shared-checks", Optimisation::SharedChecks),
+    ("data-tlb", Optimisation::DataTlb),
+    ("links", Optimisation::Links),
+    ("page-links", Optimisation::PageLinks),
+    ("jump-cache", Optimisation::JumpCache),
+    ("system-instructions", Optimisation::SystemInstructions),
+    ("repeated-strings", Optimisation::RepeatedStrings),
+];
+
+/// A set of optimisations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Optimisations(u32);
+
+impl Optimisations {
+    /// Every one.
+    pub const ALL: Self = Self(u32::MAX);
+    /// The environment variable that names those to leave out, separated by commas.
+    pub const WITHOUT: &'static str = "SUBLET_TRANSLATE_WITHOUT";
+
+    /// All but those that the environment leaves out.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is none.
+    pub fn from_environment() -> Result<Self> {
+        let names = std::env::var(Self::WITHOUT).unwrap_or_default();
+        names.split(',').filter(|name| !name.is_empty()).try_fold(Self::ALL, |set, name| {
+            let found = NAMES.iter().find(|(known, _)| *known == name);
+            found.map(|&(_, one)| set.without(one)).ok_or_else(|| unknown(name))
+        })
+    }
+
+    /// This set without one.
+    #[must_use]
+    pub fn without(self, one: Optimisation) -> Self {
+        Self(self.0 & !(1 << one as u32))
+    }
+
+    /// Whether `one` is in the set.
+    pub fn has(self, one: Optimisation) -> bool {
+        self.0 & (1 << one as u32) != 0
+    }
+}
+
+fn unknown(name: &str) -> EngineError {
+    let known: Vec<&str> = NAMES.iter().map(|&(known, _)| known).collect();
+    EngineError::Invalid(format!(
+        "{}: no optimisation is called {name:?}; there are {}",
+        Optimisations::WITHOUT,
+        known.join(", ")
+    ))
+}
