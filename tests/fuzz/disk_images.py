@@ -2,7 +2,8 @@
 
 A file may hold anything; opening, reading, checking, repairing and writing it may fail with an error that
 says why, but not in another way, nor hang or take memory without bound. Runs for SUBLET_FUZZ_SECONDS (20)
-with the seed in SUBLET_FUZZ_SEED (random); prints the seed and how to run it again.
+with the seed in SUBLET_FUZZ_SEED (random); prints the seed and how to run it again. Where atheris is
+installed, half of the time is for damage that follows the code's coverage (``guided``).
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import signal
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+
+import guided
 
 from sublet.block.chain import Chain
 from sublet.block.format import ImageFormat
@@ -151,6 +155,7 @@ def run(format: ImageFormat, corpus: Sequence[tuple[Path, Content]], script: str
     seed = int(os.environ.get("SUBLET_FUZZ_SEED", str(random.randrange(1 << 32))))
     print(f"seed {seed}; run again with SUBLET_FUZZ_SEED={seed} python {script}", flush=True)
     signal.signal(signal.SIGALRM, _too_slow)
+    seconds /= 1 + guided.available()
     end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         rng = random.Random(f"{seed} {count}")
@@ -158,7 +163,14 @@ def run(format: ImageFormat, corpus: Sequence[tuple[Path, Content]], script: str
             return 1
         count += 1
     print(f"{count} images")
+    if guided.available():
+        guided.run(corpus, lambda path, content: _guided(format, path, content), seconds, seed)
     return 0
+
+
+def _guided(format: ImageFormat, path: Path, content: Content) -> None:
+    """One image of the guided kind; what it does with it follows from the image."""
+    exercise(format, path, content, random.Random(zlib.crc32(content[path][:4096])))
 
 
 def _one(format: ImageFormat, corpus: Sequence[tuple[Path, Content]], rng: random.Random, count: int) -> bool:
