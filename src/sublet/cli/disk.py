@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from sublet.cli.disk_live import live
+from sublet.cli.disk_mount import mount
 from sublet.cli.disk_option import format_of
 from sublet.cli.messages import ProgressDisplay, say
 from sublet.errors import UsageError
@@ -31,6 +32,7 @@ disk = typer.Typer(
 )
 
 disk.add_typer(live)
+disk.command()(mount)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The disk image.", show_default=False)]
 Format = Annotated[
