@@ -48,6 +48,21 @@ pub enum Phase {
     Over,
 }
 
+/// RFC 9293 §3.8.6.3: an acknowledgment may wait, far less than 500 ms, for data to go with.
+const ACK_DELAY: u64 = 10_000_000;
+
+/// Whether an acknowledgment is owed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum AckOwed {
+    /// No.
+    #[default]
+    No,
+    /// Soon, unless an answer carries it.
+    Soon,
+    /// With the end of this round.
+    Now,
+}
+
 /// A segment that the guest has not acknowledged.
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -91,6 +106,8 @@ impl Sender {
 pub(super) struct Receiver {
     /// Next number expected (RCV.NXT).
     pub next: u32,
+    /// Last number acknowledged.
+    pub acknowledged: u32,
     /// Right edge of the window that we promised; never moves back.
     pub edge: u32,
     /// Whether the guest understands scaled windows.
@@ -121,7 +138,7 @@ pub struct Connection<S> {
     pub(super) writable: bool,
     /// Queued in the outbox's list of those that wait for room.
     pub(super) waits: bool,
-    pub(super) ack_wanted: bool,
+    pub(super) ack: AckOwed,
     pub(super) retries: u32,
     pub(super) deadline: Deadline,
     /// Most bytes on their way in each direction.
@@ -160,7 +177,7 @@ impl<S> Connection<S> {
             readable: false,
             writable: false,
             waits: false,
-            ack_wanted: false,
+            ack: AckOwed::No,
             retries: 0,
             deadline: Deadline::default(),
             limit: 0,
@@ -183,7 +200,8 @@ impl<S> Connection<S> {
 
     /// The header of the next segment: an acknowledgment, with `flags` on top.
     pub(super) fn header(&mut self, flags: u8) -> Header {
-        self.ack_wanted = false;
+        self.ack = AckOwed::No;
+        self.receiver.acknowledged = self.receiver.next;
         Header {
             ports: (self.remote.port(), self.guest.port()),
             sequence: self.sender.next,
@@ -244,9 +262,16 @@ impl<S> Connection<S> {
 
     /// The acknowledgment that is owed, if one is.
     pub fn flush<H: Host<Socket = S>>(&mut self, context: &mut Context<H>) {
-        if self.ack_wanted && self.phase == Phase::Open {
+        if self.ack == AckOwed::Now && self.phase == Phase::Open {
             self.send_bare(context, 0);
         }
+    }
+
+    /// Owe the guest an acknowledgment for data in order: at once for every second full segment.
+    pub(super) fn owe_ack(&mut self) {
+        let unacknowledged = distance(self.receiver.next, self.receiver.acknowledged);
+        let full = unacknowledged >= 2 * i32::from(self.sender.mss);
+        self.ack = self.ack.max(if full { AckOwed::Now } else { AckOwed::Soon });
     }
 
     /// The host's connection attempt succeeded, or the service is there.
@@ -291,7 +316,7 @@ impl<S> Connection<S> {
             self.sender.unacknowledged = self.sender.next;
             self.retries = 0;
             self.phase = Phase::Open;
-            self.ack_wanted = true;
+            self.ack = AckOwed::Now;
             transfer::to_guest(self, context);
         }
     }
@@ -310,7 +335,7 @@ impl<S> Connection<S> {
         let acceptable = is_acceptable(segment.sequence, segment.length(), self.receiver.next, window);
         let challenge = segment.has(SYN) || !acceptable;
         if challenge || segment.has(ACK) && after(segment.acknowledgment, self.sender.next) {
-            self.ack_wanted = true;
+            self.ack = AckOwed::Now;
         }
         if segment.has(SYN) || !segment.has(ACK) || after(segment.acknowledgment, self.sender.next) {
             return;
@@ -332,7 +357,7 @@ impl<S> Connection<S> {
         if segment.sequence == self.receiver.next {
             self.phase = Phase::Over;
         } else if is_acceptable(segment.sequence, 0, self.receiver.next, window) {
-            self.ack_wanted = true;
+            self.ack = AckOwed::Now;
         }
     }
 
@@ -379,6 +404,10 @@ impl<S> Connection<S> {
 
     /// The deadline came: something was lost, the window stays shut, or nobody has spoken for long.
     pub fn timeout<H: Host<Socket = S>>(&mut self, context: &mut Context<H>) {
+        if self.ack == AckOwed::Soon && self.phase == Phase::Open {
+            self.send_bare(context, 0);
+            return self.arm(context);
+        }
         let waits = self.sender.outstanding() || self.probes();
         if !waits || self.retries >= RETRIES_MAXIMUM {
             return self.reset_guest(context);
@@ -414,7 +443,9 @@ impl<S> Connection<S> {
     /// Set the deadline that the state asks for.
     pub(super) fn arm<H: Host<Socket = S>>(&mut self, context: &mut Context<H>) {
         let half_closed = self.receiver.ended && self.sender.ended;
-        let wait = if self.sender.outstanding() || self.probes() {
+        let wait = if self.ack == AckOwed::Soon {
+            ACK_DELAY
+        } else if self.sender.outstanding() || self.probes() {
             (RTO_INITIAL << self.retries).min(RTO_MAXIMUM)
         } else if self.phase == Phase::Open && !half_closed {
             ESTABLISHED_IDLE
@@ -427,7 +458,9 @@ impl<S> Connection<S> {
     /// Over once both directions are closed and the guest knows; it gets its last acknowledgment first.
     pub(super) fn finish_if_done<H: Host<Socket = S>>(&mut self, context: &mut Context<H>) {
         if self.phase == Phase::Open && self.receiver.shut && self.sender.finished() {
-            self.flush(context);
+            if self.ack != AckOwed::No {
+                self.send_bare(context, 0);
+            }
             self.phase = Phase::Over;
         }
     }

@@ -16,7 +16,7 @@ use crate::wire::icmp::Unreachable;
 use crate::wire::ip::{Ip, Path};
 use crate::wire::tcp::{Header, Segment, ACK, RST, SYN};
 use crate::wire::{ethernet, vnet, Drop};
-use connection::{Connection, Phase};
+use connection::{AckOwed, Connection, Phase};
 use local::{LocalStream, Peer};
 use std::collections::HashMap;
 use std::io;
@@ -233,7 +233,7 @@ impl<S> Tcp<S> {
         }
         if connection.phase == Phase::Over {
             self.remove(context, id);
-        } else if connection.ack_wanted {
+        } else if connection.ack == AckOwed::Now {
             self.dirty.push(id);
         }
     }

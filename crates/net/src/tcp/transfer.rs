@@ -1,6 +1,6 @@
 //! Data through a connection, both ways, never more than either side has room for.
 
-use super::connection::{Connection, Phase, Sent};
+use super::connection::{AckOwed, Connection, Phase, Sent};
 use super::sequence::distance;
 use crate::context::Context;
 use crate::host::Host;
@@ -16,24 +16,30 @@ const SLACK: usize = 4;
 /// Take the data and the FIN of an acceptable segment.
 pub fn from_guest<H: Host>(c: &mut Connection<H::Socket>, context: &mut Context<H>, segment: &Segment<'_>) {
     let skipped = distance(c.receiver.next, segment.sequence);
-    if segment.length() > 0 {
-        c.ack_wanted = true;
+    if segment.length() > 0 && skipped != 0 {
+        c.ack = AckOwed::Now;
     }
     // A gap: the guest sends what is missing again.
     let Ok(skipped) = usize::try_from(skipped) else { return };
     let fresh = segment.payload.get(skipped..).unwrap_or(&[]);
     let room = distance(c.receiver.edge, c.receiver.next).max(0) as usize;
     let taken = &fresh[..fresh.len().min(room)];
+    if taken.len() < fresh.len() {
+        c.ack = AckOwed::Now;
+    }
     if !c.receiver.ended {
         c.receiver.next = c.receiver.next.wrapping_add(taken.len() as u32);
         c.bytes.0 += taken.len() as u64;
+        if !taken.is_empty() {
+            c.owe_ack();
+        }
         deliver(c, context, taken);
     }
     let whole = segment.sequence.wrapping_add(segment.payload.len() as u32) == c.receiver.next;
     if segment.has(FIN) && whole && !c.receiver.ended {
         c.receiver.ended = true;
         c.receiver.next = c.receiver.next.wrapping_add(1);
-        c.ack_wanted = true;
+        c.ack = AckOwed::Now;
     }
     to_host(c, context);
 }
@@ -87,7 +93,7 @@ fn announce_room<S>(c: &mut Connection<S>, before: usize) {
     let promised = distance(c.receiver.edge, c.receiver.next).max(0) as usize;
     let room = c.limit.saturating_sub(c.receiver.pending.len());
     if before > c.receiver.pending.len() && !c.receiver.ended && room >= promised + c.limit / 2 {
-        c.ack_wanted = true;
+        c.ack = AckOwed::Now;
     }
 }
 

@@ -14,9 +14,23 @@ fn payloads(packets: &[Packet]) -> Vec<usize> {
 #[test]
 fn rfc9293_3_10_7_4_data_in_order_reaches_the_host_and_is_acknowledged() {
     let mut open = open();
-    let ack = only_tcp(open.say(b"hello"));
-    assert_eq!((ack.flags, ack.acknowledgment), (ACK, open.mine));
+    open.say(b"hello");
     assert_eq!(open.host().sent, b"hello");
+    let ack = only_tcp(open.say(&[1; 2920]));
+    assert_eq!((ack.flags, ack.acknowledgment), (ACK, open.mine));
+}
+
+#[test]
+fn rfc9293_3_8_6_3_an_acknowledgment_waits_a_little_for_an_answer_to_go_with() {
+    let mut open = open();
+    assert_eq!(open.say(b"question"), []);
+    let ack = only_tcp(open.network.wait(SECOND / 100));
+    assert_eq!((ack.flags, ack.acknowledgment), (ACK, open.mine));
+    assert_eq!(open.say(b"question"), []);
+    let answer = only_tcp(open.hear(b"answer"));
+    assert_eq!((answer.acknowledgment, answer.payload.len()), (open.mine, 6));
+    open.acknowledge(6);
+    assert_eq!(open.network.wait(SECOND), []);
 }
 
 #[test]
