@@ -179,7 +179,15 @@ def side_command(
         with tempfile.TemporaryDirectory() as directory:
             path = f"{directory}/passt"
             network = ["-a", "10.0.2.15", "-n", "24", "-g", GATEWAY]
-            command = ["passt", "-f", "-1", "-s", path, *network]
+            command = [
+                "passt",
+                "-f",
+                "-1",
+                "-s",
+                path,
+                *network,
+                *(["--runas", "0"] if os.geteuid() == 0 else []),
+            ]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
                 time.sleep(1)

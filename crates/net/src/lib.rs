@@ -13,6 +13,7 @@
 pub mod config;
 pub mod context;
 pub mod dhcp4;
+pub mod dhcp6;
 pub mod dns;
 pub mod engine;
 pub mod host;
@@ -22,6 +23,7 @@ pub mod policy;
 pub mod slab;
 pub mod stack;
 pub mod tcp;
+pub mod tftp;
 pub mod timers;
 pub mod udp;
 pub mod wire;

@@ -3,12 +3,14 @@
 use crate::config::{Config, Forward, Transport, ROUTER_MAC};
 use crate::context::{is_routable, Context};
 use crate::dhcp4::{self, Dhcp4};
+use crate::dhcp6;
 use crate::dns::{self, Client, Dns};
 use crate::host::{Host, Ready, Token};
 use crate::neighbour::{self, Advertiser};
 use crate::outbox::Frame;
 use crate::slab::Id;
 use crate::tcp::Tcp;
+use crate::tftp::Tftp;
 use crate::timers::Timer;
 use crate::udp::Udp;
 use crate::wire::ethernet::{self, Ethernet, Mac};
@@ -39,6 +41,7 @@ pub struct Stack<H: Host> {
     /// Queries under way.
     pub dns: Dns<H::Socket>,
     advertiser: Advertiser,
+    tftp: Tftp,
     reassembly: Reassembly,
     listeners: Vec<Listener<H::Socket>>,
     /// Frames and bytes from the guest.
@@ -55,6 +58,7 @@ impl<H: Host> Stack<H> {
             dhcp4: Dhcp4::default(),
             dns: Dns::default(),
             advertiser: Advertiser::default(),
+            tftp: Tftp::default(),
             reassembly: Reassembly::default(),
             listeners: Vec::new(),
             received: (0, 0),
@@ -174,11 +178,19 @@ impl<H: Host> Stack<H> {
         if packet.source.is_unspecified() {
             return Err(Drop::Spoofed);
         }
+        if to.is_ipv6() && datagram.destination == dhcp6::PORTS.0 && self.is_here(to) {
+            return dhcp6::input(&mut self.context, packet.source, datagram.payload);
+        }
+        let guest = SocketAddr::new(packet.source, datagram.source);
+        if self.context.config.is_gateway(to) && self.tftp.owns(guest, datagram.destination) {
+            let server = SocketAddr::new(to, datagram.destination);
+            let served = self.tftp.input(&mut self.context, guest, server, datagram.payload);
+            if served != Err(Drop::NoFlow) {
+                return served;
+            }
+        }
         if self.context.config.is_dns(to) && datagram.destination == dns::PORT {
-            let ends = Client::Udp(
-                SocketAddr::new(packet.source, datagram.source),
-                SocketAddr::new(to, datagram.destination),
-            );
+            let ends = Client::Udp(guest, SocketAddr::new(to, datagram.destination));
             return self.dns.query(&mut self.context, &self.dhcp4, ends, datagram.payload);
         }
         if self.is_group(to) || !is_routable(to) && !self.context.config.is_gateway(to) && to.is_ipv6() {
@@ -272,6 +284,7 @@ impl<H: Host> Stack<H> {
                 Timer::Tcp(id) => self.tcp.timeout(&mut self.context, id, entry),
                 Timer::Udp(id) => self.udp.timeout(&mut self.context, id, entry),
                 Timer::Dns(id) => self.dns.timeout(&mut self.context, id, entry),
+                Timer::Tftp => self.tftp.timeout(&mut self.context, entry),
                 Timer::Advertise => self.advertiser.timeout(&mut self.context, entry),
             }
         }

@@ -16,6 +16,8 @@ pub enum Timer {
     Udp(Id),
     /// A DNS query.
     Dns(Id),
+    /// TFTP transfers that wait.
+    Tftp,
     /// The next unsolicited router advertisement.
     Advertise,
 }

@@ -13,4 +13,5 @@ mod reach;
 mod tcp_close;
 mod tcp_flow;
 mod tcp_open;
+mod tftp;
 mod udp;
