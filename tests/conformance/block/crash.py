@@ -61,6 +61,13 @@ class History:
         self.disk[size:] = bytes(max(0, size - old))
         self.flushed()
 
+    def revert(self, image: Image, name: str, content: bytes) -> None:
+        """Revert to a snapshot of that content."""
+        self.requests.append((self.now(), 0, content))
+        self.disk[:] = content
+        image.revert_snapshot(name)
+        self.flushed()
+
     def flush(self, image: Image) -> None:
         """Flush."""
         image.flush()

@@ -150,6 +150,53 @@ def test_every_crash_leaves_a_good_disk(tmp_path: Path, name: str, scenario) -> 
             judge(state, path, variant, seen)
 
 
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.format == "qcow2"])
+def test_every_crash_around_snapshots_leaves_disk_and_snapshots_whole(tmp_path: Path, name: str) -> None:
+    variant, rng = VARIANTS[name], random.Random(name)
+    files, path = start(tmp_path.resolve(), variant)
+    with open_image(path, format=variant.format, files=MemoryFiles(files.content), readonly=True) as image:
+        history = History(files.recording, bytearray(image.read(0, image.size)))
+    history.flushed()
+    with open_image(path, format=variant.format, files=files) as image:
+        history.write(image, MIB, rng.randbytes(300 * 1024))
+        image.create_snapshot("one")
+        history.flushed()
+        one = bytes(history.disk)
+        for _ in range(4):
+            history.write(image, rng.randrange(SIZE // 4096 - 16) * 4096, rng.randbytes(65536))
+        image.create_snapshot("two")
+        history.flushed()
+        two = bytes(history.disk)
+        history.write(image, MIB + 4096, rng.randbytes(8192))
+        history.revert(image, "one", one)
+        history.write(image, 0, rng.randbytes(65536))
+        image.delete_snapshot("one")
+        history.flushed()
+        history.write(image, MIB, rng.randbytes(65536))
+    history.flushed()
+    for index, state in enumerate(crash_states(files.recording, rng, maximum=STATES // 2)):
+        try:
+            seen = examine(state, path, variant, history)
+            require_snapshots(state, path, {"one": one, "two": two})
+        except (AssertionError, SubletError) as error:
+            raise AssertionError(f"after {state.when} events, {state.what}: {error}") from error
+        if variant.qemu and shutil.which("qemu-img") and index % (STATES // JUDGED) == 0:
+            judge(state, path, variant, seen)
+
+
+def require_snapshots(state: CrashState, path: Path, wanted: dict[str, bytes]) -> None:
+    """Each snapshot that is listed holds what it held when it was taken."""
+    content = {name: bytearray(data) for name, data in state.content.items()}
+    with open_image(path, format="qcow2", readonly=True, files=MemoryFiles(content)) as image:
+        names = [snapshot.name for snapshot in image.snapshots()]
+    for name in names:
+        files = MemoryFiles({file: bytearray(data) for file, data in state.content.items()})
+        with open_image(path, format="qcow2", files=files) as image:
+            image.revert_snapshot(name)
+            same = image.read(0, SIZE) == wanted[name]
+            assert same, f"the snapshot {name} holds something else"
+
+
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.parent])
 def test_every_crash_while_moving_to_another_parent_leaves_one_of_them(tmp_path: Path, name: str) -> None:
     variant, folder = VARIANTS[name], tmp_path.resolve()
