@@ -72,11 +72,20 @@ def run(
     kernel: Annotated[
         Path | None,
         typer.Option(
-            help="Kernel to boot: a bzImage, or an ELF with a PVH entry.", rich_help_panel=_GUEST_PANEL
+            help="Kernel to boot: a bzImage, a Multiboot kernel, or an ELF with a PVH entry.",
+            rich_help_panel=_GUEST_PANEL,
         ),
     ] = None,
     initrd: Annotated[
         Path | None, typer.Option(help="Initial RAM disk for --kernel.", rich_help_panel=_GUEST_PANEL)
+    ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar='"FILE [ARGUMENTS]"',
+            help="Module for a Multiboot --kernel; several in their order.",
+            rich_help_panel=_GUEST_PANEL,
+        ),
     ] = None,
     append: Annotated[
         str | None,
@@ -197,12 +206,20 @@ def run(
         config = source.configure(
             memory_mib, cpus, disk or [], net or ["nat"], engine, name, reboot=not no_reboot
         )
+        if module:
+            config = _with_modules(config, module)
         result = run_machine(config, _open_console(console, config))
     if result.exit_code != 0:
         say(result.reason)
     if stats is not None:
         print_statistics(result.statistics, stats)
     return result.exit_code
+
+
+def _with_modules(config: MachineConfig, modules: list[str]) -> MachineConfig:
+    if config.kernel is None:
+        raise UsageError("--module needs --kernel")
+    return config.model_copy(update={"modules": tuple(modules)})
 
 
 def _open_console(choice: ConsoleChoice, config: MachineConfig) -> StreamConsole:

@@ -51,9 +51,11 @@ class MachineConfig(BaseModel):
     suggested_name: str = "machine"
     """Without ``name``: taken if it is free, else with a number."""
     kernel: Path | None = None
-    """A bzImage (64-bit boot protocol) or an ELF with a PVH entry note; None: firmware finds what to boot."""
+    """A bzImage, a Multiboot kernel, or an ELF with a PVH entry note; None: firmware finds what to boot."""
     initrd: Path | None = None
     """Initial RAM disk, handed over as it is (compressed or not)."""
+    modules: tuple[str, ...] = Field(default=())
+    """Of a Multiboot ``kernel``: each a file and, after a blank, what the kernel is told of it."""
     cmdline: str = ""
     """Kernel command line, without NUL."""
     machine: MachineName = "microvm"

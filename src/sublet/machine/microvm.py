@@ -50,12 +50,18 @@ class MicroVm(Board):
 
     def boot(self) -> BootState:
         """Do what firmware and boot loader would: tables, kernel, initrd."""
-        if self.config.kernel is None:
-            raise UsageError("the machine microvm needs a kernel", remedy="Give --kernel or --machine pc.")
         config, layout = self.config, self.memory.layout
+        if config.kernel is None:
+            raise UsageError("the machine microvm needs a kernel", remedy="Give --kernel or --machine pc.")
         self.vm.memory.write(mm.ACPI_BASE, build_tables(config.cpus, layout.pci_high_window))
         return load_kernel(
-            self.config.kernel, config.initrd, config.cmdline, self.vm.memory, layout, mm.ACPI_BASE
+            config.kernel,
+            config.initrd,
+            config.cmdline,
+            self.vm.memory,
+            layout,
+            mm.ACPI_BASE,
+            config.modules,
         )
 
     def press_power_button(self) -> None:

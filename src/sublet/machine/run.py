@@ -81,7 +81,7 @@ def _open(config: MachineConfig) -> Engine:
     if not 1 <= config.cpus <= MAXIMUM_CPUS:
         raise UsageError(f"{config.cpus} vCPUs: a machine has 1 to {MAXIMUM_CPUS}")
     if config.kernel is not None:
-        check_files(config.kernel, config.initrd)
+        check_files(config.kernel, config.initrd, config.modules)
     return open_engine(config.engine)
 
 

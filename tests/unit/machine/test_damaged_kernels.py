@@ -9,13 +9,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.machine.images import Bzimage, Elf
+from tests.unit.machine.test_multiboot import flat_1, header_2, tag
 
 from sublet.errors import SubletError
 from sublet.machine import memory_map as mm
 from sublet.machine.boot import load_kernel
 from sublet.testing.fake_engine import FakeVmMemory
 
-IMAGES = {"bzImage": Bzimage().build(), "ELF64": Elf().build(), "ELF32": Elf(is_64=False).build()}
+IMAGES = {
+    "bzImage": Bzimage().build(),
+    "32-bit bzImage": Bzimage(xloadflags=0).build(),
+    "ELF64": Elf().build(),
+    "ELF32": Elf(is_64=False).build(),
+    "multiboot": flat_1(),
+    "multiboot2": header_2(tag(2, bytes(16)), tag(3, bytes(4)), tag(1, bytes(8))).ljust(600, b"\x90"),
+}
 SETTINGS = settings(
     max_examples=300,
     deadline=None,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sublet.errors import CorruptImage, UnsupportedImage
+from sublet.errors import CorruptImage, UnsupportedImage, UsageError
 from sublet.hw import GuestMemory
+from sublet.machine.boot.elf import ELF_MAGIC
 from sublet.machine.boot.entry import BootState
 from sublet.machine.boot.files import BootFile, open_boot_file
 from sublet.machine.boot.linux import is_bzimage, load_bzimage
-from sublet.machine.boot.pvh import ELF_MAGIC, load_elf
+from sublet.machine.boot.multiboot import ModuleFile, load_multiboot, parse_module
+from sublet.machine.boot.multiboot_header import MultibootHeader, find_header
+from sublet.machine.boot.pvh import has_pvh_entry, load_elf
 from sublet.machine.memory_map import MemoryMap
 
 __all__ = ["BootState", "check_files", "load_kernel"]
@@ -26,18 +30,21 @@ _KNOWN: Final = (
 )
 
 
-def check_files(kernel: Path, initrd: Path | None) -> None:
+def check_files(kernel: Path, initrd: Path | None, modules: Sequence[str] = ()) -> None:
     """See that the files are there and of a known kind, before an engine is opened for them.
 
     Raises:
-        ImageError: The kernel is neither bzImage nor ELF.
+        ImageError: The kernel is of no kind that is known, or takes no modules.
         UsageError: A file is missing.
         HostRefused: A file cannot be read.
     """
     with open_boot_file(kernel, "kernel") as file:
-        _read_start(file)
+        _choose(file, modules=bool(modules))
     if initrd is not None:
         with open_boot_file(initrd, "initrd"):
+            pass
+    for text in modules:
+        with open_boot_file(parse_module(text).path, "module"):
             pass
 
 
@@ -48,8 +55,12 @@ def load_kernel(
     memory: GuestMemory,
     layout: MemoryMap,
     rsdp_gpa: int,
+    modules: Sequence[str] = (),
 ) -> BootState:
-    """Load a bzImage or a PVH ELF, told apart by magic, into zeroed RAM.
+    """Load a bzImage, a PVH ELF or a Multiboot kernel, told apart by magic, into zeroed RAM.
+
+    Args:
+        modules: For a Multiboot kernel: ``FILE ARGUMENTS``. An initrd is one more module to it, the first.
 
     Raises:
         ImageError: The kernel is damaged or of a kind that we do not boot.
@@ -57,16 +68,34 @@ def load_kernel(
         HostRefused: A file cannot be read.
     """
     with open_boot_file(kernel, "kernel") as file:
-        load = load_elf if _read_start(file).startswith(ELF_MAGIC) else load_bzimage
+        header = _choose(file, modules=bool(modules))
+        if header is not None:
+            files = tuple(parse_module(text) for text in modules)
+            files = files if initrd is None else (ModuleFile(initrd), *files)
+            return load_multiboot(file, header, files, cmdline, memory, layout, rsdp_gpa)
+        load = load_elf if file.read(0, 4, "the header") == ELF_MAGIC else load_bzimage
         return load(file, initrd, cmdline, memory, layout, rsdp_gpa)
 
 
-def _read_start(file: BootFile) -> bytes:
-    """The first bytes of an ELF or a bzImage; anything else raises."""
+def _choose(file: BootFile, *, modules: bool) -> MultibootHeader | None:
+    """The Multiboot header, where the kernel is to be loaded by it; None: it is a bzImage or a PVH ELF.
+
+    A kernel that can be entered in several ways is a Linux bzImage first, then PVH, then Multiboot; with
+    modules, which only Multiboot has, it must be that.
+    """
     start = file.read(0, min(_PROBE, file.size), "the header")
-    if start.startswith(ELF_MAGIC) or is_bzimage(start):
-        return start
-    raise _unknown(file, start)
+    linux, elf = is_bzimage(start), start.startswith(ELF_MAGIC)
+    header = None if linux else find_header(file)
+    if modules and header is None:
+        raise UsageError(
+            f"the kernel {file.path} has no multiboot header, so it takes no modules",
+            remedy="Leave --module out; a Linux kernel takes --initrd.",
+        )
+    if header is None and not linux and not elf:
+        raise _unknown(file, start)
+    if header is not None and elf and not modules and has_pvh_entry(file):
+        return None
+    return header
 
 
 def _unknown(file: BootFile, start: bytes) -> CorruptImage | UnsupportedImage:
@@ -78,6 +107,6 @@ def _unknown(file: BootFile, start: bytes) -> CorruptImage | UnsupportedImage:
         if start[offset:].startswith(magic):
             return UnsupportedImage(f"the kernel {file.path} is {name}")
     return UnsupportedImage(
-        f"the kernel {file.path} is neither a Linux bzImage nor an ELF file",
+        f"the kernel {file.path} is neither a Linux bzImage nor an ELF file, and has no multiboot header",
         remedy="Give a kernel such as /boot/vmlinuz-*.",
     )

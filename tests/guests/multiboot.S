@@ -1,0 +1,87 @@
+/* A Multiboot kernel: prints on COM1 what it was told, then powers the machine off by ACPI's PM1a.
+   Assembled with VERSION set to 1 or 2. */
+
+#define COM1 0x3f8
+#define PM1A_CONTROL 0x604
+#define S5 0x3400
+
+    .section .text.start, "ax"
+#if VERSION == 1
+    .balign 4
+    .long 0x1badb002, 3, -(0x1badb002 + 3)
+#else
+    .balign 8
+header:
+    .long 0xe85250d6, 0, header_end - header, -(0xe85250d6 + header_end - header)
+    .word 1, 0
+    .long 16, 3, 6          /* modules and the memory map */
+    .balign 8
+    .word 0, 0
+    .long 8
+header_end:
+#endif
+
+    .globl _start
+    .code32
+_start:
+    mov $stack_end, %esp
+    mov %ebx, %ebp
+#if VERSION == 1
+    cmp $0x2badb002, %eax
+    jne fail
+    mov 16(%ebp), %esi      /* command line */
+    call print
+    mov 24(%ebp), %ebx      /* first module */
+    mov 8(%ebx), %esi
+    call print
+    mov (%ebx), %esi
+    call print
+#else
+    cmp $0x36d76289, %eax
+    jne fail
+    lea 8(%ebp), %ebx
+next_tag:
+    mov (%ebx), %eax
+    test %eax, %eax
+    jz done
+    lea 8(%ebx), %esi
+    cmp $1, %eax            /* command line */
+    je text
+    cmp $3, %eax            /* module */
+    jne skip
+    lea 16(%ebx), %esi
+    call print
+    mov 8(%ebx), %esi
+text:
+    call print
+skip:
+    mov 4(%ebx), %eax
+    add $7, %eax
+    and $-8, %eax
+    add %eax, %ebx
+    jmp next_tag
+#endif
+done:
+    mov $PM1A_CONTROL, %dx
+    mov $S5, %ax
+    out %ax, %dx
+fail:
+    hlt
+    jmp fail
+
+/* The string at ESI and a newline. */
+print:
+    mov $COM1, %dx
+1:  lodsb
+    test %al, %al
+    jz 2f
+    out %al, %dx
+    jmp 1b
+2:  mov $10, %al
+    out %al, %dx
+    ret
+
+    .bss
+    .balign 16
+    .space 4096
+stack_end:
