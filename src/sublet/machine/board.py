@@ -23,6 +23,7 @@ from sublet.machine.host import GsiLine, MonotonicClock, MsiPort, WorkerPool
 from sublet.machine.live_disks import add_disk_operations
 from sublet.machine.memory import SystemMemory
 from sublet.machine.networks import Networks
+from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.runloop import EndMachine
 from sublet.machine.screen import Screen
 from sublet.machine.virtio import VirtioDevices
@@ -37,10 +38,14 @@ class Board(ABC):
         vm: Interrupt lines and guest memory.
         write: Where the console's output goes.
         end: What power-off, reset, panic and failure call.
+        nonvolatile: What was kept of the machine's last power cycle.
 
     Raises:
         SubletError: A disk or a network cannot be opened.
     """
+
+    address_bits = 52
+    """Most bits of a physical address that its processors may have."""
 
     def __init__(
         self,
@@ -49,11 +54,13 @@ class Board(ABC):
         vm: Vm,
         write: Callable[[bytes], None],
         end: EndMachine,
+        nonvolatile: Nonvolatile,
     ) -> None:
         check_buses(config)
         self.config = config
         self.memory = memory
         self.vm = vm
+        self.nonvolatile = nonvolatile
         self.buses = Buses()
         self.operations = Operations()
         """What the machine does on request of other commands; devices and the machine add theirs."""

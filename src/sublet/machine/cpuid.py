@@ -12,6 +12,7 @@ from typing import Final
 CpuidEntry = tuple[int, int, bool, int, int, int, int]
 _Registers = tuple[int, int, int, int]
 
+_ADDRESS_SIZES: Final = 0x8000_0008
 _HTT: Final = 1 << 28
 _CMP_LEGACY: Final = 1 << 1
 _CPUS_IN_ONE_BYTE: Final = 255
@@ -28,6 +29,20 @@ def for_vcpu(supported: Iterable[CpuidEntry], index: int, cpus: int) -> list[Cpu
         if leaf <= highest:
             entries += _extended_topology(leaf, index, cpus)
     return entries
+
+
+def limit_address_bits(entries: Iterable[CpuidEntry], bits: int) -> list[CpuidEntry]:
+    """Leaf 0x80000008 with at most ``bits`` bits of physical address.
+
+    UEFI maps all that the processor can address, with pages of 2 MiB: 48 bits take more memory for page
+    tables than most machines have.
+    """
+    return [
+        (*entry[:3], (entry[3] & ~0xFF) | min(entry[3] & 0xFF, bits), *entry[4:])
+        if entry[0] == _ADDRESS_SIZES
+        else entry
+        for entry in entries
+    ]
 
 
 def _adapt(entry: CpuidEntry, index: int, cpus: int) -> CpuidEntry:

@@ -11,6 +11,7 @@ from sublet.devices.legacy.serial import Serial
 from sublet.devices.pci import PciConfigPorts, PciDevice, PciHost, Window
 from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
 from sublet.devices.platform.debug_console import DEBUG_PORT, DebugConsole
+from sublet.devices.platform.flash import Flash
 from sublet.devices.platform.fw_cfg import FW_CFG_PORT, FW_CFG_PORT_COUNT, FwCfg
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
@@ -26,13 +27,14 @@ from sublet.machine.boot import BootState
 from sublet.machine.bus import BusConflict
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
-from sublet.machine.firmware import load_firmware
+from sublet.machine.firmware import Firmware, load_firmware
 from sublet.machine.firmware_acpi import add_acpi_files
 from sublet.machine.firmware_config import cmos_bytes, describe_machine
 from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.floppies import Floppies
 from sublet.machine.host import GsiLine
 from sublet.machine.memory import DeviceMemory, SystemMemory
+from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.runloop import EndMachine
 from sublet.machine.screen import Screen
 from sublet.machine.shadow_ram import ShadowRam
@@ -42,7 +44,8 @@ COM2_PORT: Final = 0x2F8
 COM2_IRQ: Final = 3
 _FOUR_GIB: Final = 1 << 32
 _PCI_MEMORY_END: Final = mm.IOAPIC_BASE
-_PCI_HIGH_END: Final = 1 << 46
+_PCI_HIGH_END: Final = 1 << 40
+"""What 40 bits of address reach."""
 
 
 class FirmwareBoard(Board):
@@ -51,6 +54,7 @@ class FirmwareBoard(Board):
     Subclasses give the chipset: `make_router`, `make_bridge`, `plug_chipset`.
     """
 
+    address_bits = 40
     video_slot: int
     """PCI slot of the display adapter."""
     pm_block_size: int
@@ -67,13 +71,16 @@ class FirmwareBoard(Board):
         vm: Vm,
         write: Callable[[bytes], None],
         end: EndMachine,
+        nonvolatile: Nonvolatile,
     ) -> None:
         firmware = load_firmware(config)
-        super().__init__(config, memory, vm, write, end)
+        super().__init__(config, memory, vm, write, end, nonvolatile)
         self.end = end
         self._rom = DeviceMemory(memory, len(firmware.code))
         self._rom.buffer[:] = firmware.code
-        self._rom.window(readonly=True).place(_FOUR_GIB - len(firmware.code), len(firmware.code))
+        rom_base = _FOUR_GIB - len(firmware.code)
+        self._rom.window(readonly=True).place(rom_base, len(firmware.code))
+        self._variables = self._add_flash(firmware, rom_base)
         memory.open_legacy_hole()
         self.shadow_ram = ShadowRam(memory, self._rom)
         self.power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
@@ -88,8 +95,23 @@ class FirmwareBoard(Board):
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
         add_acpi_files(self)
-        vm.write_cmos(cmos_bytes(config))
+        vm.write_cmos([*nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()
+
+    def _add_flash(self, firmware: Firmware, end: int) -> DeviceMemory | None:
+        """The chip with UEFI's variables, just below the code."""
+        if firmware.variables is None:
+            return None
+        size = len(firmware.variables)
+        ram = DeviceMemory(self.memory, size)
+        ram.buffer[:] = self.nonvolatile.variables(firmware.variables)
+        flash = Flash(ram, end - size, lambda: self.workers.submit(self._keep_variables))
+        self.buses.mmio.add(end - size, size, flash)
+        return ram
+
+    def _keep_variables(self) -> None:
+        if self._variables is not None:
+            self.nonvolatile.keep_variables(bytes(self._variables.buffer))
 
     @abstractmethod
     def make_router(self, isa_lines: dict[int, GsiLine]) -> PirqRouter:
@@ -205,6 +227,12 @@ class FirmwareBoard(Board):
     def boot(self) -> BootState | None:
         """Start at the reset vector."""
         return None
+
+    def close(self) -> None:
+        """See `Board.close`; keeps what survives a reset."""
+        super().close()
+        self.nonvolatile.keep_cmos(self.vm.read_cmos())
+        self._keep_variables()
 
     def press_power_button(self) -> None:
         """Ask the guest to shut down."""

@@ -18,6 +18,7 @@ from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
 from sublet.machine.host import GsiLine
 from sublet.machine.memory import SystemMemory
+from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.runloop import EndMachine
 
 
@@ -31,8 +32,9 @@ class MicroVm(Board):
         vm: Vm,
         write: Callable[[bytes], None],
         end: EndMachine,
+        nonvolatile: Nonvolatile,
     ) -> None:
-        super().__init__(config, memory, vm, write, end)
+        super().__init__(config, memory, vm, write, end, nonvolatile)
         self._power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
         self._pci = _make_pci_host(self.buses, memory.layout, vm)
         self._add_ports(end)

@@ -14,6 +14,7 @@ from sublet.machine.boot import BootState
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Control, Request
 from sublet.machine.memory import SystemMemory
+from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.presence import add_information
 from sublet.machine.runloop import VcpuRunner
 from sublet.machine.statistics import Totals
@@ -30,13 +31,19 @@ class PowerCycle:
         config: The machine.
         write: Where the console's output goes.
         control: Who is told, once, how this cycle ended.
+        nonvolatile: What the cycle before left, and this one leaves.
 
     Raises:
         SubletError: A file, the memory or the host does not allow it.
     """
 
     def __init__(
-        self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None], control: Control
+        self,
+        engine: Engine,
+        config: MachineConfig,
+        write: Callable[[bytes], None],
+        control: Control,
+        nonvolatile: Nonvolatile,
     ) -> None:
         self._control = control
         self._lock = threading.Lock()
@@ -45,19 +52,21 @@ class PowerCycle:
         self._vm = engine.create_vm()
         self._board: Board | None = None
         try:
-            self._build(engine, config, write)
+            self._build(engine, config, write, nonvolatile)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None]) -> None:
+    def _build(
+        self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None], nonvolatile: Nonvolatile
+    ) -> None:
         memory = SystemMemory(self._vm, mm.layout(config.memory_mib))
         self._vm.create_irqchip()
         self._vm.add_platform_timers()
-        self._board = make_board(config, memory, self._vm, write, self.end)
+        self._board = make_board(config, memory, self._vm, write, self.end, nonvolatile)
         boot = self._board.boot()
         add_information(self._board.operations, config, engine.name)
-        supported = engine.supported_cpuid()
+        supported = cpuid.limit_address_bits(engine.supported_cpuid(), self._board.address_bits)
         for index in range(config.cpus):
             vcpu = self._vm.create_vcpu(index)
             vcpu.set_cpuid(cpuid.for_vcpu(supported, index, config.cpus))

@@ -19,6 +19,7 @@ from sublet.machine.boot import check_files
 from sublet.machine.config import MachineConfig
 from sublet.machine.console import Console, InputRoute
 from sublet.machine.control import Control, Message, Request
+from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.power_cycle import PowerCycle
 from sublet.machine.presence import Attach, presence
 from sublet.machine.statistics import Totals
@@ -96,8 +97,9 @@ def _power_on_until_done(
 ) -> Request:
     """Boot again after each reset, if the machine is to; returns how it ended."""
     started = False
+    nonvolatile = Nonvolatile(config)
     while True:
-        cycle = PowerCycle(engine, config, console.write, control)
+        cycle = PowerCycle(engine, config, console.write, control, nonvolatile)
         try:
             if not started:
                 console.start(route.offer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sublet.machine.cpuid import CpuidEntry, for_vcpu
+from sublet.machine.cpuid import CpuidEntry, for_vcpu, limit_address_bits
 
 SUPPORTED: list[CpuidEntry] = [
     (0, 0, False, 0x1F, 1, 2, 3),
@@ -45,3 +45,11 @@ def test_only_the_last_level_cache_is_shared() -> None:
     sharing = [leaf(entries, 4, level)[0] >> 14 & 0xFFF for level in (0, 3)]
     assert sharing == [0, 3]
     assert leaf(entries, 4, 4) == (0, 0, 0, 0)
+
+
+def test_address_bits_are_limited_and_the_rest_stays() -> None:
+    entries = [(0x8000_0008, 0, False, 0x3030, 1, 2, 3), (1, 0, False, 0x3030, 0, 0, 0)]
+    assert limit_address_bits(entries, 40) == [
+        (0x8000_0008, 0, False, 0x3028, 1, 2, 3),
+        (1, 0, False, 0x3030, 0, 0, 0),
+    ]

@@ -1,0 +1,80 @@
+"""What a machine keeps over a reset, and, if it has a name, over the end of its run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from sublet.errors import HostRefused
+from sublet.machine.config import MachineConfig
+
+_CLOCK_BYTES: Final = 0x0E
+_MEMORY_BYTES: Final = frozenset((*range(0x15, 0x19), *range(0x2E, 0x32), 0x34, 0x35, 0x5B, 0x5C, 0x5D))
+"""What the machine says of itself with each start: sizes of memory, and the checksum."""
+
+
+def state_directory() -> Path:
+    """Where machines keep what is theirs: ``$XDG_STATE_HOME/sublet/machines``."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "sublet" / "machines"
+
+
+class Nonvolatile:
+    """CMOS RAM and UEFI variables of one run.
+
+    Args:
+        config: The machine; its variables are kept on disk if the user named it.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self._path = None if config.name is None else state_directory() / config.name / "uefi-variables.fd"
+        self._variables: bytes | None = None
+        self._cmos: bytes | None = None
+
+    def variables(self, template: bytes) -> bytes:
+        """The variable store as it was left, or the template.
+
+        Raises:
+            HostRefused: It is there and cannot be read.
+        """
+        if self._variables is None and self._path is not None and self._path.exists():
+            try:
+                self._variables = self._path.read_bytes()
+            except OSError as error:
+                raise HostRefused(f"cannot read {self._path}: {error.strerror}") from error
+        kept = self._variables
+        return kept if kept is not None and len(kept) == len(template) else template
+
+    def keep_variables(self, content: bytes) -> None:
+        """Keep the variable store; on disk the old one or the new one is there, never half of one.
+
+        Raises:
+            HostRefused: It cannot be written.
+        """
+        if content == self._variables:
+            return
+        self._variables = content
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".new")
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self._path)
+        except OSError as error:
+            raise HostRefused(f"cannot write {self._path}: {error.strerror}") from error
+
+    def cmos(self) -> list[tuple[int, int]]:
+        """Bytes of the CMOS RAM that the guest left, as (index, value)."""
+        if self._cmos is None:
+            return []
+        kept = enumerate(self._cmos)
+        return [(i, value) for i, value in kept if i >= _CLOCK_BYTES and i not in _MEMORY_BYTES]
+
+    def keep_cmos(self, content: bytes) -> None:
+        """Keep the CMOS RAM until the next start."""
+        self._cmos = content
