@@ -60,7 +60,7 @@ def test_killed_at_random_moments(tmp_path: Path, source: Path, old: bool) -> No
 def test_what_is_moved_in_is_stable_before(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a crash of the host the data is there: files are synced, then moved, then the folder is synced."""
+    """After a crash of the host the data is there: files are synced, moved, then the folder is synced."""
     events: list[tuple[str, int]] = []
     fsync, replace = os.fsync, Path.replace
 
