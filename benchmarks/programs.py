@@ -159,12 +159,13 @@ def write_archive(path: Path, plan: Mapping[str, int], mib: int) -> None:
     }
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name in (DRIVER, "loops.py"):
-            _add(archive, name, (FILES / name).read_bytes())
+            add_file(archive, name, (FILES / name).read_bytes())
         for name, make in made.items():
-            _add(archive, name, make().encode())
+            add_file(archive, name, make().encode())
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_file(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file of this name and these bytes."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mtime = 1  # gzip warns of 0, and fails
