@@ -1,8 +1,8 @@
 """The same jobs in a ``debian`` guest of 1, 2 and 8 vCPUs, under sublet's translator and QEMU's TCG.
 
-``compute`` runs a C program several times, ``compile`` gcc; as many at once as the guest has vCPUs. So the time of
-one vCPU over that of two is how much two are worth, and that of two over that of eight, on a host of two
-processors, the share of work that is left where vCPUs outnumber processors.
+``compute`` runs a C program several times, ``compile`` gcc; as many at once as the guest has vCPUs. So the
+time of one vCPU over that of two is how much two are worth, and that of two over that of eight, on a host of
+two processors, the share of work that is left where vCPUs outnumber processors.
 
     python benchmarks/smp.py --rounds 3 --json result.json
 """
@@ -10,6 +10,7 @@ processors, the share of work that is left where vCPUs outnumber processors.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -72,7 +73,7 @@ def speedups(summary: Summary, cpus: Sequence[int]) -> dict[str, float]:
     for row in KINDS:
         figures = summary.get(row, {})
         for side in SIDES:
-            for few, many in zip(cpus, cpus[1:], strict=False):
+            for few, many in itertools.pairwise(cpus):
                 names = f"{side} {few}", f"{side} {many}"
                 if all(name in figures for name in names):
                     before, after = (figures[name]["median_ns"] for name in names)
@@ -97,7 +98,9 @@ def measure(options: argparse.Namespace, directory: Path) -> int:
     gains = speedups(summary, options.cpus)
     for name, gain in gains.items():
         print(f"{name}: {gain:.2f}x")
-    problems = [f"{name}: {text}" for name, of_name in runs.items() for run in of_name for text in run.problems]
+    problems = [
+        f"{name}: {text}" for name, of_name in runs.items() for run in of_name for text in run.problems
+    ]
     problems += [f"{name}: the sides disagree on the result" for name in wrong_checksums(plain)]
     for problem in problems:
         print(f"problem: {problem}")

@@ -91,9 +91,7 @@ fn clear_jump_entries(cache: &mut JumpCache) {
 
 /// Up to this many filled entries a jump cache is cleared one by one.
 const FEW_JUMPS: usize = JUMP_ENTRIES / 8;
-/// Generations are positive 32-bit displacements. One that returns after 2^31 flushes would find
-/// links of the first; at a million flushes a second that takes half an hour in which such a link is
-/// not used once.
+/// Generations are positive 32-bit displacements. Before one returns all links have to go.
 const MAX_GENERATION: u32 = i32::MAX as u32;
 /// Entries of the instruction TLB.
 const CODE_ENTRIES: usize = 256;
@@ -173,6 +171,8 @@ pub struct TlbDirectory {
     written_pages: Box<[u64; WRITTEN_WORDS]>,
     /// Numbers of the present generations of kernel and user mappings, see `cache::Link::guard`.
     generations: [u32; 2],
+    /// All numbers have been used once: links of the first would seem to hold. Cleared by who drops them.
+    pub generations_over: bool,
     /// Flushes of everything, of non-global entries, of single pages, of all jump caches.
     pub flushes: [u64; 4],
 }
@@ -200,6 +200,7 @@ impl Default for TlbDirectory {
             jump_filled: std::array::from_fn(|_| vec![0]),
             written_pages: Box::new([0; WRITTEN_WORDS]),
             generations: [1; 2],
+            generations_over: false,
             flushes: [0; 4],
         }
     }
@@ -386,6 +387,7 @@ impl TlbDirectory {
     /// End all links across pages of user or kernel code.
     fn next_generation(&mut self, hot: &mut HotState, user: bool) {
         let generation = &mut self.generations[usize::from(user)];
+        self.generations_over |= *generation == MAX_GENERATION;
         *generation = *generation % MAX_GENERATION + 1;
         hot.negated_generations[usize::from(user)] = u64::from(*generation).wrapping_neg();
     }
@@ -460,6 +462,17 @@ mod tests {
                 assert!(misses(tag, la, 1) && misses(tag, la | 0xfff, 8));
             }
         }
+    }
+
+    #[test]
+    fn generations_end() {
+        let mut cpu = crate::cpu::Cpu::new(std::sync::Arc::new(sublet_memory::GuestMemory::new()));
+        let mut tlb =
+            super::TlbDirectory { generations: [5, super::MAX_GENERATION - 1], ..Default::default() };
+        tlb.clear_jumps(&mut cpu.state.hot);
+        assert!(!tlb.generations_over);
+        tlb.clear_jumps(&mut cpu.state.hot);
+        assert!(tlb.generations_over && tlb.generations == [7, 1]);
     }
 
     #[test]

@@ -132,7 +132,8 @@ impl VcpuCore {
                 self.clear_code();
             }
         }
-        if self.unconfirmed.len() > MAX_UNCONFIRMED {
+        if self.unconfirmed.len() > MAX_UNCONFIRMED || self.tlb.generations_over {
+            self.tlb.generations_over = false;
             self.clear_code();
         }
     }
