@@ -7,17 +7,21 @@ A guest may do anything; a device may do anything but raise, hang or grow. Runs 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import resource
+import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable
 
 from sublet.devices.legacy import I8042, KEYS, Serial
+from sublet.devices.legacy.dma import IsaDma
 from sublet.devices.pci import PciConfigPorts, PciEcam
 from sublet.devices.platform import AcpiPm, Gpe0, PvPanic, ResetRegister
+from sublet.devices.storage import AtaDisk, AtapiCd, FloppyController, FloppyDrive, Ich9Ahci, PiixIde
 from sublet.devices.vga import TEXT_RAM_SIZE, WINDOW_SIZE, Vga, render, text_screen
 from sublet.devices.virtio import VirtioDevice
 from sublet.devices.virtio.block import VirtioBlock
@@ -25,7 +29,16 @@ from sublet.devices.virtio.console import VirtioConsole
 from sublet.devices.virtio.net import VirtioNet
 from sublet.devices.virtio.rng import VirtioRng
 from sublet.net import NullSink
-from sublet.testing import FakeClock, FakeDeviceRam, InlineExecutor, RamDisk, RecordingIrqLine, VirtioDriver
+from sublet.testing import (
+    FakeClock,
+    FakeDeviceRam,
+    FakeGuestMemory,
+    InlineExecutor,
+    RamDisk,
+    RecordingIrqLine,
+    RecordingMsiSink,
+    VirtioDriver,
+)
 
 MEMORY_LIMIT_KIB = 512 * 1024
 """Resident set that the fuzzer may reach."""
@@ -252,22 +265,201 @@ def virtio_steps(rng: random.Random) -> list[Step]:
     ]
 
 
+def make_drive(rng: random.Random, *, serial_ata: bool) -> AtaDisk | AtapiCd | None:
+    """A disk, a CD drive with a disc or without, or nothing."""
+    kind = rng.random()
+    if kind < 0.1:
+        return None
+    image = RamDisk(1 << 20, readonly=rng.random() < 0.2)
+    if rng.random() < 0.1:
+        image.failure = OSError(5, "Input/output error")
+    if kind < 0.6:
+        return AtaDisk(image, serial_ata=serial_ata)
+    return AtapiCd(image if rng.random() < 0.8 else None, serial_ata=serial_ata)
+
+
+ATA_COMMANDS = (
+    *(0x20, 0x24, 0x25, 0x29, 0x2F, 0x30, 0x35, 0x3D, 0x40, 0x06, 0x60, 0x61, 0x90, 0x91, 0xA0, 0xA0),
+    *(0xA1, 0xB0, 0xC4, 0xC5, 0xC6, 0xC8, 0xCA, 0xE5, 0xE7, 0xEC, 0xEF, 0xF8, 0x08),
+)
+PACKETS = (
+    0x00,
+    0x03,
+    0x12,
+    0x1A,
+    0x1B,
+    0x1E,
+    0x25,
+    0x28,
+    0x42,
+    0x43,
+    0x46,
+    0x4A,
+    0x51,
+    0x55,
+    0x5A,
+    0xA8,
+    0xBE,
+)
+
+
+def draw_packet(rng: random.Random) -> bytes:
+    """A command packet, its lengths and addresses mostly small."""
+    body = [rng.choice((0, 0, 0, rng.randrange(16), rng.randrange(256))) for _ in range(11)]
+    return bytes((rng.choice(PACKETS), *body))
+
+
+def scribble_regions(rng: random.Random, memory: FakeGuestMemory, start: int, entry: int) -> None:
+    """Rubbish that looks like a table of memory regions, mostly in RAM."""
+    for index in range(rng.randrange(1, 8)):
+        address = rng.choice((rng.randrange(1 << 20), rng.randrange(1 << 20), draw(rng, 4)))
+        length = rng.choice((512, 2048, rng.randrange(1 << 16), draw(rng, 4))) & 0xFFFF_FFFF
+        memory.write(
+            start + entry * index, address.to_bytes(entry - 4, "little") + length.to_bytes(4, "little")
+        )
+
+
+def ide_steps(rng: random.Random) -> list[Step]:
+    """A PIIX3 with random drives on its first cable."""
+    memory = FakeGuestMemory()
+    drives = [make_drive(rng, serial_ata=False) for _ in range(2)]
+    function = PiixIde(drives, [RecordingIrqLine(), RecordingIrqLine()], memory, InlineExecutor())
+    channel = function.channels[0]
+
+    def command(rng: random.Random) -> None:
+        """Registers, then a command, then some of its data."""
+        for register in range(1, 7):
+            channel.pio_write(register, 1, rng.choice((0, 0, 1, 2, 0x40, 0xE0, rng.randrange(256))))
+        channel.pio_write(7, 1, rng.choice(ATA_COMMANDS))
+        if rng.random() < 0.5:
+            for value in draw_packet(rng):
+                channel.pio_write(0, 1, value)
+        for _ in range(rng.choice((0, 8, 300))):
+            channel.pio_read(0, 2)
+            channel.pio_write(0, 2, rng.getrandbits(16))
+
+    def start_dma(rng: random.Random) -> None:
+        table = rng.choice((0x1000, 0xFFFF0, 0xFFFF_FFF8))
+        if table == 0x1000:
+            scribble_regions(rng, memory, table, 8)
+        function.pio_write(4, 4, table)
+        function.pio_write(0, 1, rng.choice((1, 9, 0)))
+
+    def reset(rng: random.Random) -> None:
+        channel.control.pio_write(0, 1, 4)
+        channel.control.pio_write(0, 1, rng.choice((0, 2, 0x80)))
+        if rng.random() < 0.2:
+            function.reset()
+
+    def snapshot(rng: random.Random) -> None:
+        function.load_state(function.save_state())
+
+    pokes = [poke_ports(channel, 8), poke_ports(channel.control, 1), poke_ports(function, 16)]
+    return [*pokes, command, command, command, start_dma, start_dma, reset, snapshot]
+
+
+def ahci_steps(rng: random.Random) -> list[Step]:
+    """An ICH9 with random drives on its first ports."""
+    memory = FakeGuestMemory()
+    drives = [make_drive(rng, serial_ata=True) for _ in range(2)]
+    function = Ich9Ahci(drives, memory, RecordingMsiSink(), InlineExecutor())
+
+    def start(rng: random.Random) -> None:
+        base = 0x100 + 0x80 * rng.randrange(2)
+        for register, value in ((0, 0x1000), (8, 0x2000), (0x30, 0xFFFF_FFFF), (0x18, 0x10), (0x18, 0x11)):
+            function.mmio_write(base + register, 4, value)
+        function.mmio_write(4, 4, 0x8000_0002)
+
+    def issue(rng: random.Random) -> None:
+        """A command that is nearly right."""
+        slot, base = rng.randrange(32), 0x100 + 0x80 * rng.randrange(2)
+        table = 0x4000 + 0x1000 * (slot & 7)
+        regions = rng.choice((0, 1, 3, 0xFFFF))
+        flags = rng.choice((5, 0x45, 0x25, 0x505, rng.getrandbits(16)))
+        memory.write(0x1000 + 32 * slot, struct.pack("<IIQ", flags | regions << 16, 0, table))
+        small = [rng.choice((0, 0, 1, 8, rng.randrange(256))) for _ in range(18)]
+        kind, control = rng.choice(((0x27, 0x80), (0x27, 0x80), (0x27, 0), (rng.randrange(256), 0x80)))
+        memory.write(table, bytes((kind, control, rng.choice(ATA_COMMANDS), *small[3:])))
+        memory.write(table + 0x40, draw_packet(rng))
+        scribble_regions(rng, memory, table + 0x80, 16)
+        if rng.random() < 0.3:
+            function.mmio_write(base + 0x34, 4, 1 << slot)
+        function.mmio_write(base + 0x38, 4, 1 << slot)
+
+    def reset(rng: random.Random) -> None:
+        function.mmio_write(4, 4, 1)
+        if rng.random() < 0.2:
+            function.reset()
+
+    def snapshot(rng: random.Random) -> None:
+        function.load_state(function.save_state())
+
+    def offset(rng: random.Random) -> int:
+        return rng.choice((rng.randrange(0x30), 0x100 + rng.randrange(0x100), rng.randrange(0xFF8)))
+
+    return [poke_mmio(function, offset), start, start, issue, issue, issue, reset, snapshot]
+
+
+def floppy_steps(rng: random.Random) -> list[Step]:
+    """A floppy controller, its DMA channel, and a disk of some size."""
+    dma = IsaDma(FakeGuestMemory())
+    image = RamDisk(rng.choice((512, 368640, 1474560)), readonly=rng.random() < 0.2)
+    drives = [FloppyDrive(image), FloppyDrive(None) if rng.random() < 0.5 else None]
+    controller = FloppyController(drives, RecordingIrqLine(), dma.channel(2), InlineExecutor())
+
+    def command(rng: random.Random) -> None:
+        code = rng.choice((0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x0A, 0x0D, 0x0E, 0x0F, 0x13, 0x16))
+        code |= rng.choice((0, 0x40, 0xC0, 0xE0)) if code in (2, 5, 6, 10, 13, 22) else 0
+        for value in (code, *(rng.choice((0, 1, 2, 18, rng.randrange(256))) for _ in range(8))):
+            controller.pio_write(5, 1, value)
+        for _ in range(rng.choice((0, 7, 600))):
+            controller.pio_read(5, 1)
+
+    def program_dma(rng: random.Random) -> None:
+        for port, value in ((12, 0), (4, 0), (4, 0x10), (5, 0xFF), (5, rng.randrange(64))):
+            dma.first.pio_write(port, 1, value)
+        dma.first.pio_write(11, 1, rng.choice((0x46, 0x4A, 0x56, 0x42, 0x66)))
+        dma.first.pio_write(10, 1, 2)
+
+    def enable(rng: random.Random) -> None:
+        for value in (0, 0x1C):
+            controller.pio_write(2, 1, value)
+        controller.direction.pio_write(0, 1, rng.choice((0, 2)))
+
+    def snapshot(rng: random.Random) -> None:
+        controller.load_state(controller.save_state())
+        dma.load_state(dma.save_state())
+        if rng.random() < 0.1:
+            controller.reset()
+
+    pokes = [poke_ports(controller, 6), poke_ports(controller.direction, 1), poke_ports(dma.first, 16)]
+    pokes += [poke_ports(dma.second, 32), poke_ports(dma.pages, 16)]
+    return [*pokes, command, command, command, program_dma, program_dma, enable, snapshot]
+
+
 def user_steps(rng: random.Random) -> list[Step]:
     """What a user sees and touches."""
     return screen_steps() if rng.random() < 0.7 else input_steps()
+
+
+def drive_steps(rng: random.Random) -> list[Step]:
+    """What disks, CDs and floppies hang on."""
+    return rng.choice((ide_steps, ahci_steps))(rng) if rng.random() < 0.8 else floppy_steps(rng)
 
 
 def run_round(seed: int) -> None:
     """One machine, ``STEPS_A_ROUND`` random steps."""
     rng = random.Random(seed)
     kind = rng.random()
-    steps = platform_steps() if kind < 0.2 else user_steps(rng) if kind < 0.3 else virtio_steps(rng)
+    makers = ((0.2, lambda _: platform_steps()), (0.3, user_steps), (0.6, drive_steps), (1.0, virtio_steps))
+    steps = next(make(rng) for limit, make in makers if kind < limit)
     for _ in range(STEPS_A_ROUND):
         rng.choice(steps)(rng)
 
 
 def main() -> int:
     """Fuzz until the time is up; 1 on a failure, after printing how to repeat it."""
+    logging.disable()  # a device says once why the host failed it; there are thousands of devices
     seconds = float(os.environ.get("SUBLET_FUZZ_SECONDS", "20"))
     given = os.environ.get("SUBLET_FUZZ_SEED")
     seed = int(given) if given else random.SystemRandom().getrandbits(32)
