@@ -37,9 +37,9 @@ def text_frame(screen: TextScreen, columns: int, rows: int) -> Frame:
     column, row = screen.cursor or (0, 0)
     left, top = _first_shown(column, screen.columns, columns), _first_shown(row, screen.rows, rows)
     shown = range(top, min(top + rows, screen.rows))
-    glyphs = [
-        [_glyph(cell) for cell in screen.cells[at * screen.columns :][left : left + columns]] for at in shown
-    ]
+    width = min(columns, screen.columns)
+    starts = [at * screen.columns + left for at in shown]
+    glyphs = [[_glyph(cell) for cell in screen.cells[start : start + width]] for start in starts]
     cursor = None if screen.cursor is None else (column - left, row - top)
     return Frame(_fill(glyphs, columns, rows), cursor)
 

@@ -206,7 +206,7 @@ class FirmwareBoard(Board):
         )
         ports.add(DATA_PORT, 1, keys)
         ports.add(COMMAND_PORT, 1, keys.command_port)
-        self.screen = Screen(self.vga, keys)
+        self.screen = Screen(self.vga, keys, self.vm.memory)
         self.screen.add_operations(self.operations)
         floppies = Floppies(self.config, ports, GsiLine(self.vm, fdc.IRQ), self.vm.memory, self.workers)
         self.closing.callback(floppies.close)

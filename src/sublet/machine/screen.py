@@ -9,9 +9,10 @@ from sublet.control import Call, Operations
 from sublet.devices.legacy import I8042
 from sublet.devices.vga import Picture, TextScreen, Vga, render, text_screen
 from sublet.errors import UsageError, WrongMoment
+from sublet.hw import GuestMemory
 from sublet.machine.key_text import parse_key_text
 from sublet.machine.png import encode_png
-from sublet.machine.typist import type_chords
+from sublet.machine.typist import keys_ahead, type_chords
 
 
 class Screen:
@@ -20,10 +21,12 @@ class Screen:
     Args:
         vga: The display adapter.
         keys: The keyboard.
+        memory: Tells how far the BIOS is behind with the keys.
     """
 
-    def __init__(self, vga: Vga, keys: I8042) -> None:
+    def __init__(self, vga: Vga, keys: I8042, memory: GuestMemory) -> None:
         self._vga = vga
+        self._memory = memory
         self.keys = keys
 
     def text(self) -> TextScreen | None:
@@ -62,6 +65,7 @@ class Screen:
         return type_chords(
             self.keys,
             chords,
+            ahead=lambda: keys_ahead(self._memory),
             typed=lambda count: call.progress(count, len(chords)),
             cancelled=call.cancelled,
         )

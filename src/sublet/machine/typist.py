@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from sublet.errors import WrongMoment
+from sublet.hw import GuestMemory
 from sublet.machine.key_text import Chord
 
 HOLD_S: Final = 0.012
@@ -16,6 +17,24 @@ GAP_S: Final = 0.018
 _PATIENCE_S: Final = 5.0
 """How long a guest may leave codes unread before typing gives up."""
 _POLL_S: Final = 0.005
+_MOST_AHEAD: Final = 4
+"""Keys that may wait in the buffer of the BIOS, which has room for 15 and drops the rest."""
+
+_BIOS_KEY_HEAD, _BIOS_KEY_TAIL = 0x41A, 0x41C
+_BIOS_KEY_BUFFER: Final = range(0x1E, 0x3E, 2)
+"""Offsets that head and tail may have; two bytes a key."""
+
+
+def keys_ahead(memory: GuestMemory) -> int:
+    """Keys that the BIOS has read and no program has taken; 0 where no BIOS is in charge.
+
+    Reference: IBM Personal System/2 and Personal Computer BIOS Interface Technical Reference (1987),
+    "BIOS Data Area", keyboard data area.
+    """
+    head, tail = memory.read_u16(_BIOS_KEY_HEAD), memory.read_u16(_BIOS_KEY_TAIL)
+    if head not in _BIOS_KEY_BUFFER or tail not in _BIOS_KEY_BUFFER:
+        return 0
+    return (tail - head) // 2 % len(_BIOS_KEY_BUFFER)
 
 
 class Keys(Protocol):
@@ -31,6 +50,7 @@ def type_chords(
     keys: Keys,
     chords: Iterable[Chord],
     *,
+    ahead: Callable[[], int] = lambda: 0,
     typed: Callable[[int], None] = lambda count: None,
     cancelled: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], None] = time.sleep,
@@ -40,6 +60,8 @@ def type_chords(
     Args:
         keys: The keyboard.
         chords: What to type.
+        ahead: How many keys the guest's BIOS keeps for a program (`keys_ahead`). A value that stays where
+            it is for too long is none of a BIOS.
         typed: Told how many chords are done.
         cancelled: Asked before each chord.
         sleep: Waits that many seconds.
@@ -51,6 +73,7 @@ def type_chords(
         WrongMoment: The guest does not read its keyboard, or has switched it off.
     """
     count = 0
+    bios = True
     for chord in chords:
         if cancelled():
             break
@@ -59,18 +82,27 @@ def type_chords(
         up = [keys.release(key) for key in reversed(chord)]
         _wait_until_read(keys, count, all(down + up), sleep)
         sleep(GAP_S)
+        bios = bios and _wait(lambda: ahead() > _MOST_AHEAD, sleep)
         count += 1
         typed(count)
     return count
 
 
 def _wait_until_read(keys: Keys, count: int, taken: bool, sleep: Callable[[float], None]) -> None:
-    waited = 0.0
-    while keys.keys_waiting and waited < _PATIENCE_S:
-        sleep(_POLL_S)
-        waited += _POLL_S
-    if keys.keys_waiting or not taken:
+    read = _wait(lambda: keys.keys_waiting, sleep)
+    if not read or not taken:
         raise WrongMoment(
             f"the guest does not read its keyboard; it took {count} keys",
             remedy="Wait until its system is up; `sublet screenshot NAME --text` shows how far it is.",
         )
+
+
+def _wait(while_true: Callable[[], bool], sleep: Callable[[float], None]) -> bool:
+    """Wait for something to end; False when it does not in `_PATIENCE_S`."""
+    waited = 0.0
+    while while_true():
+        if waited >= _PATIENCE_S:
+            return False
+        sleep(_POLL_S)
+        waited += _POLL_S
+    return True

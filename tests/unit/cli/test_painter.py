@@ -71,6 +71,11 @@ def test_a_small_terminal_shows_where_the_cursor_is() -> None:
     assert frame.cursor == (3, 9)
 
 
+def test_a_big_terminal_is_blank_beside_the_screen() -> None:
+    frame = text_frame(screen_of("ab", "cd"), 4, 3)
+    assert ["".join(sign for sign, _ in row) for row in frame.rows] == ["ab  ", "cd  ", "    "]
+
+
 def test_a_picture_has_two_pixels_a_character() -> None:
     red, blue = b"\xff\0\0", b"\0\0\xff"
     picture = Picture(2, 2, red * 2 + blue * 2)

@@ -16,7 +16,7 @@ from sublet.devices.legacy import I8042
 from sublet.errors import UsageError, WrongMoment
 from sublet.machine.png import encode_png
 from sublet.machine.screen import Screen
-from sublet.testing import RecordingIrqLine
+from sublet.testing import FakeGuestMemory, RecordingIrqLine
 
 
 class Caller:
@@ -32,7 +32,7 @@ class Caller:
 def machine() -> tuple[OurVga, Operations]:
     ours, operations = OurVga(), Operations()
     keys = I8042(RecordingIrqLine(), RecordingIrqLine(), bool, int)
-    Screen(ours.vga, keys).add_operations(operations)
+    Screen(ours.vga, keys, FakeGuestMemory(0x1000)).add_operations(operations)
     return ours, operations
 
 

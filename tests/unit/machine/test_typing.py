@@ -7,8 +7,8 @@ import pytest
 from sublet.devices.legacy import I8042, KEYS
 from sublet.errors import UsageError, WrongMoment
 from sublet.machine.key_text import ALIASES, US_LAYOUT, parse_key_text
-from sublet.machine.typist import type_chords
-from sublet.testing import RecordingIrqLine
+from sublet.machine.typist import keys_ahead, type_chords
+from sublet.testing import FakeGuestMemory, RecordingIrqLine
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,32 @@ def test_a_guest_that_does_not_read_is_reported() -> None:
 def test_typing_can_be_cancelled() -> None:
     guest = Guest()
     assert type_chords(guest.keys, [("a",)] * 5, sleep=guest.sleep, cancelled=lambda: bool(guest.seen)) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "ahead"), [(0x1E, 0x1E, 0), (0x1E, 0x28, 5), (0x3C, 0x20, 2), (0x1F, 0x22, 0), (0, 0, 0)]
+)
+def test_keys_in_the_buffer_of_the_bios(head: int, tail: int, ahead: int) -> None:
+    memory = FakeGuestMemory(0x1000)
+    memory.write_u16(0x41A, head)
+    memory.write_u16(0x41C, tail)
+    assert keys_ahead(memory) == ahead
+
+
+def test_typing_waits_for_a_program_that_is_behind() -> None:
+    guest, behind, waited = Guest(), [9, 9, 9, 2], []
+
+    def ahead() -> int:
+        return behind.pop(0) if len(behind) > 1 else behind[0]
+
+    def sleep(seconds: float) -> None:
+        waited.append(len(behind))
+        guest.sleep(seconds)
+
+    assert type_chords(guest.keys, [("a",), ("b",)], ahead=ahead, sleep=sleep) == 2
+    assert {3, 2, 1} <= set(waited)
+
+
+def test_a_bios_that_never_moves_is_none() -> None:
+    guest = Guest()
+    assert type_chords(guest.keys, [("a",)] * 3, ahead=lambda: 15, sleep=guest.sleep) == 3
