@@ -83,6 +83,34 @@ impl PyGuestMemory {
         with_bytes_mut(buffer, |bytes| self.memory.read(gpa, bytes).map_err(memory_error))
     }
 
+    fn gather<'py>(&self, py: Python<'py>, segments: Vec<(u64, usize)>) -> PyResult<Bound<'py, PyBytes>> {
+        let size = segments.iter().fold(0usize, |total, &(_, length)| total.saturating_add(length));
+        self.check_size(segments.first().map_or(0, |&(gpa, _)| gpa), size)?;
+        PyBytes::new_with(py, size, |mut data| {
+            for &(gpa, length) in &segments {
+                let (part, rest) = std::mem::take(&mut data).split_at_mut(length);
+                self.memory.read(gpa, part).map_err(memory_error)?;
+                data = rest;
+            }
+            Ok(())
+        })
+    }
+
+    fn scatter(&self, segments: Vec<(u64, usize)>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        with_bytes(data, |bytes| {
+            let mut left = bytes;
+            for &(gpa, length) in &segments {
+                let (part, rest) = left.split_at(length.min(left.len()));
+                self.write_slice(gpa, part)?;
+                left = rest;
+                if left.is_empty() {
+                    break;
+                }
+            }
+            Ok(bytes.len() - left.len())
+        })
+    }
+
     fn read_u16(&self, gpa: u64) -> PyResult<u16> {
         match self.memory.load_u16(gpa) {
             Some(value) => Ok(value),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from sublet.errors import GuestError
 
@@ -33,6 +34,19 @@ class FakeGuestMemory:
         """Store all of ``data``."""
         index = self._index(gpa, len(data))
         self.ram[index : index + len(data)] = data
+
+    def gather(self, segments: Sequence[tuple[int, int]]) -> bytes:
+        """Copies of ranges, one after the other."""
+        return b"".join(self.read(gpa, size) for gpa, size in segments)
+
+    def scatter(self, segments: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> int:
+        """Store into ranges until they or the data end."""
+        position = 0
+        for gpa, size in segments:
+            piece = memoryview(data)[position : position + size]
+            self.write(gpa, piece)
+            position += len(piece)
+        return position
 
     def _read_int(self, gpa: int, layout: str) -> int:
         size = struct.calcsize(layout)

@@ -288,7 +288,7 @@ def read_segments(memory: GuestMemory, segments: list[Segment]) -> bytes:
     """Gather. Precondition: the caller has bounded the total."""
     if len(segments) == 1:
         return memory.read(*segments[0])
-    return b"".join([memory.read(address, length) for address, length in segments])
+    return memory.gather(segments)
 
 
 def write_segments(memory: GuestMemory, segments: list[Segment], data: bytes | memoryview) -> int:
@@ -296,12 +296,4 @@ def write_segments(memory: GuestMemory, segments: list[Segment], data: bytes | m
     if segments and len(data) == segments[0][1]:
         memory.write(segments[0][0], data)
         return len(data)
-    view = memoryview(data)
-    position = 0
-    for address, length in segments:
-        piece = view[position : position + length]
-        if not piece:
-            break
-        memory.write(address, piece)
-        position += len(piece)
-    return position
+    return memory.scatter(segments, data)

@@ -16,9 +16,16 @@ from typing import Any, Final
 from sublet.devices.virtio.device import F_VERSION_1, ROUNDS, VirtioDevice
 from sublet.devices.virtio.net import config as c
 from sublet.devices.virtio.net import control
+from sublet.devices.virtio.net.buffers import ReceiveBuffers
 from sublet.devices.virtio.net.filter import ReceiveFilter
 from sublet.devices.virtio.net.steering import Steering
-from sublet.devices.virtio.queue import DescriptorChain, Virtqueue, read_segments, write_segments
+from sublet.devices.virtio.queue import (
+    DescriptorChain,
+    Virtqueue,
+    read_segments,
+    split_segments,
+    write_segments,
+)
 from sublet.errors import GuestError
 from sublet.hw import Executor
 from sublet.net import HEADER_SIZE, MAX_PACKET_SIZE, MIN_PACKET_SIZE, Offload, PacketSink
@@ -31,6 +38,8 @@ TRANSMIT_BATCH: Final = 32
 INLINE_CHAINS: Final = 2
 INLINE_BYTES: Final = 4096
 """What is sent on the vCPU's own thread, which is sooner done than waking another."""
+_BUFFERS: Final = slice(HEADER_SIZE - 2, HEADER_SIZE)
+_DESTINATION: Final = slice(HEADER_SIZE, HEADER_SIZE + 6)
 
 
 class VirtioNet(VirtioDevice):
@@ -173,94 +182,95 @@ class VirtioNet(VirtioDevice):
     def _fill(self, index: int, queue: Virtqueue, packets: Sequence[bytes]) -> int:
         """Give the driver what it has room for, in order, and one interrupt; returns the packets done."""
         used: list[tuple[int, int]] = []
-        unfinished = self._unfinished[index // 2]
-        done = 0
-        while self._drain(queue, unfinished, used) and done < len(packets):
-            packet = packets[done]
-            done += 1
-            if not self._wanted(packet):
-                continue
-            if packet[0] | packet[1]:
-                unfinished.extend(complete(packet, self._guest_offloads))
-            elif not self._put(queue, packet, used):
-                done -= 1
-                break
+        buffers = ReceiveBuffers(queue, self._header_size)
+        try:
+            done = self._lay_out(queue, buffers, packets, self._unfinished[index // 2], used)
+        finally:
+            buffers.close()
         if used:
             queue.push_batch(used)
             if queue.needs_interrupt():
                 self.transport.queue_interrupt(index)
         return done
 
-    def _drain(self, queue: Virtqueue, unfinished: deque[bytes], used: list[tuple[int, int]]) -> bool:
-        """Give the driver the segments that wait; whether none does any more."""
-        while unfinished:
-            if not self._put(queue, unfinished[0], used):
-                return False
-            unfinished.popleft()
-        return True
+    def _lay_out(
+        self,
+        queue: Virtqueue,
+        buffers: ReceiveBuffers,
+        packets: Sequence[bytes],
+        unfinished: deque[bytes],
+        used: list[tuple[int, int]],
+    ) -> int:
+        done = 0
+        while True:
+            while unfinished and self._put(queue, buffers, unfinished[0], used):
+                unfinished.popleft()
+            if unfinished or done == len(packets):
+                return done
+            packet = packets[done]
+            done += 1
+            if not self._wanted(packet):
+                continue
+            if packet[0] | packet[1]:
+                unfinished.extend(complete(packet, self._guest_offloads))
+            elif not self._put(queue, buffers, packet, used):
+                return done - 1
 
     def _wanted(self, packet: bytes) -> bool:
         if not MIN_PACKET_SIZE <= len(packet) <= MAX_PACKET_SIZE:
             self.counters["dropped.size"] += 1
             return False
-        if not self.filter.wants(memoryview(packet)[HEADER_SIZE : HEADER_SIZE + 18], self.mac):
+        if packet[_DESTINATION] == self.mac and self.filter.wants_own:
+            return True
+        if not self.filter.wants(packet[HEADER_SIZE : HEADER_SIZE + 18], self.mac):
             self.counters["dropped.filtered"] += 1
             return False
         return True
 
-    def _put(self, queue: Virtqueue, packet: bytes, used: list[tuple[int, int]]) -> bool:
+    def _put(
+        self, queue: Virtqueue, buffers: ReceiveBuffers, packet: bytes, used: list[tuple[int, int]]
+    ) -> bool:
         """Write a packet into one buffer, or several where they may be merged; False when they lack."""
         if self._header_size != HEADER_SIZE:
             packet = packet[: self._header_size] + packet[HEADER_SIZE:]
-        size = len(packet)
-        chains = self._take_buffers(queue, size)
-        if chains is None:
-            return False
-        position = 0
+        rest = len(packet)
+        chains = self._take_buffers(buffers, rest)
+        if not chains:
+            return chains is not None
+        segments = chains[0].writable
+        if len(chains) > 1:
+            segments = [segment for chain in chains for segment in chain.writable]
+        write_segments(queue.memory, segments, packet)
+        if self._header_size == HEADER_SIZE and packet[_BUFFERS] != len(chains).to_bytes(2, "little"):
+            _write_buffer_count(queue, segments, len(chains))
+        self.counters["received.packets"] += 1
+        self.counters["received.bytes"] += rest - self._header_size
         for chain in chains:
-            written = write_segments(queue.memory, chain.writable, packet[position:] if position else packet)
+            written = min(chain.writable_size, rest)
             used.append((chain.head, written))
-            position += written
-        if chains:
-            self._write_buffer_count(queue, chains)
-            self.counters["received.packets"] += 1
-            self.counters["received.bytes"] += size - self._header_size
+            rest -= written
         return True
 
-    def _write_buffer_count(self, queue: Virtqueue, chains: list[DescriptorChain]) -> None:
-        """num_buffers, the last field of the header, which the first buffer has whole."""
-        if self._header_size == HEADER_SIZE:
-            write_segments(queue.memory, _skip(chains[0].writable, 10), len(chains).to_bytes(2, "little"))
-
-    def _take_buffers(self, queue: Virtqueue, size: int) -> list[DescriptorChain] | None:
+    def _take_buffers(self, buffers: ReceiveBuffers, size: int) -> list[DescriptorChain] | None:
         """Chains with room for ``size`` bytes; None until the driver has added more; none to drop it."""
         chains: list[DescriptorChain] = []
         room = 0
         while room < size:
-            chain = queue.pop()
-            if chain is not None:
-                added = self._check_buffer(chain)
-                chains.append(chain)
-                room += added
-                if room < size and not self.features & c.F_MRG_RXBUF:
-                    return self._refuse_small_buffer(queue, added, size)
-            elif not queue.enable_notifications():
-                # Only now, so that the driver is to notify of what comes after those seen.
-                queue.undo_pop(len(chains))
+            chain = buffers.take()
+            if chain is None:
+                buffers.put_back(chains)
                 return None
+            chains.append(chain)
+            room += chain.writable_size
+            if room < size and not self.features & c.F_MRG_RXBUF:
+                buffers.put_back(chains)
+                return self._refuse_small_buffer(room, size)
         return chains
 
-    def _check_buffer(self, chain: DescriptorChain) -> int:
-        added = chain.writable_size
-        if added < self._header_size:
-            raise GuestError(f"receive buffer of {added} bytes")
-        return added
-
-    def _refuse_small_buffer(self, queue: Virtqueue, room: int, size: int) -> list[DescriptorChain]:
+    def _refuse_small_buffer(self, room: int, size: int) -> list[DescriptorChain]:
         """A packet larger than the buffers that a driver must supply is lost; otherwise it is at fault."""
         if room < c.FULL_BUFFER_SIZE and size <= c.FULL_BUFFER_SIZE:
             raise GuestError(f"receive buffer of {room} bytes for a packet of {size}")
-        queue.undo_pop(1)
         self.counters["dropped.size"] += 1
         return []
 
@@ -470,9 +480,10 @@ def _chains_done(ends: list[int], taken: int) -> int:
     return len(ends)
 
 
-def _skip(segments: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """The segments without their first ``size`` bytes."""
-    rest = list(segments)
-    while rest and rest[0][1] <= size:
-        size -= rest.pop(0)[1]
-    return [(rest[0][0] + size, rest[0][1] - size), *rest[1:]] if rest else []
+def _write_buffer_count(queue: Virtqueue, segments: list[tuple[int, int]], count: int) -> None:
+    """num_buffers, the last field of the header; the driver may have cut the header anywhere."""
+    data = count.to_bytes(2, "little")
+    if segments[0][1] >= HEADER_SIZE:
+        queue.memory.write(segments[0][0] + HEADER_SIZE - 2, data)
+    else:
+        write_segments(queue.memory, split_segments(segments, HEADER_SIZE - 2)[1], data)

@@ -71,14 +71,18 @@ class ReceiveFilter:
             return True
         destination = bytes(frame[:6])
         if not destination[0] & 1:
-            return destination == mac or self._wants_unicast(destination)
+            return not modes["no_unicast"] and self._wants_unicast(destination, mac)
         if destination == _BROADCAST:
             return not modes["no_broadcast"]
         return not modes["no_multicast"] and (modes["all_multicast"] or destination in self._multicast)
 
-    def _wants_unicast(self, destination: bytes) -> bool:
-        modes = self._modes
-        return not modes["no_unicast"] and (modes["all_unicast"] or destination in self._unicast)
+    def _wants_unicast(self, destination: bytes, mac: bytes) -> bool:
+        return destination == mac or self._modes["all_unicast"] or destination in self._unicast
+
+    @property
+    def wants_own(self) -> bool:
+        """Whether a frame to the card's own address is wanted whatever else it has."""
+        return not self.filters_vlans and not self._modes["no_unicast"]
 
     def _wants_vlan(self, frame: bytes | memoryview) -> bool:
         return int.from_bytes(frame[14:16], "big") & 0xFFF in self._vlans
