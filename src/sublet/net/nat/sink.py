@@ -6,6 +6,7 @@ import errno
 import logging
 import resource
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ _BATCH: Final = 64
 """Packets taken from the engine at once: up to 4 MiB."""
 _DESCRIPTORS: Final = 16384
 """What thousands of flows need; the soft limit is often 1024."""
+_DENIALS: Final = 100
 _LOG: Final = logging.getLogger("sublet.net.nat")
 
 
@@ -43,6 +45,7 @@ class NatSink:
         self._config = config
         self._receiver: PacketReceiver | None = None
         self._room = threading.Event()
+        self._denials: deque[tuple[str, str, int]] = deque(maxlen=_DENIALS)
         self._thread: threading.Thread | None = None
 
     @property
@@ -87,20 +90,23 @@ class NatSink:
 
     def _log_denials(self) -> None:
         for protocol, target, port in self._engine.take_denials():
-            _LOG.warning("the policy denies %s to %s port %d", protocol, target, port)
+            _LOG.info("denied: %s to %s port %d", protocol, target, port)
+            self._denials.append((protocol, target, port))
 
     def statistics(self) -> dict[str, int]:
         """Drops by reason, refusals, traffic."""
         return self._engine.statistics()
 
     def inspect(self, what: str) -> list[dict[str, Any]]:
-        """``leases`` or ``flows``."""
+        """``leases``, ``flows`` or ``denials``, of which the last are kept."""
         if what == "leases":
             columns: tuple[str, ...] = ("mac", "address", "name", "seconds_left")
             rows: Sequence[tuple[object, ...]] = self._engine.leases()
         elif what == "flows":
             columns = ("protocol", "guest", "remote", "state", "bytes_out", "bytes_in")
             rows = self._engine.flows()
+        elif what == "denials":
+            columns, rows = ("protocol", "target", "port"), list(self._denials)
         else:
             return []
         return [dict(zip(columns, row, strict=True)) for row in rows]
