@@ -86,9 +86,27 @@ def _open_none(options: NetOptions, nic: Nic) -> PacketSink:
 
 
 def _open_unix(options: NetOptions, nic: Nic) -> PacketSink:
-    from sublet.net.stream_sink import UnixSocketSink
+    from sublet.net.sockets import open_unix
 
-    return UnixSocketSink(Path(options.required("path")))
+    return open_unix(options, nic)
+
+
+def _open_stream(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.sockets import open_stream
+
+    return open_stream(options, nic)
+
+
+def _open_dgram(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.sockets import open_dgram
+
+    return open_dgram(options, nic)
+
+
+def _open_passt(options: NetOptions, nic: Nic) -> PacketSink:
+    from sublet.net.sockets import open_passt
+
+    return open_passt(options, nic)
 
 
 def _open_internal(options: NetOptions, nic: Nic) -> PacketSink:
@@ -154,5 +172,12 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "nat": Kind("the host's network, through a router in this process", _NAT_OPTIONS, _open_nat),
     "none": Kind("a cable to nowhere", frozenset(), _open_none),
+    "stream": Kind(
+        "a program at a stream socket, as QEMU's -netdev stream", frozenset({"path", "address"}), _open_stream
+    ),
+    "dgram": Kind(
+        "a program at a UDP port, as QEMU's -netdev dgram", frozenset({"local", "remote"}), _open_dgram
+    ),
+    "passt": Kind("NAT by the program passt", frozenset(), _open_passt),
     "unix": Kind("a program that listens on a socket", frozenset({"path"}), _open_unix),
 }
