@@ -72,9 +72,7 @@ class Theirs(IdleQemu):
     """QEMU's."""
 
     def key(self, name: str, down: bool) -> None:
-        code = {"type": "qcode", "data": _QCODES.get(name, name)}
-        event = {"type": "key", "data": {"down": down, "key": code}}
-        self.execute("input-send-event", events=[event])
+        super().key(_QCODES.get(name, name), down)
 
 
 @pytest.fixture

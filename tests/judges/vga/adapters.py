@@ -79,7 +79,6 @@ class QemuVga(IdleQemu):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, "-vga", "std")
-        self._dump = directory / "screen.ppm"
         self._enable()
 
     def _enable(self) -> None:
@@ -99,10 +98,3 @@ class QemuVga(IdleQemu):
 
     def memory(self, offset: int, size: int) -> bytes:
         return bytes.fromhex(self.ask(f"read {_FRAMEBUFFER + offset:#x} {size:#x}")[2:])
-
-    def picture(self) -> Picture:
-        self.execute("screendump", filename=str(self._dump))
-        magic, size, _depth, rgb = self._dump.read_bytes().split(b"\n", 3)
-        assert magic == b"P6"
-        width, height = map(int, size.split())
-        return Picture(width, height, rgb)
