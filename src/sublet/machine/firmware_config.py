@@ -11,6 +11,7 @@ from typing import Final
 from sublet.devices.platform import fw_cfg as fc
 from sublet.machine import memory_map as mm
 from sublet.machine.config import MachineConfig
+from sublet.machine.smbios import ANCHOR_FILE, TABLES_FILE, build_smbios, machine_uuid
 
 _SLEEP_STATES: Final = bytes((128, 0, 0, 129, 128, 128))
 """S0 to S5, bit 7 for supported: neither S3 nor S4."""
@@ -27,7 +28,7 @@ _NO_FLOPPY_SIGNATURE: Final = 1
 
 def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryMap) -> None:
     """Add the items that do not depend on what the firmware does itself."""
-    fw_cfg.add_item(fc.UUID, bytes(16))
+    fw_cfg.add_item(fc.UUID, machine_uuid(config.name).bytes_le)
     fw_cfg.add_item(fc.RAM_SIZE, struct.pack("<Q", layout.ram_size))
     fw_cfg.add_item(fc.NO_GRAPHIC, struct.pack("<H", 0))
     fw_cfg.add_item(fc.CPU_COUNT, struct.pack("<H", config.cpus))
@@ -40,6 +41,15 @@ def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryM
     fw_cfg.add_file("etc/show-boot-menu", struct.pack("<Q", 0))
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<Q", _BOOT_FAIL_WAIT_MS))
     fw_cfg.add_file("etc/system-states", _SLEEP_STATES)
+    smbios = build_smbios(
+        machine=config.machine,
+        name=config.name,
+        cpus=config.cpus,
+        memory_mib=config.memory_mib,
+        version_3=config.firmware == "uefi",
+    )
+    fw_cfg.add_file(ANCHOR_FILE, smbios.anchor)
+    fw_cfg.add_file(TABLES_FILE, smbios.tables)
 
 
 def cmos_bytes(config: MachineConfig) -> list[tuple[int, int]]:

@@ -35,6 +35,8 @@ HIGH_MEMORY: Final = 0x100000
 
 # RAM ends at 3 GiB and goes on at 4 GiB; devices live between the two.
 LOW_RAM_LIMIT: Final = 0xC000_0000
+Q35_LOW_RAM_LIMIT: Final = 0x8000_0000
+"""On q35 firmware puts extended configuration space at 0xb0000000 and BARs around it."""
 HIGH_RAM_BASE: Final = 0x1_0000_0000
 ECAM_BASE: Final = 0xE000_0000
 ECAM_SIZE: Final = 256 * MIB
@@ -130,8 +132,8 @@ def _align_up(value: int, alignment: int) -> int:
     return (value + alignment - 1) // alignment * alignment
 
 
-def layout(memory_mib: int) -> MemoryMap:
-    """Lay out ``memory_mib`` MiB of RAM.
+def layout(memory_mib: int, machine: str = "microvm") -> MemoryMap:
+    """Lay out ``memory_mib`` MiB of RAM for one of `sublet.machine.config.MachineName`.
 
     Raises:
         UsageError: Less than 2 MiB.
@@ -142,7 +144,7 @@ def layout(memory_mib: int) -> MemoryMap:
             remedy=f"Give at least {MINIMUM_MEMORY_MIB} MiB; a Linux guest wants 128 MiB or more.",
         )
     size = memory_mib * MIB
-    low = min(size, LOW_RAM_LIMIT)
+    low = min(size, Q35_LOW_RAM_LIMIT if machine == "q35" else LOW_RAM_LIMIT)
     ram = [RamRegion(0, low, 0)]
     if size > low:
         ram.append(RamRegion(HIGH_RAM_BASE, size - low, low))
