@@ -13,4 +13,4 @@ mod traits;
 
 pub use exit::Exit;
 pub use state::{CpuidEntry, DescriptorTable, MsrEntry, Regs, Segment, Sregs, VcpuEvents};
-pub use traits::{Engine, EngineError, Kick, MemslotFlags, Result, Statistics, Vcpu, Vm};
+pub use traits::{Engine, EngineError, Kick, MemslotFlags, ProfileSample, Result, Statistics, Vcpu, Vm};

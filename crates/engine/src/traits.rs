@@ -51,6 +51,21 @@ pub struct MemslotFlags {
     pub log_dirty: bool,
 }
 
+/// How often a vCPU was found at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProfileSample {
+    /// Address of the block's first instruction; without `translated`, of the instruction.
+    pub rip: u64,
+    /// Page-table base, for CPL 3; 0 otherwise.
+    pub cr3: u64,
+    /// Privilege level.
+    pub cpl: u8,
+    /// In translated code; otherwise in code of ours on behalf of the guest.
+    pub translated: bool,
+    /// Times.
+    pub count: u64,
+}
+
 /// A way to execute guests on this host.
 pub trait Engine: Send + Sync {
     /// `"kvm"` or `"translate"`.
@@ -140,6 +155,17 @@ pub trait Vcpu: Send {
     fn request_interrupt_window(&mut self, on: bool) -> Result<()>;
     /// Queue a non-maskable interrupt.
     fn inject_nmi(&mut self) -> Result<()>;
+    /// Count where the guest is `hertz` times a second of the vCPU's processor time, from the next `run` on.
+    ///
+    /// # Errors
+    /// `Unsupported` where the engine cannot see it.
+    fn start_profile(&mut self, _hertz: u32) -> Result<()> {
+        Err(EngineError::Unsupported("this engine takes no profiles of guests".into()))
+    }
+    /// What was counted since the last call; empty without `start_profile`.
+    fn take_profile(&mut self) -> Result<Vec<ProfileSample>> {
+        Ok(Vec::new())
+    }
     /// Counters of this vCPU (exits by reason, TLB misses, ...).
     fn statistics(&self) -> Statistics;
 }

@@ -8,7 +8,7 @@ use crate::sregs;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::{Arc, Mutex, TryLockError};
-use sublet_engine::{EngineError, Kick, MsrEntry, Regs, Result, Statistics, Vcpu, VcpuEvents};
+use sublet_engine::{EngineError, Kick, MsrEntry, ProfileSample, Regs, Result, Statistics, Vcpu, VcpuEvents};
 
 /// Names of `Regs::gpr`, in its order.
 const GPR_NAMES: [&str; 16] = [
@@ -174,6 +174,17 @@ impl PyVcpu {
 
     fn inject_nmi(&self) -> PyResult<()> {
         self.call(|vcpu| vcpu.inject_nmi())
+    }
+
+    fn start_profile(&self, hertz: u32) -> PyResult<()> {
+        self.call(|vcpu| vcpu.start_profile(hertz))
+    }
+
+    fn take_profile(&self) -> PyResult<Vec<(u64, u64, u8, bool, u64)>> {
+        let samples = self.call(|vcpu| vcpu.take_profile())?;
+        let row =
+            |sample: ProfileSample| (sample.rip, sample.cr3, sample.cpl, sample.translated, sample.count);
+        Ok(samples.into_iter().map(row).collect())
     }
 
     fn statistics(&self) -> PyResult<Statistics> {

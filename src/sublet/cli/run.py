@@ -17,7 +17,7 @@ from sublet.units import MIB, parse_size
 if TYPE_CHECKING:
     from sublet.cli.terminal import StreamConsole
     from sublet.guest import PreparedGuest
-    from sublet.machine import MachineConfig
+    from sublet.machine import MachineConfig, MachineResult
 
 _GUEST_PANEL = "What to boot"
 _MACHINE_PANEL = "The machine"
@@ -182,6 +182,22 @@ def run(
     no_reboot: Annotated[
         bool, typer.Option("--no-reboot", help="Leave when the guest resets.", rich_help_panel=_RUN_PANEL)
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write where the guest spent its time, for viewers of speedscope's format (translate only).",
+            rich_help_panel=_RUN_PANEL,
+        ),
+    ] = None,
+    symbols: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names for --profile: a copy of the guest's /proc/kallsyms, a System.map, or an ELF file.",
+            rich_help_panel=_RUN_PANEL,
+        ),
+    ] = None,
     stats: Annotated[
         StatisticsFormat | None,
         typer.Option(
@@ -208,7 +224,10 @@ def run(
         )
         if module:
             config = _with_modules(config, module)
+        config = config.model_copy(update={"profile": profile is not None})
         result = run_machine(config, _open_console(console, config))
+    if profile is not None:
+        _save_profile(profile, result, symbols or [])
     if result.exit_code != 0:
         say(result.reason)
     if stats is not None:
@@ -220,6 +239,16 @@ def _with_modules(config: MachineConfig, modules: list[str]) -> MachineConfig:
     if config.kernel is None:
         raise UsageError("--module needs --kernel")
     return config.model_copy(update={"modules": tuple(modules)})
+
+
+def _save_profile(file: Path, result: MachineResult, symbols: list[Path]) -> None:
+    """Write the profile; first without names, as a bad list of symbols must not cost the run's result."""
+    from sublet.cli.profile_file import write_profile
+    from sublet.cli.symbols import Symbols, load_symbols
+
+    write_profile(file, result.profile, Symbols([]))
+    if symbols:
+        write_profile(file, result.profile, load_symbols(symbols))
 
 
 def _open_console(choice: ConsoleChoice, config: MachineConfig) -> StreamConsole:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sublet.machine.config import DiskConfig, MachineConfig
 from sublet.machine.console import Console
+from sublet.machine.profile import Place
 from sublet.machine.run import MachineResult, run_machine
 from sublet.machine.screen import Screen
 
-__all__ = ["Console", "DiskConfig", "MachineConfig", "MachineResult", "Screen", "run_machine"]
+__all__ = ["Console", "DiskConfig", "MachineConfig", "MachineResult", "Place", "Screen", "run_machine"]

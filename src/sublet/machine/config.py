@@ -76,6 +76,8 @@ class MachineConfig(BaseModel):
     net: tuple[str, ...] = Field(default=())
     """One network card an entry, as ``--net`` has it (`sublet.net.options`)."""
     engine: Literal["auto", "kvm", "translate"] = "auto"
+    profile: bool = False
+    """Whether to sample where the guest spends its time; translate only."""
     reboot: bool = True
     """Whether a guest reset boots again; otherwise it ends the run."""
 

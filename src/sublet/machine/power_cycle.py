@@ -16,6 +16,7 @@ from sublet.machine.control import Control, Request
 from sublet.machine.memory import SystemMemory
 from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.presence import add_information
+from sublet.machine.profile import SAMPLES_A_SECOND
 from sublet.machine.runloop import VcpuRunner
 from sublet.machine.statistics import Totals
 
@@ -72,6 +73,8 @@ class PowerCycle:
             vcpu.set_cpuid(cpuid.for_vcpu(supported, index, config.cpus))
             if index == 0 and boot is not None:
                 _enter(vcpu, boot)
+            if config.profile:
+                vcpu.start_profile(SAMPLES_A_SECOND)
             self._runners.append(VcpuRunner(vcpu, index, self._board.buses, self.end))
 
     @property
@@ -112,6 +115,7 @@ class PowerCycle:
         if totals is not None:
             for runner in self._runners:
                 totals.add(runner.statistics())
+                runner.add_profile(totals.profile)
             totals.add(self._vm.statistics())
         self._runners.clear()
         for slot, *_ in self._vm.memory.slots():

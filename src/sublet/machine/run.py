@@ -6,7 +6,7 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -22,6 +22,7 @@ from sublet.machine.control import Control, Message, Request
 from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.power_cycle import PowerCycle
 from sublet.machine.presence import Attach, presence
+from sublet.machine.profile import Place
 from sublet.machine.statistics import Totals
 
 MAXIMUM_CPUS: Final = 64
@@ -48,6 +49,8 @@ class MachineResult:
     reason: str
     """A clause for people: "the guest powered off"."""
     statistics: dict[str, int]
+    profile: Mapping[Place, int]
+    """Samples by place; empty unless asked for."""
 
 
 def run_machine(config: MachineConfig, console: Console) -> MachineResult:
@@ -72,7 +75,7 @@ def run_machine(config: MachineConfig, console: Console) -> MachineResult:
             request = _power_on_until_done(engine, config, console, control, route, totals, attach)
         finally:
             console.stop()
-    return MachineResult(EXIT_CODES[request], request.value, totals.as_dict())
+    return MachineResult(EXIT_CODES[request], request.value, totals.as_dict(), totals.profile.counts())
 
 
 def _open(config: MachineConfig) -> Engine:

@@ -11,6 +11,7 @@ from sublet.engine import Exit, Vcpu
 from sublet.errors import InternalError
 from sublet.machine.bus import Buses
 from sublet.machine.control import Request
+from sublet.machine.profile import Profile
 
 EXIT_NAMES: Final = {
     engine.EXIT_PIO_IN: "pio_in",
@@ -70,6 +71,10 @@ class VcpuRunner:
         """The vCPU's counters and its exits by reason; call when the thread has ended."""
         exits = {f"exits.{EXIT_NAMES[reason]}": count for reason, count in self._exits.items() if count}
         return exits | self._vcpu.statistics()
+
+    def add_profile(self, profile: Profile) -> None:
+        """Add what was sampled of the vCPU; call when the thread has ended."""
+        profile.add(self._vcpu)
 
     def _main(self) -> None:
         try:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from sublet.machine.profile import Profile
+
 
 class Totals:
     """Adds up counters by name (``group.counter``)."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self.profile = Profile()
+        """Where the guest spent its time, if that was asked for."""
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Add each counter to the one of its name."""

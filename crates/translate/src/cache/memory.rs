@@ -2,6 +2,7 @@
 //!
 //! W^X: no page is ever writable and executable in the same mapping.
 
+use super::perf_map;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -29,25 +30,10 @@ impl CodeMemory {
     /// # Errors
     /// The host refuses to map memory executable, or has none.
     pub fn new(size: usize) -> io::Result<Self> {
-        // SAFETY: the name is a valid C string; the result is checked.
-        let raw = unsafe { libc::memfd_create(c"sublet-code".as_ptr(), libc::MFD_CLOEXEC) };
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `raw` is a descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        // SAFETY: `fd` is open.
-        if unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let writable = map(&fd, size, libc::PROT_READ | libc::PROT_WRITE)?;
-        let executable = match map(&fd, size, libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(executable) => executable,
-            Err(error) => {
-                // SAFETY: the mapping made just above.
-                unsafe { libc::munmap(writable.cast(), size) };
-                return Err(error);
-            }
+        let (writable, executable) = if perf_map::is_wanted() {
+            map_for_perf(size)?
+        } else {
+            map_file_twice(&memory_file(size)?, size)?
         };
         Ok(Self { writable, executable, size, used: 0 })
     }
@@ -98,6 +84,61 @@ impl CodeMemory {
     /// Forget all code past the first `keep` bytes.
     pub fn truncate(&mut self, keep: usize) {
         self.used = self.used.min(keep);
+    }
+}
+
+fn memory_file(size: usize) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a valid C string; the result is checked.
+    let raw = unsafe { libc::memfd_create(c"sublet-code".as_ptr(), libc::MFD_CLOEXEC) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `raw` is a descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    // SAFETY: `fd` is open.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+/// The mapping to write through, and the one to run.
+fn map_file_twice(fd: &OwnedFd, size: usize) -> io::Result<(*mut u8, *mut u8)> {
+    let writable = map(fd, size, libc::PROT_READ | libc::PROT_WRITE)?;
+    match map(fd, size, libc::PROT_READ | libc::PROT_EXEC) {
+        Ok(executable) => Ok((writable, executable)),
+        Err(error) => {
+            // SAFETY: the mapping made just above.
+            unsafe { libc::munmap(writable.cast(), size) };
+            Err(error)
+        }
+    }
+}
+
+/// The same of memory that has no file: perf takes names from its map only for such.
+fn map_for_perf(size: usize) -> io::Result<(*mut u8, *mut u8)> {
+    let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: new mappings at addresses that the kernel chooses: `mremap` of no bytes maps shared memory
+    // a second time (mremap(2)). Results are checked.
+    unsafe {
+        let writable =
+            libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, kind, -1, 0);
+        if writable == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let executable = libc::mremap(writable, 0, size, libc::MREMAP_MAYMOVE);
+        if executable == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            libc::munmap(writable, size);
+            return Err(error);
+        }
+        if libc::mprotect(executable, size, libc::PROT_READ | libc::PROT_EXEC) != 0 {
+            let error = io::Error::last_os_error();
+            libc::munmap(writable, size);
+            libc::munmap(executable, size);
+            return Err(error);
+        }
+        Ok((writable.cast(), executable.cast()))
     }
 }
 

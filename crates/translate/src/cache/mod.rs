@@ -1,6 +1,7 @@
 //! Translated blocks: where they are, what links them, and what makes them go.
 
 mod memory;
+mod perf_map;
 
 pub use memory::{CodeMemory, BLOCK_ALIGN};
 
@@ -260,6 +261,7 @@ impl CodeCache {
             to: None,
         }));
         self.system.append(&mut translation.system);
+        perf_map::name(self.memory.base() + host_offset as u64, translation.code.len(), gpa, mode.cpl());
         self.count(&translation);
         self.blocks.push(Block {
             gpa,

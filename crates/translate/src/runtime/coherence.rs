@@ -117,6 +117,7 @@ impl VcpuCore {
 
     /// Drop all translated code.
     pub(super) fn clear_code(&mut self) {
+        self.count_notes();
         self.cache.clear();
         self.unconfirmed.clear();
         self.marks.clear();

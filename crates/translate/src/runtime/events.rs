@@ -23,6 +23,7 @@ impl VcpuCore {
 
     fn take_requests(&mut self) -> Option<Exit> {
         self.cpu.state.hot.permit.store(1, Ordering::SeqCst);
+        self.count_notes();
         if let Some(exit) = self.cpu.posted_writes.pop_front() {
             return Some(exit);
         }

@@ -8,6 +8,7 @@ mod events;
 mod exclusive;
 mod exits;
 mod gs;
+mod profile;
 mod requests;
 mod shared;
 mod signals;

@@ -128,6 +128,7 @@ pub struct VcpuCore {
     pub(super) vectors_in_area: bool,
     pub(super) xcr0_host: u64,
     watch_key: u64,
+    pub(super) profile: Option<super::profile::Profile>,
 }
 
 impl VcpuCore {
@@ -170,6 +171,7 @@ impl VcpuCore {
             vectors_in_area: true,
             xcr0_host: host_xcr0(),
             watch_key: 0,
+            profile: None,
         });
         entry::prepare(&mut core.cpu.state.hot);
         let runtime: *mut Self = &mut *core;
@@ -214,10 +216,12 @@ impl VcpuCore {
             self.cpu.completed_read = Some((port, address, size, u64::MAX));
         }
         let _here = OnThread::enter(&self.shared, self.number);
+        let _notes = self.take_notes();
         let gs = GsBase::set(std::ptr::from_ref(&*self.cpu.state) as u64);
         self.activate();
         let result = catch_unwind(AssertUnwindSafe(|| self.run_loop()));
         self.store_vectors();
+        self.count_notes();
         drop(gs);
         self.end_exclusive();
         self.requests.active.store(false, Ordering::SeqCst);

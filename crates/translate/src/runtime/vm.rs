@@ -9,8 +9,8 @@ use crate::system::cpuid;
 use crate::system::io::InCorePorts;
 use std::sync::{Arc, Mutex, OnceLock};
 use sublet_engine::{
-    CpuidEntry, DescriptorTable, Engine, EngineError, Exit, Kick, MsrEntry, Regs, Result, Segment, Sregs,
-    Statistics, Vcpu, VcpuEvents, Vm,
+    CpuidEntry, DescriptorTable, Engine, EngineError, Exit, Kick, MsrEntry, ProfileSample, Regs, Result,
+    Segment, Sregs, Statistics, Vcpu, VcpuEvents, Vm,
 };
 use sublet_irq::{Clock, HostClock, Irqchip, PlatformTimers, TimerSource, TimerThread};
 use sublet_memory::GuestMemory;
@@ -463,6 +463,14 @@ impl Vcpu for TranslateVcpu {
     fn request_interrupt_window(&mut self, on: bool) -> Result<()> {
         self.core.window_wanted = on;
         Ok(())
+    }
+
+    fn start_profile(&mut self, hertz: u32) -> Result<()> {
+        self.core.start_profile(hertz)
+    }
+
+    fn take_profile(&mut self) -> Result<Vec<ProfileSample>> {
+        Ok(self.core.take_profile())
     }
 
     fn inject_nmi(&mut self) -> Result<()> {
