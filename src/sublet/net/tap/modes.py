@@ -41,7 +41,8 @@ def open_tap(options: NetOptions, nic: Nic) -> PacketSink:
         if found.find(name) is None:
             raise options.error("interface", f"{name!r} does not exist")
     try:
-        _, descriptors = create_tap(name, nic.queues)
+        # The device was made with one queue or several, which only who made it knows.
+        _, descriptors = create_tap(name, options.integer("queues", 1, 1, nic.queues))
     except OSError as error:
         raise refused(f"open the TAP device {name}", error) from error
     return TapSink(descriptors, _allowed_mac(options, nic))
