@@ -178,3 +178,18 @@ fn a_late_fire_wakes_the_vcpu() {
     machine.run(1000);
     assert_eq!(machine.wakers[0].count(), 1);
 }
+
+/// Whoever sees time pass may fire what is due; what is not stays.
+#[test]
+fn late_timers_fire_when_looked_at() {
+    let machine = Machine::new(1);
+    machine.bsp().mmio_write(offset::LVT_TIMER, 0x40);
+    machine.bsp().mmio_write(offset::DIVIDE, 0xb);
+    machine.bsp().mmio_write(offset::INITIAL_COUNT, 1000);
+    machine.clock.advance(999);
+    machine.chip.run_late_timers();
+    assert_eq!(machine.bsp().acknowledge(), None);
+    machine.clock.advance(1);
+    machine.chip.run_late_timers();
+    assert_eq!(machine.bsp().acknowledge(), Some(0x40));
+}
