@@ -16,11 +16,13 @@ import ctypes
 import enum
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import stat
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -300,6 +302,21 @@ class OsFile:
             self.flush()
         finally:
             os.close(self.fd)
+
+
+def plain_calls(file: HostFile) -> tuple[Callable[[int, int], bytes], Callable[[Bytes, int], int]]:
+    """pread(size, offset) and pwrite(data, offset) of a file, for what is done for each small request.
+
+    Both may do less than they were asked for. On an ordinary file they are the system calls themselves.
+    """
+    if type(file) is OsFile:
+        return functools.partial(os.pread, file.fd), functools.partial(os.pwrite, file.fd)
+
+    def write(data: Bytes, offset: int) -> int:
+        file.write(offset, data)
+        return len(data)
+
+    return lambda size, offset: file.read(offset, size), write
 
 
 class DirectFile(OsFile):

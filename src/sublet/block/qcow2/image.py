@@ -33,7 +33,7 @@ from sublet.block.format import (
     Snapshot,
     read_parent,
 )
-from sublet.block.hostfile import Bytes, HostFile
+from sublet.block.hostfile import Bytes, HostFile, plain_calls
 from sublet.block.qcow2 import bitmap_store
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.bitmaps import IN_USE, Bitmaps, bit_runs
@@ -96,9 +96,10 @@ class Qcow2Image(Image):
         self._l2_entries = header.l2_entries
         self._hot: dict[int, int] = {}
         self._hot_writable: dict[int, int] = {}
-        self._read_data = self._data.read
         self._plain: OrderedDict[int, bytes] = OrderedDict()
-        self._writers = 0
+        self._exclusive = False
+        self._writers: list[None] = []
+        """An entry for each write to clusters that stay in place; changed without the lock, in one step."""
         self._compressed_next = 0
         self._compressed_end = 0
         self.tables = Tables(file, header)
@@ -107,6 +108,11 @@ class Qcow2Image(Image):
         self._data_end = -(-self._data.size() // self._cluster) * self._cluster
         self.reserve_tables()
         self.bitmaps = Bitmaps(file, header)
+        pread, pwrite = plain_calls(self._data)
+        shape = (self._bits, self._in_cluster, self._cluster)
+        # What the fast paths need, in one look-up.
+        self._fast_read = (self._hot, *shape, pread)
+        self._fast_write = (self._hot_writable, *shape, pwrite, self._writers, self.bitmaps.bits)
 
     def reserve_tables(self) -> None:
         """Keep the allocator away from the header and the top tables, whatever the counts say."""
@@ -133,11 +139,15 @@ class Qcow2Image(Image):
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
         # The fast path: within a cluster whose place is known; everything else takes the tables.
-        start = self._hot.get(offset >> self._bits)
-        inside = offset & self._in_cluster
-        if start is None or not 0 < size <= self._cluster - inside:
-            return super().read(offset, size)
-        return self._read_data(start + inside, size)
+        places, bits, mask, cluster, pread = self._fast_read
+        start = places.get(offset >> bits)
+        if start is not None:
+            inside = offset & mask
+            if 0 < size <= cluster - inside:
+                data = pread(size, start + inside)
+                if len(data) == size:
+                    return data
+        return super().read(offset, size)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
         done = 0
@@ -267,7 +277,7 @@ class Qcow2Image(Image):
 
     def _remember(self, cluster: int, entry: int, host: int) -> None:
         """Keep the place of a normal cluster, if it is within the disk as a whole, for the fast path."""
-        if self._closed or cluster + 1 << self._bits > self._size:
+        if self._closed or self._exclusive or cluster + 1 << self._bits > self._size:
             return
         if len(self._hot) >= _HOT_MAXIMUM:
             self._forget_places()
@@ -283,17 +293,23 @@ class Qcow2Image(Image):
 
     def write(self, offset: int, data: Bytes) -> None:
         """Write all of ``data``."""
-        inside = offset & self._in_cluster
-        if not 0 < len(data) <= self._cluster - inside or self.bitmaps.active:
+        places, bits, mask, cluster, pwrite, writers, recorded = self._fast_write
+        inside = offset & mask
+        if recorded or not 0 < len(data) <= cluster - inside:
             super().write(offset, data)
             return
-        with self._lock:
-            start = self._hot_writable.get(offset >> self._bits)
-            self._writers += start is not None
-        if start is None:
-            super().write(offset, data)
-        else:
-            self._write_in_place(start + inside, data)
+        # First the count, then the place: whoever frees a cluster forgets its place, then looks at the count.
+        writers.append(None)
+        try:
+            start = places.get(offset >> bits)
+            if start is not None:
+                done = pwrite(data, start + inside)
+                if done < len(data):
+                    self._data.write(start + inside + done, memoryview(data).cast("B")[done:])
+                return
+        finally:
+            writers.pop()
+        super().write(offset, data)
 
     def _write(self, offset: int, view: memoryview) -> None:
         self.bitmaps.mark(offset, len(view))
@@ -302,7 +318,7 @@ class Qcow2Image(Image):
             with self._lock:
                 size, host = self._in_place(offset + done, len(view) - done)
                 if size:
-                    self._writers += 1
+                    self._writers.append(None)
                 else:
                     size = self._write_new(offset + done, view[done:])
                     self._limit_dirty()
@@ -316,8 +332,7 @@ class Qcow2Image(Image):
         try:
             self._data.write(host, data)
         finally:
-            with self._lock:
-                self._writers -= 1
+            self._writers.pop()
 
     def _limit_dirty(self) -> None:
         if self.tables.full:
@@ -720,13 +735,16 @@ class Qcow2Image(Image):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock at a moment when no write is under way."""
-        while True:
-            with self._lock:
-                if not self._writers:
-                    yield
-                    return
-            time.sleep(_WRITERS_POLL_S)
+        """Hold the lock when no write is under way: those that begin find no place and wait for the lock."""
+        with self._lock:
+            nested, self._exclusive = self._exclusive, True
+            self._forget_places()
+            try:
+                while self._writers:
+                    time.sleep(_WRITERS_POLL_S)
+                yield
+            finally:
+                self._exclusive = nested
 
     def _map(self, offset: int, size: int) -> MapExtent:
         with self._lock:
