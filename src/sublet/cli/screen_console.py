@@ -20,6 +20,7 @@ _PICTURE_PERIOD_S: Final = 0.2
 _STILL_PERIOD_S: Final = 0.1
 """How long nothing may change before the screen is looked at less often; also between two machines."""
 _JOIN_LIMIT_S: Final = 2.0
+_USUAL_SIZE: Final = os.terminal_size((80, 25))
 _OWN_SCREEN: Final = b"\x1b[?1049h\x1b[2J"
 _SCREEN_BACK: Final = b"\x1b[0m\x1b[?25h\x1b[?1049l"
 
@@ -97,17 +98,26 @@ class ScreenConsole(StreamConsole):
     def _refresh(self, screen: Screen) -> float:
         """Draw what changed; returns how soon to look again, in seconds."""
         seen: TextScreen | Picture = screen.text() or screen.picture()
-        size = os.get_terminal_size(1)
+        size = _terminal_size()
         if seen == self._last and size == self._last_size:
             return _STILL_PERIOD_S
         self._last, self._last_size = seen, size
-        self._painter.show(self._frame(seen, max(size.columns, 1), max(size.lines, 1)))
+        self._painter.show(self._frame(seen, size.columns, size.lines))
         return _TEXT_PERIOD_S if isinstance(seen, TextScreen) else _PICTURE_PERIOD_S
 
     def _frame(self, seen: TextScreen | Picture, columns: int, rows: int) -> Frame:
         if isinstance(seen, TextScreen):
             return text_frame(seen, columns, rows)
         return picture_frame(seen, columns, rows, truecolour=self._truecolour)
+
+
+def _terminal_size() -> os.terminal_size:
+    """Columns and rows of the terminal; 80 by 25 where it does not say."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return _USUAL_SIZE
+    return size if size.columns and size.lines else _USUAL_SIZE
 
 
 def _press(screen: Screen, chord: Chord) -> None:

@@ -208,6 +208,7 @@ class FirmwareBoard(Board):
         ports.add(COMMAND_PORT, 1, keys.command_port)
         self.screen = Screen(self.vga, keys, self.vm.memory)
         self.screen.add_operations(self.operations)
+        self.closing.callback(self.screen.close)
         floppies = Floppies(self.config, ports, GsiLine(self.vm, fdc.IRQ), self.vm.memory, self.workers)
         self.closing.callback(floppies.close)
         self.vm.write_cmos(floppies.cmos_bytes())

@@ -27,6 +27,7 @@ class Screen:
     def __init__(self, vga: Vga, keys: I8042, memory: GuestMemory) -> None:
         self._vga = vga
         self._memory = memory
+        self._closed = False
         self.keys = keys
 
     def text(self) -> TextScreen | None:
@@ -36,6 +37,10 @@ class Screen:
     def picture(self) -> Picture:
         """The pixels on the screen."""
         return render(self._vga)
+
+    def close(self) -> None:
+        """The machine is gone, off or reset: whoever types stops."""
+        self._closed = True
 
     def add_operations(self, operations: Operations) -> None:
         """Let other commands look and type: ``screen.png``, ``screen.text``, ``keyboard.type``."""
@@ -67,5 +72,5 @@ class Screen:
             chords,
             ahead=lambda: keys_ahead(self._memory),
             typed=lambda count: call.progress(count, len(chords)),
-            cancelled=call.cancelled,
+            cancelled=lambda: self._closed or call.cancelled(),
         )

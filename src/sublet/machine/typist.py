@@ -63,7 +63,7 @@ def type_chords(
         ahead: How many keys the guest's BIOS keeps for a program (`keys_ahead`). A value that stays where
             it is for too long is none of a BIOS.
         typed: Told how many chords are done.
-        cancelled: Asked before each chord.
+        cancelled: Whether to stop: the machine was reset, say, or nobody wants it any more.
         sleep: Waits that many seconds.
 
     Returns:
@@ -80,21 +80,21 @@ def type_chords(
         down = [keys.press(key) for key in chord]
         sleep(HOLD_S)
         up = [keys.release(key) for key in reversed(chord)]
-        _wait_until_read(keys, count, all(down + up), sleep)
+        read = _wait(lambda: keys.keys_waiting and not cancelled(), sleep) and all(down + up)
+        if not read and not cancelled():
+            raise _not_read(count)
         sleep(GAP_S)
-        bios = bios and _wait(lambda: ahead() > _MOST_AHEAD, sleep)
+        bios = bios and _wait(lambda: ahead() > _MOST_AHEAD and not cancelled(), sleep)
         count += 1
         typed(count)
     return count
 
 
-def _wait_until_read(keys: Keys, count: int, taken: bool, sleep: Callable[[float], None]) -> None:
-    read = _wait(lambda: keys.keys_waiting, sleep)
-    if not read or not taken:
-        raise WrongMoment(
-            f"the guest does not read its keyboard; it took {count} keys",
-            remedy="Wait until its system is up; `sublet screenshot NAME --text` shows how far it is.",
-        )
+def _not_read(count: int) -> WrongMoment:
+    return WrongMoment(
+        f"the guest does not read its keyboard; it took {count} keys",
+        remedy="Wait until its system is up; `sublet screenshot NAME --text` shows how far it is.",
+    )
 
 
 def _wait(while_true: Callable[[], bool], sleep: Callable[[float], None]) -> bool:

@@ -67,6 +67,15 @@ def test_typing_can_be_cancelled() -> None:
     assert type_chords(guest.keys, [("a",)] * 5, sleep=guest.sleep, cancelled=lambda: bool(guest.seen)) == 1
 
 
+def test_a_reset_ends_typing_without_a_complaint() -> None:
+    guest, reset = Guest(reads=False), []
+
+    def sleep(seconds: float) -> None:
+        reset.append(True)
+
+    assert type_chords(guest.keys, [("a",)] * 5, sleep=sleep, cancelled=lambda: len(reset) > 2) == 1
+
+
 @pytest.mark.parametrize(
     ("head", "tail", "ahead"), [(0x1E, 0x1E, 0), (0x1E, 0x28, 5), (0x3C, 0x20, 2), (0x1F, 0x22, 0), (0, 0, 0)]
 )
