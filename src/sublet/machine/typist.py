@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from sublet.errors import WrongMoment
+from sublet.errors import GuestError, WrongMoment
 from sublet.hw import GuestMemory
 from sublet.machine.key_text import Chord
 
@@ -31,7 +31,10 @@ def keys_ahead(memory: GuestMemory) -> int:
     Reference: IBM Personal System/2 and Personal Computer BIOS Interface Technical Reference (1987),
     "BIOS Data Area", keyboard data area.
     """
-    head, tail = memory.read_u16(_BIOS_KEY_HEAD), memory.read_u16(_BIOS_KEY_TAIL)
+    try:
+        head, tail = memory.read_u16(_BIOS_KEY_HEAD), memory.read_u16(_BIOS_KEY_TAIL)
+    except GuestError:
+        return 0  # the machine is gone
     if head not in _BIOS_KEY_BUFFER or tail not in _BIOS_KEY_BUFFER:
         return 0
     return (tail - head) // 2 % len(_BIOS_KEY_BUFFER)
