@@ -103,6 +103,24 @@ def test_commit(pair: tuple[Path, Path], keep: bool) -> None:
         assert image.check().clean
 
 
+@pytest.mark.parametrize("format", ["qcow2", "vdi", "vmdk", "vhd", "vhdx"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_overlay_goes_on_after_a_commit(tmp_path: Path, format: str, keep: bool) -> None:
+    """Also where it notes the state of its parent, which has changed."""
+    base, top = tmp_path / f"base.{format}", tmp_path / f"top.{format}"
+    create_image(base, 8 * MIB, format=format)
+    create_image(top, None, format=format, backing=base)
+    with open_image(top) as image:
+        image.write(MIB + 512, b"hello" * 1000)
+    before = content(top)
+    commit(top, keep=keep)
+    assert content(top) == content(base) == before
+    with open_image(top) as image:
+        assert image.check().clean
+        image.write(2 * MIB, b"more".ljust(512))
+        assert image.read(MIB + 512, 5) == b"hello"
+
+
 def test_commit_without_parent(tmp_path: Path, raw: Path) -> None:
     with pytest.raises(UsageError, match="no parent"):
         commit(raw)

@@ -43,6 +43,8 @@ def commit(
             reached = parent.path
         if not keep:
             overlay.make_empty()
+        # Formats that note the state of their parent would refuse the one that was just written to.
+        overlay.set_backing(overlay.info().backing)
     return reached
 
 

@@ -357,7 +357,9 @@ class DynamicVhd(Image):
 
     def _name_parent(self, backing: BackingReference) -> None:
         """A new header with its locators first, then the footers that point to it, each of one sector."""
-        parent = self._chain.open_parent(self._file, backing.path, backing.format)
+        # Its identity is needed even where the image itself was opened without parents.
+        chain = replace(self._chain, parents=True)
+        parent = chain.open_parent(self._file, backing.path, backing.format)
         parent_id = None if parent is None else unique_id(parent)
         if parent_id is None:
             raise UsageError(f"the parent of a VHD must be a VHD, and {backing.path} is not open as one")

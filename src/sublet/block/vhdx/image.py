@@ -342,7 +342,9 @@ class VhdxImage(Image):
             self._parent = parent
 
     def _open_as_parent(self, backing: BackingReference) -> VhdxImage:
-        parent = self._chain.open_parent(self._file, backing.path, backing.format)
+        # Its identity is needed even where the image itself was opened without parents.
+        chain = replace(self._chain, parents=True)
+        parent = chain.open_parent(self._file, backing.path, backing.format)
         if not isinstance(parent, VhdxImage):
             raise UsageError(f"the parent of a VHDX must be a VHDX, and {backing.path} is not open as one")
         return parent
