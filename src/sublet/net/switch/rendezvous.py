@@ -81,7 +81,8 @@ def _connect(path: Path) -> socket.socket:
 
 def _start(path: Path, listener: socket.socket) -> None:
     """Start a switch on a listening socket; it goes on by itself, whoever started it."""
-    words = [sys.executable, "-m", "sublet.net.switch.process", str(path), str(listener.fileno())]
+    # -P: the working directory is no place to import from.
+    words = [sys.executable, "-P", "-m", "sublet.net.switch.process", str(path), str(listener.fileno())]
     started = subprocess.run(
         words,
         stdin=subprocess.DEVNULL,
