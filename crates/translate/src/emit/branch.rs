@@ -110,8 +110,11 @@ impl Builder {
 
     /// A link to another page: it holds as long as the mappings of its side, kernel or user, do, which
     /// `HotState::negated_generations` stands for.
+    ///
+    /// It polls also where it leads forward: no way through the code is longer than a page without a poll,
+    /// which bounds how long an interrupt waits.
     fn guarded_link(&mut self, target: i32) {
-        let stop = (i64::from(target) <= self.current).then(|| self.poll());
+        let stop = self.poll();
         let side = i32::from(self.mode.cpl() == 3);
         self.asm.load(Host::RCX, hot!(negated_generations) + 8 * side);
         // No generation is 0: unlinked.
@@ -130,9 +133,7 @@ impl Builder {
             delta: i64::from(target),
             guard: Some(guard.0),
         });
-        if let Some(stop) = stop {
-            self.poll_failed(stop, i64::from(target));
-        }
+        self.poll_failed(stop, i64::from(target));
     }
 
     /// Leave for the RIP in R14, truncated to `operand`; ends the block.
