@@ -1,0 +1,130 @@
+"""Machines with firmware, from power-on: what they boot, how they reset, what they say when they cannot."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from tests.integration.conftest import StartGuest
+
+from sublet.machine.firmware import find_image
+
+pytestmark = pytest.mark.guest
+
+needs_bios = pytest.mark.skipif(find_image(("bios-256k.bin",)) is None, reason="needs the package seabios")
+needs_uefi = pytest.mark.skipif(find_image(("OVMF_CODE_4M.fd",)) is None, reason="needs the package ovmf")
+
+SECTOR = 512
+# Print the NUL-terminated text at 0x7c40 by INT 10h; then what comes at 0x7c20.
+PRINT = bytes.fromhex("31c0 8ed8 be407c fc ac 84c0 7409 b40e bb0700 cd10 ebf2 eb08".replace(" ", ""))
+POWER_OFF = bytes.fromhex("ba0406 b80034 ef f4".replace(" ", ""))
+"""S5 at the PM1 control port, where SeaBIOS put it: OUT 604h, 3400h."""
+RESETS = {
+    "keyboard controller": bytes.fromhex("b0fe e664 f4".replace(" ", "")),
+    "port 92h": bytes.fromhex("b001 e692 f4".replace(" ", "")),
+    "port CF9h": bytes.fromhex("baf90c b002 ee b006 ee f4".replace(" ", "")),
+    "triple fault": bytes.fromhex("0f011e507c cc f4".replace(" ", "")),
+    "far jump to the BIOS": bytes.fromhex("ea f0ff 00f0".replace(" ", "")),
+}
+
+
+def boot_sector(text: str, code: bytes) -> bytes:
+    """A sector that prints ``text`` and runs ``code``; the six bytes at 0x7c50 are an empty IDT.
+
+    The BIOS holds the last characters of a line back on a serial console: expect those before them.
+    """
+    sector = bytearray(SECTOR)
+    sector[: len(PRINT)] = PRINT
+    sector[0x20 : 0x20 + len(code)] = code
+    message = text.encode() + b"\r\n\0"
+    assert len(PRINT) <= 0x20
+    assert len(message) <= 16
+    sector[0x40 : 0x40 + len(message)] = message
+    sector[510:] = b"\x55\xaa"
+    return bytes(sector)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+@needs_bios
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+@pytest.mark.parametrize("bus", ["virtio", "own"])
+def test_the_bios_boots_a_sector(start_guest: StartGuest, disk: Path, machine: str, bus: str) -> None:
+    disk.write_bytes(boot_sector("hello sector", POWER_OFF).ljust(1 << 20, b"\0"))
+    kind = "" if bus == "own" else f",bus={bus}"
+    guest = start_guest(
+        "--machine",
+        machine,
+        "--firmware",
+        "bios",
+        "--memory",
+        "32M",
+        "--net",
+        "none",
+        "--disk",
+        f"{disk}{kind}",
+    )
+    guest.expect("hello sec")
+    assert guest.wait() == 0, guest.report("no power-off")
+
+
+@needs_bios
+@pytest.mark.parametrize("way", list(RESETS))
+def test_every_way_of_resetting(start_guest: StartGuest, disk: Path, way: str) -> None:
+    disk.write_bytes(boot_sector("resetting", RESETS[way]).ljust(1 << 20, b"\0"))
+    guest = start_guest("--memory", "32M", "--net", "none", "--disk", str(disk))
+    guest.expect("resett")
+    guest.expect("SeaBIOS")
+    guest.expect("resett")
+
+
+@needs_bios
+def test_a_disk_without_a_boot_record(start_guest: StartGuest, disk: Path) -> None:
+    guest = start_guest("--memory", "32M", "--net", "none", "--disk", str(disk), terminal=True)
+    guest.expect("not a bootable disk")
+    guest.expect("No bootable device")
+    guest.type("\x1d")
+    assert guest.wait() == 130
+
+
+@needs_bios
+def test_the_boot_order(start_guest: StartGuest, disk: Path, tmp_path: Path) -> None:
+    disk.write_bytes(boot_sector("from disk", POWER_OFF).ljust(1 << 20, b"\0"))
+    floppy = tmp_path / "floppy.img"
+    floppy.write_bytes(boot_sector("from floppy", POWER_OFF).ljust(1440 << 10, b"\0"))
+    words = ("--memory", "32M", "--net", "none", "--disk", str(disk), "--floppy", str(floppy))
+    start_guest(*words, "--boot", "floppy").expect("from flo")
+    start_guest(*words, "--boot", "disk,floppy").expect("from d")
+
+
+@needs_uefi
+def test_uefi_without_anything_to_boot(start_guest: StartGuest, disk: Path) -> None:
+    guest = start_guest("--firmware", "uefi", "--memory", "256M", "--net", "none", "--disk", str(disk))
+    guest.expect("UEFI Interactive Shell|No bootable option", timeout_s=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--firmware", "/nowhere/bios.bin"], 2, "there is no firmware at /nowhere/bios.bin"),
+        (["--firmware", "{disk}", "--memory", "32M"], 4, "no firmware image"),
+        (["--machine", "pc", "--memory", "2M"], 2, "too little"),
+        (["--firmware", "uefi", "--memory", "32M"], 2, "too little"),
+        (["--cdrom", "{disk}.iso"], 3, ".iso"),
+    ],
+)
+def test_machines_that_cannot_start(
+    start_guest: StartGuest, tmp_path: Path, words: list[str], code: int, text: str
+) -> None:
+    odd = tmp_path / "odd"
+    odd.write_bytes(struct.pack("<I", 0) * 100)
+    guest = start_guest(*(word.format(disk=odd) for word in words), stdin=False)
+    assert guest.wait() == code, guest.report("another exit code")
+    assert text in guest.errors.decode()
+    assert "Traceback" not in guest.errors.decode()
