@@ -31,6 +31,8 @@ _PALETTE_BITS_5_4 = 0x80
 _LINE_GRAPHICS = range(0xC0, 0xE0)
 """Characters whose ninth dot repeats the eighth, so that boxes join."""
 _CURSOR_OFF = 0x20
+_CELL_LIMIT = 160 * 100
+"""More characters than any text mode has: a guest that asks for 256 by 1024 gets the upper rows."""
 _FONT_STRIDE = 0x2000
 _GLYPH_STRIDE = 32
 _BOLD_FONT_BIT = 0x08
@@ -89,8 +91,9 @@ def _geometry(registers: VgaRegisters) -> tuple[int, int, int, int]:
     crtc = registers.crtc
     height = (crtc[0x12] | (crtc[0x07] & 0x02) << 7 | (crtc[0x07] & 0x40) << 3) + 1
     cell_height = ((crtc[0x09] & 0x1F) + 1) * (2 if crtc[0x09] & 0x80 else 1)
-    rows = max(height // cell_height, 1)
-    return crtc[0x01] + 1, rows, crtc[0x0C] << 8 | crtc[0x0D], 2 * crtc[0x13]
+    columns = crtc[0x01] + 1
+    rows = max(min(height // cell_height, _CELL_LIMIT // columns), 1)
+    return columns, rows, crtc[0x0C] << 8 | crtc[0x0D], 2 * crtc[0x13]
 
 
 @lru_cache(maxsize=4096)

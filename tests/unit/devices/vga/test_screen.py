@@ -130,6 +130,14 @@ def test_a_screen_that_is_off_is_black() -> None:
     assert not any(render(ours.vga).rgb)
 
 
+def test_more_text_than_a_screen_has_is_cut() -> None:
+    ours = text_mode()
+    write_file(ours, 0x3D4, [(0x11, 0), (0x01, 0xFF), (0x09, 0), (0x07, 0x42), (0x12, 0xFF)])
+    screen = text_screen(ours.vga)
+    assert screen is not None
+    assert (screen.columns, screen.rows, len(screen.cells)) == (256, 62, 256 * 62)
+
+
 def test_power_on_renders() -> None:
     assert not any(render(OurVga().vga).rgb)
 
