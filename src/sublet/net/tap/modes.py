@@ -55,8 +55,8 @@ def open_bridged(options: NetOptions, nic: Nic) -> PacketSink:
         index = found.find(name)
         if index is None:
             raise options.error("interface", f"{name!r} does not exist")
-        if found.mtu(index) < nic.mtu:
-            raise options.error("mtu", f"{nic.mtu} is more than that of {name}, {found.mtu(index)}")
+        if (limit := found.mtu(index)) < nic.mtu:
+            raise options.error("mtu", f"{nic.mtu} is more than {name} carries: give mtu={limit}")
         if found.mac(index) == nic.mac:
             raise options.error("mac", f"{nic.mac.hex(':')} is that of {name}")
         with _guard(nic):
