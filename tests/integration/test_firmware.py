@@ -103,6 +103,16 @@ def test_the_boot_order(start_guest: StartGuest, disk: Path, tmp_path: Path) -> 
     start_guest(*words, "--boot", "disk,floppy").expect("from d")
 
 
+@needs_bios
+@pytest.mark.skipif(find_image(("efi-e1000.rom",)) is None, reason="needs the package ipxe-qemu")
+def test_booting_from_the_network(start_guest: StartGuest, tmp_path: Path) -> None:
+    """iPXE configures itself by DHCP, fetches a script by TFTP and runs it."""
+    (tmp_path / "boot.ipxe").write_text("#!ipxe\necho fetched and run\nprompt\n")
+    network = f"nat,tftp={tmp_path},bootfile=boot.ipxe,model=e1000"
+    guest = start_guest("--boot", "network", "--memory", "64M", "--net", network)
+    guest.expect("fetched and run")
+
+
 @needs_uefi
 def test_uefi_without_anything_to_boot(start_guest: StartGuest, disk: Path) -> None:
     guest = start_guest("--firmware", "uefi", "--memory", "256M", "--net", "none", "--disk", str(disk))
@@ -116,6 +126,7 @@ def test_uefi_without_anything_to_boot(start_guest: StartGuest, disk: Path) -> N
         (["--firmware", "{disk}", "--memory", "32M"], 4, "no firmware image"),
         (["--machine", "pc", "--memory", "2M"], 2, "too little"),
         (["--firmware", "uefi", "--memory", "32M"], 2, "too little"),
+        (["--boot", "network", "--net", "none"], 2, "model=e1000"),
         (["--cdrom", "{disk}.iso"], 3, ".iso"),
     ],
 )

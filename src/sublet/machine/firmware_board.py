@@ -24,6 +24,7 @@ from sublet.machine.acpi.firmware_tables import Range
 from sublet.machine.acpi.tables import PowerPorts
 from sublet.machine.board import Board, discard
 from sublet.machine.boot import BootState
+from sublet.machine.boot_roms import add_boot_roms
 from sublet.machine.bus import BusConflict
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
@@ -195,7 +196,9 @@ class FirmwareBoard(Board):
         )
 
     def _plug_cards(self) -> None:
-        for slot, card in zip(self.card_slots(), self.pci_cards(), strict=False):
+        cards = self.pci_cards()
+        add_boot_roms(self, cards)
+        for slot, card in zip(self.card_slots(), cards, strict=False):
             self.pci.plug(slot, card)
 
     def _add_isa_devices(self) -> None:
