@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ class MachineResult:
     reason: str
     """A clause for people: "the guest powered off"."""
     statistics: dict[str, int]
-    profile: Mapping[Place, int]
+    profile: Mapping[Place, int] = field(default_factory=dict)
     """Samples by place; empty unless asked for."""
 
 
