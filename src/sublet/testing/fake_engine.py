@@ -120,6 +120,13 @@ class FakeVcpu:
         self._awaits_read = exit_.reason in (EXIT_PIO_IN, EXIT_MMIO_READ)
         return exit_
 
+    def start_profile(self, hertz: int) -> None:
+        """Nothing: no guest runs."""
+
+    def take_profile(self) -> list[tuple[int, int, int, bool, int]]:
+        """No samples."""
+        return []
+
     def complete_read(self, data: int) -> None:
         """Record the result of the last read exit; anything else is a bug of the caller's."""
         if not self._awaits_read:

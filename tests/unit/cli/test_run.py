@@ -22,7 +22,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.config: MachineConfig | None = None
-        self.result = MachineResult(0, "the guest powered off", {"exits.pio_out": 7})
+        self.result = MachineResult(0, "the guest powered off", {"exits.pio_out": 7}, {})
         self.error: Exception | None = None
 
     def run(self, config: MachineConfig, console: Console) -> MachineResult:
@@ -118,7 +118,7 @@ def test_a_kernel_of_the_users_own(machine: Recorder, guest: list[str]) -> None:
 def test_an_unusual_end_is_told(
     machine: Recorder, guest: list[str], status: int, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine.result = MachineResult(status, reason, {})
+    machine.result = MachineResult(status, reason, {}, {})
     assert main(["run"]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
