@@ -52,7 +52,8 @@ impl Shared {
 
     fn wake(&self) {
         let one = 1u64.to_ne_bytes();
-        // SAFETY: pointer and length are of one array. An eventfd that is full is awake already.
+        // Never read: epoll reports every write to an edge-triggered eventfd.
+        // SAFETY: pointer and length are of one array.
         let _ = unsafe { libc::write(self.wake.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
@@ -178,8 +179,19 @@ fn event_fd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Ends the network when its thread ends, by a panic too: nobody waits for it then.
+struct EndOfThread<'a>(&'a Shared);
+
+impl Drop for EndOfThread<'_> {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.filled.notify_all();
+    }
+}
+
 /// The thread: sleep, then handle what happened.
 fn run(shared: &Shared, poller: &Poller) {
+    let _end = EndOfThread(shared);
     let mut events = Vec::new();
     loop {
         let timeout = {

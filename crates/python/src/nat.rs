@@ -1,6 +1,6 @@
 //! `NatEngine`: a network of `sublet_net`.
 
-use crate::error::{host_error, InvalidError};
+use crate::error::{guarded, host_error, InvalidError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
@@ -149,8 +149,12 @@ impl PyNatEngine {
         Ok(Self { engine })
     }
 
-    fn send(&self, py: Python<'_>, packets: Vec<PyBackedBytes>) {
-        py.detach(|| self.engine.send(packets.iter().map(|packet| &**packet)));
+    fn send(&self, py: Python<'_>, packets: Vec<PyBackedBytes>) -> PyResult<()> {
+        let send = || {
+            self.engine.send(packets.iter().map(|packet| &**packet));
+            Ok(())
+        };
+        py.detach(|| guarded(send))
     }
 
     fn take<'py>(
@@ -160,7 +164,7 @@ impl PyNatEngine {
         timeout_ms: Option<u64>,
     ) -> PyResult<Bound<'py, PyList>> {
         let timeout = timeout_ms.map(Duration::from_millis);
-        let frames = py.detach(|| self.engine.take(limit, timeout));
+        let frames = py.detach(|| guarded(|| Ok(self.engine.take(limit, timeout))))?;
         PyList::new(py, frames.iter().map(|frame| PyBytes::new(py, frame)))
     }
 

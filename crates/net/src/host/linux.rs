@@ -14,6 +14,7 @@ const RESOLV_CONF_MAXIMUM: u64 = 64 << 10;
 const RESOLVERS_MAXIMUM: usize = 3;
 const DNS_PORT: u16 = 53;
 const BACKLOG: i32 = 128;
+const RESERVE: RawFd = 128;
 const DATAGRAM_MAXIMUM: usize = 65_536;
 const CONTROL_SIZE: usize = 512;
 /// Datagrams are taken in bursts; the default of the kernel holds few large ones.
@@ -24,6 +25,8 @@ const EVENTS_AT_ONCE: usize = 64;
 /// Sockets of this process.
 pub struct LinuxHost {
     epoll: OwnedFd,
+    /// Descriptors from here on are left to the rest of the process: its disks, its terminal.
+    reserved: RawFd,
     routes: Routes,
 }
 
@@ -178,7 +181,15 @@ impl LinuxHost {
     pub fn new() -> io::Result<Self> {
         // SAFETY: takes no pointers.
         let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        Ok(Self { epoll, routes: Routes::new() })
+        Ok(Self { epoll, reserved: descriptor_limit().saturating_sub(RESERVE), routes: Routes::new() })
+    }
+
+    /// A new socket, unless it is one of the last descriptors: a guest that opens flows must not take them.
+    fn admit(&self, socket: OwnedFd) -> io::Result<OwnedFd> {
+        if socket.as_raw_fd() >= self.reserved {
+            return Err(Error::from_raw_os_error(libc::EMFILE));
+        }
+        Ok(socket)
     }
 
     /// A second handle on the epoll set, for the thread that waits.
@@ -188,6 +199,17 @@ impl LinuxHost {
     pub fn poller(&self) -> io::Result<Poller> {
         Ok(Poller { epoll: self.epoll.try_clone()? })
     }
+}
+
+/// How many descriptors this process may have.
+fn descriptor_limit() -> RawFd {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives over the call.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    if result < 0 {
+        return RawFd::MAX;
+    }
+    RawFd::try_from(limit.rlim_cur).unwrap_or(RawFd::MAX)
 }
 
 fn control(epoll: &OwnedFd, operation: i32, fd: RawFd, number: u64) -> io::Result<()> {
@@ -259,7 +281,7 @@ impl Host for LinuxHost {
     }
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<OwnedFd> {
-        let socket = open(to.is_ipv4(), libc::SOCK_STREAM, 0)?;
+        let socket = self.admit(open(to.is_ipv4(), libc::SOCK_STREAM, 0)?)?;
         prepare_stream(&socket)?;
         let raw = RawAddress::new(to);
         // SAFETY: the address is of the length given.
@@ -305,6 +327,7 @@ impl Host for LinuxHost {
         let pointer = raw.pointer_mut();
         // SAFETY: address and length are of the same, live `RawAddress`.
         let socket = owned(unsafe { libc::accept4(listener.as_raw_fd(), pointer, &mut raw.length, flags) })?;
+        let socket = self.admit(socket)?;
         prepare_stream(&socket)?;
         let from = raw.address()?;
         Ok((socket, from))
@@ -342,7 +365,7 @@ impl Host for LinuxHost {
     }
 
     fn open_udp(&mut self, at: SocketAddr) -> io::Result<OwnedFd> {
-        let socket = open(at.is_ipv4(), libc::SOCK_DGRAM, 0)?;
+        let socket = self.admit(open(at.is_ipv4(), libc::SOCK_DGRAM, 0)?)?;
         // Only a wish: the kernel has an upper bound of its own.
         let _ = set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &UDP_BUFFER);
         queue_errors(&socket, at.is_ipv4())?;
@@ -352,7 +375,7 @@ impl Host for LinuxHost {
 
     fn open_ping(&mut self, v4: bool) -> io::Result<OwnedFd> {
         let protocol = if v4 { libc::IPPROTO_ICMP } else { libc::IPPROTO_ICMPV6 };
-        let socket = open(v4, libc::SOCK_DGRAM, protocol)?;
+        let socket = self.admit(open(v4, libc::SOCK_DGRAM, protocol)?)?;
         queue_errors(&socket, v4)?;
         Ok(socket)
     }

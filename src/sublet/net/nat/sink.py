@@ -45,6 +45,7 @@ class NatSink:
         self._config = config
         self._receiver: PacketReceiver | None = None
         self._room = threading.Event()
+        self._closing = False
         self._denials: deque[tuple[str, str, int]] = deque(maxlen=_DENIALS)
         self._thread: threading.Thread | None = None
 
@@ -79,6 +80,8 @@ class NatSink:
         while packets := self._engine.take(_BATCH, None):
             self._offer(receiver, packets)
             self._log_denials()
+        if not self._closing:
+            receiver.set_carrier(False)
 
     def _offer(self, receiver: PacketReceiver, packets: Sequence[bytes]) -> None:
         while packets and not self._engine.closed():
@@ -113,6 +116,7 @@ class NatSink:
 
     def close(self) -> None:
         """Reset every connection and end the threads. Idempotent."""
+        self._closing = True
         self._engine.close()
         self._room.set()
         thread, self._thread = self._thread, None
