@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod exit;
+mod read_ahead;
 mod state;
 mod traits;
 
 pub use exit::Exit;
+pub use read_ahead::PortReadAhead;
 pub use state::{CpuidEntry, DescriptorTable, MsrEntry, Regs, Segment, Sregs, VcpuEvents};
 pub use traits::{Engine, EngineError, Kick, MemslotFlags, ProfileSample, Result, Statistics, Vcpu, Vm};

@@ -1,6 +1,6 @@
 //! `Engine`, `Vm`, `Vcpu`: what each engine implements.
 
-use crate::{CpuidEntry, Exit, MsrEntry, Regs, Sregs, VcpuEvents};
+use crate::{CpuidEntry, Exit, MsrEntry, PortReadAhead, Regs, Sregs, VcpuEvents};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use sublet_memory::GuestMemory;
@@ -92,6 +92,8 @@ pub trait Vm: Send + Sync {
     fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()>;
     /// All 128 bytes of the CMOS RAM; those of the clock are stale.
     fn read_cmos(&self) -> Result<Vec<u8>>;
+    /// What devices outside offer behind their data ports.
+    fn read_ahead(&self) -> &Arc<PortReadAhead>;
     /// Set the level of an interrupt line. Edge-triggered lines act on a rise.
     fn set_irq_line(&self, gsi: u32, level: bool) -> Result<()>;
     /// Deliver a message-signalled interrupt (PCI 3.0 §6.8 layout).

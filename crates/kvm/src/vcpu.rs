@@ -22,7 +22,6 @@ use std::sync::Arc;
 use sublet_engine::{
     CpuidEntry, EngineError, Exit, Kick, MsrEntry, Regs, Result, Sregs, Statistics, Vcpu, VcpuEvents,
 };
-use sublet_irq::PlatformTimers;
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`, which `kvm-ioctls` does not wrap.
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
@@ -112,7 +111,7 @@ impl KvmVcpu {
                 self.transfer = None;
                 self.unfinished = true;
             }
-            if !answer_in_core(self.vm.timers.get(), &self.page, exit, reading) {
+            if !answer_in_core(&self.vm, &self.page, exit, reading) {
                 self.reading = reading;
                 return Some(exit);
             }
@@ -200,23 +199,23 @@ impl KvmVcpu {
     }
 }
 
-/// Answer an access to the platform timers; false when it is not theirs.
-fn answer_in_core(
-    timers: Option<&Arc<PlatformTimers>>,
-    page: &SharedPage,
-    exit: Exit,
-    reading: Option<Element>,
-) -> bool {
-    let Some(timers) = timers else { return false };
+/// Answer an access to the platform timers, or from what a device has offered; false when it is neither's.
+fn answer_in_core(vm: &SharedVm, page: &SharedPage, exit: Exit, reading: Option<Element>) -> bool {
+    let timers = vm.timers.get();
     match (exit, reading) {
-        (Exit::PioIn { port, size }, Some(element)) => match timers.pio_read(port, size) {
-            Some(value) => {
-                page.store(element.offset, element.size, value);
-                true
+        (Exit::PioIn { port, size }, Some(element)) => {
+            let offered = vm.read_ahead.read(port, size);
+            match offered.or_else(|| timers?.pio_read(port, size)) {
+                Some(value) => {
+                    page.store(element.offset, element.size, value);
+                    true
+                }
+                None => false,
             }
-            None => false,
-        },
-        (Exit::PioOut { port, size, data }, _) => timers.pio_write(port, size, data),
+        }
+        (Exit::PioOut { port, size, data }, _) => {
+            timers.is_some_and(|timers| timers.pio_write(port, size, data))
+        }
         _ => false,
     }
 }

@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use sublet_engine::{CpuidEntry, EngineError, Result, Statistics, Vcpu, Vm};
+use sublet_engine::{CpuidEntry, EngineError, PortReadAhead, Result, Statistics, Vcpu, Vm};
 use sublet_irq::{Clock, HostClock, PlatformTimers, TimerSource, TimerThread};
 use sublet_memory::GuestMemory;
 
@@ -29,6 +29,7 @@ pub struct SharedVm {
     slots: Mutex<KernelMemslots>,
     irqchip: AtomicBool,
     pub timers: OnceLock<Arc<PlatformTimers>>,
+    pub read_ahead: Arc<PortReadAhead>,
 }
 
 impl SharedVm {
@@ -78,6 +79,7 @@ impl KvmVm {
                 slots: Mutex::default(),
                 irqchip: AtomicBool::new(false),
                 timers: OnceLock::new(),
+                read_ahead: Arc::default(),
             }),
             timer_thread: Mutex::new(None),
             cpuid: cpuid.as_slice().iter().map(cpuid_from_kvm).collect(),
@@ -123,6 +125,10 @@ fn platform_timers(timers: &OnceLock<Arc<PlatformTimers>>) -> Result<&Arc<Platfo
 impl Vm for KvmVm {
     fn memory(&self) -> &Arc<GuestMemory> {
         &self.shared.memory
+    }
+
+    fn read_ahead(&self) -> &Arc<PortReadAhead> {
+        &self.shared.read_ahead
     }
 
     fn create_irqchip(&self) -> Result<()> {

@@ -73,6 +73,14 @@ impl PyVm {
         Ok(PyBytes::new(py, &guarded(|| self.vm.read_cmos())?))
     }
 
+    fn offer_port_data(&self, port: u16, data: Vec<u8>) {
+        self.vm.read_ahead().offer(port, data);
+    }
+
+    fn take_back_port_data(&self, port: u16) -> usize {
+        self.vm.read_ahead().take_back(port)
+    }
+
     fn set_irq_line(&self, gsi: u32, level: bool) -> PyResult<()> {
         guarded(|| self.vm.set_irq_line(gsi, level))
     }

@@ -87,6 +87,10 @@ class Vm:
         """Set bytes of the CMOS RAM, as (index, value), 0x0e to 0x7f; after ``add_platform_timers``."""
     def read_cmos(self) -> bytes:
         """All 128 bytes of the CMOS RAM; those of the clock, below 0x0e, are stale."""
+    def offer_port_data(self, port: int, data: bytes) -> None:
+        """Let the next reads of a port give these bytes without an exit, all but the last read."""
+    def take_back_port_data(self, port: int) -> int:
+        """How many of the offered bytes were not read; they are no longer offered."""
     def set_irq_line(self, gsi: int, level: bool) -> None: ...
     def signal_msi(self, address: int, data: int) -> None: ...
     def create_vcpu(self, index: int) -> Vcpu: ...

@@ -194,6 +194,13 @@ class FakeVm:
     def add_platform_timers(self) -> None:
         """Nothing to make."""
 
+    def offer_port_data(self, port: int, data: bytes) -> None:
+        """Dropped: every read comes to the device."""
+
+    def take_back_port_data(self, port: int) -> int:
+        """Nothing was offered."""
+        return 0
+
     def write_cmos(self, values: Sequence[tuple[int, int]]) -> None:
         """Record the bytes."""
         self.cmos.update(values)

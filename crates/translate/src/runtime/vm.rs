@@ -9,8 +9,8 @@ use crate::system::cpuid;
 use crate::system::io::InCorePorts;
 use std::sync::{Arc, Mutex, OnceLock};
 use sublet_engine::{
-    CpuidEntry, DescriptorTable, Engine, EngineError, Exit, Kick, MsrEntry, ProfileSample, Regs, Result,
-    Segment, Sregs, Statistics, Vcpu, VcpuEvents, Vm,
+    CpuidEntry, DescriptorTable, Engine, EngineError, Exit, Kick, MsrEntry, PortReadAhead, ProfileSample,
+    Regs, Result, Segment, Sregs, Statistics, Vcpu, VcpuEvents, Vm,
 };
 use sublet_irq::{Clock, HostClock, Irqchip, PlatformTimers, TimerSource, TimerThread};
 use sublet_memory::GuestMemory;
@@ -88,6 +88,7 @@ impl Engine for TranslateEngine {
             irqchip: OnceLock::new(),
             timers: OnceLock::new(),
             timer_thread: Mutex::new(None),
+            read_ahead: Arc::default(),
         }))
     }
 
@@ -106,6 +107,7 @@ struct TranslateVm {
     irqchip: OnceLock<Arc<Irqchip>>,
     timers: OnceLock<Arc<PlatformTimers>>,
     timer_thread: Mutex<Option<TimerThread>>,
+    read_ahead: Arc<PortReadAhead>,
 }
 
 impl TranslateVm {
@@ -157,6 +159,10 @@ fn platform_timers(timers: &OnceLock<Arc<PlatformTimers>>) -> Result<&Arc<Platfo
 impl Vm for TranslateVm {
     fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    fn read_ahead(&self) -> &Arc<PortReadAhead> {
+        &self.read_ahead
     }
 
     fn create_irqchip(&self) -> Result<()> {
@@ -216,6 +222,8 @@ impl Vm for TranslateVm {
             let ports: Arc<dyn InCorePorts> = timers.clone();
             cpu.in_core_ports.push(ports);
         }
+        let offered: Arc<dyn InCorePorts> = self.read_ahead.clone();
+        cpu.in_core_ports.push(offered);
         cpu.set_cpuid(offered_cpuid(&self.clock));
         let core = VcpuCore::new(cpu, self.shared.clone())?;
         if let Some(apic) = &core.cpu.apic {

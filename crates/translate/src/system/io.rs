@@ -23,6 +23,15 @@ impl InCorePorts for sublet_irq::PlatformTimers {
     }
 }
 
+impl InCorePorts for sublet_engine::PortReadAhead {
+    fn pio_read(&self, port: u16, size: u8) -> Option<u64> {
+        self.read(port, size)
+    }
+    fn pio_write(&self, _port: u16, _size: u8, _value: u64) -> bool {
+        false
+    }
+}
+
 /// Offset of the I/O map base in a 32- or 64-bit TSS.
 const IO_MAP_BASE: u64 = 0x66;
 
@@ -61,16 +70,15 @@ impl Cpu {
         Ok(bits & mask == 0)
     }
 
-    /// Read a port: in-core devices first, then the machine outside.
+    /// Read a port: in-core devices, or the machine outside.
     ///
     /// # Errors
     /// [`Exit::PioIn`] until `complete_read` has brought the data.
     pub fn pio_read(&mut self, port: u16, size: u8) -> Outcome<u64> {
         self.watch_port(port, size);
-        if let Some(data) = self.in_core_read(port, size) {
-            return Ok(truncate(data, size));
-        }
-        match self.take_completed_read(true, u64::from(port), size) {
+        // What the machine outside has answered comes first: with its answer it may have offered more.
+        let completed = self.take_completed_read(true, u64::from(port), size);
+        match completed.or_else(|| self.in_core_read(port, size)) {
             Some(data) => Ok(truncate(data, size)),
             None => Err(Stop::Exit(Exit::PioIn { port, size })),
         }
