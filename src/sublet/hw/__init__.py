@@ -90,6 +90,16 @@ class Executor(Protocol):
     def submit(self, work: Callable[[], None]) -> None: ...
 
 
+class ReadAhead(Protocol):
+    """Bytes behind a device's data port that the guest reads without the device: all but the last read.
+
+    Any thread; the device takes back what is left before it looks at how far the guest has come.
+    """
+
+    def offer(self, data: bytes) -> None: ...
+    def take_back(self) -> int: ...
+
+
 class AddressSpace(Protocol):
     """Where PCI devices decode. Bases are guest-physical (MMIO) or port numbers (PIO).
 

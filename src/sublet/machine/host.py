@@ -101,6 +101,24 @@ class GsiLine:
         self._vm.set_irq_line(self._gsi, level)
 
 
+class DataPort:
+    """`sublet.hw.ReadAhead`: what the core answers on a port by itself."""
+
+    __slots__ = ("_port", "_vm")
+
+    def __init__(self, vm: Vm, port: int) -> None:
+        self._vm = vm
+        self._port = port
+
+    def offer(self, data: bytes) -> None:
+        """Let the next reads give ``data``, in place of what was offered before."""
+        self._vm.offer_port_data(self._port, data)
+
+    def take_back(self) -> int:
+        """Bytes that were not read; they are no longer offered."""
+        return self._vm.take_back_port_data(self._port)
+
+
 class MsiPort:
     """`sublet.hw.MsiSink`: message-signalled interrupts to the local APICs in the core."""
 

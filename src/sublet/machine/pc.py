@@ -9,7 +9,7 @@ from sublet.devices.storage import PiixIde, ide
 from sublet.devices.storage.ide_channel import COMMAND_PORTS, CONTROL_PORTS
 from sublet.machine.ata_drives import ata_drives
 from sublet.machine.firmware_board import FirmwareBoard
-from sublet.machine.host import GsiLine
+from sublet.machine.host import DataPort, GsiLine
 
 
 class Pc(FirmwareBoard):
@@ -36,7 +36,13 @@ class Pc(FirmwareBoard):
 
     def _make_ide(self) -> PiixIde:
         lines = [GsiLine(self.vm, irq) for irq in ide.IRQS]
-        function = PiixIde(ata_drives(self.config, "ide", self.drives), lines, self.vm.memory, self.workers)
+        function = PiixIde(
+            ata_drives(self.config, "ide", self.drives),
+            lines,
+            self.vm.memory,
+            self.workers,
+            data_ports=[DataPort(self.vm, port) for port in ide.COMMAND_BASES],
+        )
         self.closing.callback(function.close)
         for channel, command, control in zip(
             function.channels, ide.COMMAND_BASES, ide.CONTROL_BASES, strict=True

@@ -13,7 +13,7 @@ from sublet.devices.pci import Bar, BarKind, PciDevice
 from sublet.devices.storage.bus_master import REGISTERS
 from sublet.devices.storage.ide_channel import IdeChannel
 from sublet.devices.storage.taskfile import Drive
-from sublet.hw import Executor, GuestMemory, IrqLine
+from sublet.hw import Executor, GuestMemory, IrqLine, ReadAhead
 
 CHANNELS: Final = 2
 DRIVES_A_CHANNEL: Final = 2
@@ -47,6 +47,7 @@ class PiixIde(PciDevice):
         memory: For DMA.
         executor: Where host work runs.
         device_id: ``PIIX3_DEVICE`` or ``PIIX4_DEVICE``.
+        data_ports: Of both channels, or none: see `IdeChannel`.
     """
 
     def __init__(
@@ -57,11 +58,15 @@ class PiixIde(PciDevice):
         executor: Executor,
         *,
         device_id: int = PIIX3_DEVICE,
+        data_ports: Sequence[ReadAhead] = (),
     ) -> None:
         super().__init__(vendor_id=_INTEL, device_id=device_id, class_code=_CLASS)
         places = [*drives, None, None, None, None][: CHANNELS * DRIVES_A_CHANNEL]
         self.channels = tuple(
-            IdeChannel(places[2 * i : 2 * i + 2], irqs[i], memory, executor) for i in range(CHANNELS)
+            IdeChannel(
+                places[2 * i : 2 * i + 2], irqs[i], memory, executor, data_ports[i] if data_ports else None
+            )
+            for i in range(CHANNELS)
         )
         self.add_bar(Bar(4, BarKind.IO, CHANNELS * REGISTERS, self))
         self._define_timing()

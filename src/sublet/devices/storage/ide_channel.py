@@ -40,7 +40,7 @@ from sublet.devices.storage.taskfile import (
     Transfer,
 )
 from sublet.errors import GuestError
-from sublet.hw import Executor, GuestMemory, IrqLine
+from sublet.hw import Executor, GuestMemory, IrqLine, ReadAhead
 
 COMMAND_PORTS = 8
 CONTROL_PORTS = 1
@@ -62,10 +62,16 @@ class IdeChannel:
         irq: The channel's interrupt, ISA IRQ 14 or 15 (edge).
         memory: For DMA.
         executor: Where host work runs.
+        data_port: Lets the guest read a block without this object; None: it takes part in every read.
     """
 
     def __init__(
-        self, drives: Sequence[Drive | None], irq: IrqLine, memory: GuestMemory, executor: Executor
+        self,
+        drives: Sequence[Drive | None],
+        irq: IrqLine,
+        memory: GuestMemory,
+        executor: Executor,
+        data_port: ReadAhead | None = None,
     ) -> None:
         self._drives = [None if drive is None else Registers(drive) for drive in drives]
         self._irq = irq
@@ -74,6 +80,9 @@ class IdeChannel:
         self._lock = threading.RLock()
         self.bus_master = BusMaster()
         self.control = ControlBlock(self)
+        self._data_port = data_port
+        self._offered = False
+        self._buffer = bytearray()
         self._generation = 0
         self._interrupting = False
         self._power_on()
@@ -86,6 +95,7 @@ class IdeChannel:
 
     def _idle(self) -> None:
         """No command under way."""
+        self._catch_up()
         self._generation += 1
         self._transfer: Transfer | None = None
         self._buffer = bytearray()
@@ -307,6 +317,7 @@ class IdeChannel:
         def present() -> None:
             self._buffer[:] = self._ahead[:size]
             self._ahead = self._ahead[size:]
+            self._offer()
             self._request_data(registers, transfer, REASON_TO_HOST, size, interrupt=True)
 
         if len(self._ahead) >= size:
@@ -317,6 +328,18 @@ class IdeChannel:
         else:
             registers.taskfile.status = BSY
             self._in_background(registers, fetch, present)
+
+    def _offer(self) -> None:
+        """Let the guest read the block without an exit for each of its words."""
+        if self._data_port is not None:
+            self._data_port.offer(bytes(self._buffer))
+            self._offered = True
+
+    def _catch_up(self) -> None:
+        """Learn how much of the block the guest has read by itself."""
+        if self._offered and self._data_port is not None:
+            self._offered = False
+            self._position = len(self._buffer) - self._data_port.take_back()
 
     def _ask_for_block(self, registers: Registers, transfer: Transfer, *, interrupt: bool) -> None:
         """Have the host send the next block."""
@@ -345,6 +368,7 @@ class IdeChannel:
         registers = self._drives[self._selected >> 4]
         if transfer is None or registers is None or not self._moving(registers, Direction.TO_HOST):
             return 0
+        self._catch_up()
         start, self._position = self._position, self._position + size
         value = int.from_bytes(self._buffer[start : start + size], "little")
         if self._position >= len(self._buffer):
@@ -448,6 +472,7 @@ class IdeChannel:
         """Registers, the command under way and its buffer; the machine is paused."""
         self._work.drain()
         with self._lock:
+            self._catch_up()
             return {
                 "drives": [registers and registers.save_state() for registers in self._drives],
                 "selected": self._selected,

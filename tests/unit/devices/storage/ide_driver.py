@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from sublet.devices.storage import PiixIde
 from sublet.devices.storage.taskfile import Drive
-from sublet.hw import Executor
+from sublet.hw import Executor, ReadAhead
 from sublet.testing import FakeGuestMemory, InlineExecutor, RecordingIrqLine
 
 TABLE = 0x1000
@@ -16,10 +17,17 @@ BUFFER = 0x10000
 class IdeDriver:
     """Ports of the first channel."""
 
-    def __init__(self, *drives: Drive | None, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        *drives: Drive | None,
+        executor: Executor | None = None,
+        data_ports: Sequence[ReadAhead] = (),
+    ) -> None:
         self.memory = FakeGuestMemory(1 << 20)
         self.irqs = [RecordingIrqLine(), RecordingIrqLine()]
-        self.function = PiixIde(drives, self.irqs, self.memory, executor or InlineExecutor())
+        self.function = PiixIde(
+            drives, self.irqs, self.memory, executor or InlineExecutor(), data_ports=data_ports
+        )
         self.channel = self.function.channels[0]
         self.irq = self.irqs[0]
 

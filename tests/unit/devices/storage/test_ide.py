@@ -313,3 +313,46 @@ def test_a_snapshot_in_the_middle_of_a_write(ide: IdeDriver, image: RamDisk) -> 
     twin.function.load_state(ide.function.save_state())
     twin.write_block(pattern(99)[100:])
     assert image.data[7 * 512 : 8 * 512] == pattern(99)
+
+
+class CoreReads:
+    """What answers the data port before the device, as the core does (``hw.ReadAhead``)."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def offer(self, data: bytes) -> None:
+        self.data = data
+
+    def take_back(self) -> int:
+        left, self.data = len(self.data), b""
+        return left
+
+    def read(self, size: int) -> bytes | None:
+        if len(self.data) <= size:
+            return None
+        taken, self.data = self.data[:size], self.data[size:]
+        return taken
+
+
+def read_sector(ide: IdeDriver, core: CoreReads) -> bytes:
+    words = (core.read(2) or ide.channel.pio_read(0, 2).to_bytes(2, "little") for _ in range(256))
+    return b"".join(words)
+
+
+def test_the_core_may_answer_reads_of_the_data_port(image: RamDisk) -> None:
+    core = CoreReads()
+    ide = IdeDriver(AtaDisk(image), data_ports=(core, CoreReads()))
+    ide.command(READ, lba=7, count=3)
+    assert read_sector(ide, core) == pattern(7)
+    assert ide.port(7) == 0x58
+    assert read_sector(ide, core) == bytes(512)
+    assert len(core.data) == 512
+    core.read(2)
+    state = ide.function.save_state()
+    assert state["channels"][0]["position"] == 2
+    ide.reset()
+    assert core.data == b""
+    ide.command(READ, lba=7, count=1)
+    assert read_sector(ide, core) == pattern(7)
+    assert ide.port(7) == DONE
