@@ -53,6 +53,11 @@ class MachineOptions:
                 "the machine microvm has no firmware, CD or floppy drive",
                 remedy="Give --machine pc or q35.",
             )
+        if machine is not MachineChoice.MICROVM and not with_firmware:
+            raise UsageError(
+                f"the machine {machine.value} boots what its firmware finds, no guest or kernel of yours",
+                remedy="Leave out either GUEST and --kernel, or what asks for firmware.",
+            )
         return {
             "machine": machine.value,
             "firmware": self._firmware(),

@@ -77,6 +77,15 @@ class FirmwareBoard(Board):
         firmware = load_firmware(config)
         super().__init__(config, memory, vm, write, end, nonvolatile)
         self.end = end
+        self._variables: DeviceMemory | None = None
+        try:
+            self._wire(firmware)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wire(self, firmware: Firmware) -> None:
+        config, memory, vm, end = self.config, self.memory, self.vm, self.end
         self._rom = DeviceMemory(memory, len(firmware.code))
         self._rom.buffer[:] = firmware.code
         rom_base = _FOUR_GIB - len(firmware.code)
@@ -96,7 +105,7 @@ class FirmwareBoard(Board):
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
         add_acpi_files(self)
-        vm.write_cmos([*nonvolatile.cmos(), *cmos_bytes(config)])
+        vm.write_cmos([*self.nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()
 
     def _add_flash(self, firmware: Firmware, end: int) -> DeviceMemory | None:

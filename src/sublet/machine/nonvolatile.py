@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ class Nonvolatile:
 
     def __init__(self, config: MachineConfig) -> None:
         self._path = None if config.name is None else state_directory() / config.name / "uefi-variables.fd"
+        self._lock = threading.Lock()
         self._variables: bytes | None = None
         self._cmos: bytes | None = None
 
@@ -52,21 +54,12 @@ class Nonvolatile:
         Raises:
             HostRefused: It cannot be written.
         """
-        if content == self._variables:
-            return
-        self._variables = content
-        if self._path is None:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".new")
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self._path)
-        except OSError as error:
-            raise HostRefused(f"cannot write {self._path}: {error.strerror}") from error
+        with self._lock:
+            if content == self._variables:
+                return
+            self._variables = content
+            if self._path is not None:
+                _replace(self._path, content)
 
     def cmos(self) -> list[tuple[int, int]]:
         """Bytes of the CMOS RAM that the guest left, as (index, value)."""
@@ -78,3 +71,17 @@ class Nonvolatile:
     def keep_cmos(self, content: bytes) -> None:
         """Keep the CMOS RAM until the next start."""
         self._cmos = content
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole, folders above it included."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise HostRefused(f"cannot write {path}: {error.strerror}") from error

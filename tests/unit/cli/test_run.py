@@ -176,6 +176,8 @@ def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str])
         ["--boot", ""],
         ["--machine", "microvm", "--cdrom", "c.iso"],
         ["--disk", "d", "--append", "quiet"],
+        ["--kernel", "k", "--machine", "pc"],
+        ["debian", "--cdrom", "c.iso"],
     ],
 )
 def test_machines_that_cannot_be(machine: Recorder, guest: list[str], words: list[str]) -> None:
