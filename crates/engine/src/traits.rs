@@ -102,6 +102,11 @@ pub trait Vm: Send + Sync {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
     /// Tell the engine that memslots changed (the slots live in `sublet-memory`).
     fn memslots_changed(&self) -> Result<()>;
+    /// Open or close the A20 gate: closed, the vCPUs' address bit 20 is zero. Open at first.
+    ///
+    /// # Errors
+    /// `Unsupported` for closing it where the engine has no gate.
+    fn set_a20(&self, open: bool) -> Result<()>;
     /// Bitmap of pages written since the last call, bit 0 first, and clear it.
     fn take_dirty_log(&self, slot: u32) -> Result<Vec<u64>>;
     /// Counters of the VM (blocks, bytes, interrupts, ...).

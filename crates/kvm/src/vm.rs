@@ -212,6 +212,13 @@ impl Vm for KvmVm {
         slots.update(&self.shared.fd, &self.shared.memory)
     }
 
+    fn set_a20(&self, open: bool) -> Result<()> {
+        match open {
+            true => Ok(()),
+            false => Err(EngineError::Unsupported("KVM has no A20 gate".into())),
+        }
+    }
+
     fn take_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
         let mut log = self
             .shared

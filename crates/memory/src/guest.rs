@@ -105,6 +105,8 @@ pub struct GuestMemory {
     changing: Mutex<()>,
     generation: AtomicU64,
     watcher: OnceLock<Arc<dyn CodeWatcher>>,
+    /// Bits of addresses that are forced to zero: bit 20 while the A20 gate is closed.
+    grounded: AtomicU64,
 }
 
 impl std::fmt::Debug for GuestMemory {
@@ -117,6 +119,18 @@ impl GuestMemory {
     /// Memory with no slots.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Open or close the A20 gate, which address bit 20 of the processors passes; open at first. The
+    /// engine applies it to vCPUs' accesses with [`Self::wired`]; devices are not behind it.
+    pub fn set_a20(&self, open: bool) {
+        self.grounded.store(if open { 0 } else { 1 << 20 }, Ordering::Release);
+    }
+
+    /// The address that comes out of the gate for an address of a processor.
+    #[inline]
+    pub fn wired(&self, gpa: u64) -> u64 {
+        gpa & !self.grounded.load(Ordering::Relaxed)
     }
 
     /// Set who hears of device stores to code pages. The first call wins.

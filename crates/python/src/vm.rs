@@ -51,6 +51,10 @@ impl PyVm {
         guarded(|| self.vm.memslots_changed())
     }
 
+    fn set_a20(&self, open: bool) -> PyResult<()> {
+        guarded(|| self.vm.set_a20(open))
+    }
+
     fn take_dirty_log<'py>(&self, py: Python<'py>, slot: u32) -> PyResult<Bound<'py, PyBytes>> {
         let words = guarded(|| self.vm.take_dirty_log(slot))?;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();

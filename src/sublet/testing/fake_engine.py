@@ -188,6 +188,9 @@ class FakeVm:
         """As ``Vm.remove_memslot``."""
         self.memory.remove_slot(slot)
 
+    def set_a20(self, open: bool) -> None:
+        """There is no gate."""
+
     def create_irqchip(self) -> None:
         """Nothing to make."""
 

@@ -237,6 +237,12 @@ impl Vm for TranslateVm {
         Ok(())
     }
 
+    fn set_a20(&self, open: bool) -> Result<()> {
+        self.memory.set_a20(open);
+        self.shared.flush_all_vcpus(true);
+        Ok(())
+    }
+
     fn take_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
         let log =
             self.memory.take_dirty(slot).ok_or_else(|| EngineError::Invalid(format!("no memslot {slot}")))?;

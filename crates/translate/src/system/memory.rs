@@ -80,7 +80,8 @@ impl Cpu {
         if self.state.long_mode() && !is_canonical(la) {
             return Err(Exception::protection(0));
         }
-        walk(&self.memory, &self.paging_regs(), la, access).map_err(Exception::from)
+        let found = walk(&self.memory, &self.paging_regs(), la, access)?;
+        Ok(Walk { gpa: self.memory.wired(found.gpa), ..found })
     }
 
     /// Linear addresses have 32 bits outside long mode.
