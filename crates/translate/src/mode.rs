@@ -48,6 +48,9 @@ mod bit {
     pub const UNUSUAL_FLAGS: u32 = 1 << 22;
     pub const ALONE: u32 = 1 << 23;
     pub const ALIGNMENT: u32 = 1 << 24;
+    pub const CS_LIMITED: u32 = 1 << 25;
+    pub const FS_WHOLE: u32 = 1 << 26;
+    pub const GS_WHOLE: u32 = 1 << 27;
 }
 
 /// What a block's translation assumes of the processor's state; part of its key.
@@ -70,11 +73,21 @@ fn width_of(bits: u32) -> Width {
     }
 }
 
-fn flat(state: &CpuState, index: usize) -> bool {
+/// A segment that refuses no access: of 4 GiB, present, and writable expand-up data or the code segment.
+fn whole(state: &CpuState, index: usize) -> bool {
     let segment = &state.segments[index];
-    // Writable expand-up data, or anything as the code segment.
     let kind_ok = index == seg::CS || segment.kind() & 0b1110 == 0b0010;
-    segment.base == 0 && segment.limit == u32::MAX && segment.present() && kind_ok
+    segment.limit == u32::MAX && segment.present() && kind_ok
+}
+
+fn flat(state: &CpuState, index: usize) -> bool {
+    state.segments[index].base == 0 && whole(state, index)
+}
+
+/// Whether an instruction pointer of `code` bits can be beyond the limit of CS.
+fn limited_code(state: &CpuState, code: Width) -> bool {
+    let highest = if code == Width::W16 { 0xffff } else { u32::MAX };
+    state.segments[seg::CS].limit < highest
 }
 
 impl Mode {
@@ -95,6 +108,9 @@ impl Mode {
             set(all, FLAT);
             set(flat(state, seg::SS), STACK_FLAT);
             set(state.segments[seg::CS].base != 0, CS_BASE);
+            set(limited_code(state, code), CS_LIMITED);
+            set(whole(state, seg::FS), FS_WHOLE);
+            set(whole(state, seg::GS), GS_WHOLE);
         } else {
             set(true, FLAT | STACK_FLAT);
         }
@@ -217,6 +233,27 @@ impl Mode {
     pub fn code_based(self) -> bool {
         self.has(bit::CS_BASE)
     }
+    /// The limit of CS says where code ends: each block is checked against it when it is entered.
+    pub fn code_limited(self) -> bool {
+        self.has(bit::CS_LIMITED)
+    }
+    /// No access through segment register `index` is refused; outside 64-bit code.
+    pub fn whole(self, index: usize) -> bool {
+        match index {
+            seg::FS => self.has(bit::FS_WHOLE),
+            seg::GS => self.has(bit::GS_WHOLE),
+            seg::CS => false,
+            _ => self.flat(),
+        }
+    }
+    /// Protected mode, and not virtual-8086 mode.
+    pub fn protected(self) -> bool {
+        self.has(bit::PROTECTED) && !self.has(bit::V86)
+    }
+    /// Virtual-8086 mode.
+    pub fn v86(self) -> bool {
+        self.has(bit::V86)
+    }
     /// CR0.EM.
     pub fn emulate_fpu(self) -> bool {
         self.has(bit::EM)
@@ -257,14 +294,15 @@ impl Mode {
 
     /// Which jump cache serves indirect branches, if any does.
     pub fn jump_cache(self) -> Option<usize> {
-        if self.single_step() || self.has(bit::CS_BASE | bit::ALONE) {
+        if self.single_step() || self.has(bit::CS_BASE | bit::CS_LIMITED | bit::ALONE) {
             return None;
         }
         match (self.code(), self.cpl()) {
             (Width::W64, 3) => Some(0),
             (Width::W64, _) => Some(1 + usize::from(self.has(bit::AC))),
             (Width::W32, 3) => Some(3),
-            _ => None,
+            (Width::W32, _) => Some(4 + usize::from(self.has(bit::AC))),
+            (Width::W16, _) => None,
         }
     }
 }

@@ -182,8 +182,8 @@ pub const TLB_ENTRIES: usize = 16384;
 pub const JUMP_ENTRIES: usize = 65536;
 /// Software TLBs: who accesses (see [`crate::mode::Mode::mmu_index`]).
 pub const MMU_INDICES: usize = 4;
-/// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user.
-pub const JUMP_CACHES: usize = 4;
+/// Jump caches: 64-bit user, 64-bit kernel, kernel with AC, 32-bit user, 32-bit kernel, kernel with AC.
+pub const JUMP_CACHES: usize = 6;
 /// Largest access that may leave the inline path, in bytes (FRSTOR has 108).
 pub const BOUNCE_BYTES: usize = 128;
 

@@ -85,6 +85,7 @@ fn with(index: usize, changed: Segment) -> [Segment; 6] {
 const CS: usize = 1;
 const SS: usize = 2;
 const DS: usize = 3;
+const FS: usize = 4;
 const GS: usize = 5;
 
 /// `mov eax, prefix:[offset]`
@@ -104,6 +105,7 @@ fn store(prefix: u8, offset: u32) -> Vec<u8> {
 const BY_DS: u8 = 0x3e;
 const BY_CS: u8 = 0x2e;
 const BY_SS: u8 = 0x36;
+const BY_FS: u8 = 0x64;
 const BY_GS: u8 = 0x65;
 
 #[test]
@@ -157,4 +159,33 @@ fn the_stack_has_a_limit() {
 fn code_segments_may_be_execute_only() {
     let secret = with(CS, segment(9, 0, u32::MAX));
     assert_eq!(run(&load(BY_CS, 0x5000), secret, 0x8_0000), PROTECTION);
+}
+
+/// A code segment that ends after `code` and `extra` more bytes.
+fn code_ending(code: &[u8], extra: i64) -> u64 {
+    let last = CODE as i64 + code.len() as i64 - 1 + extra;
+    run(code, with(CS, segment(11, 0, last as u32)), 0x3_0000)
+}
+
+#[test]
+fn code_ends_at_the_limit_of_its_segment() {
+    // What reports success after the code has 4 bytes: inside, the last one outside, all outside.
+    assert_eq!(code_ending(&[0x90, 0x90], 4), PASSED);
+    assert_eq!(code_ending(&[0x90, 0x90], 3), PROTECTION);
+    assert_eq!(code_ending(&[0x90, 0x90], 0), PROTECTION);
+}
+
+#[test]
+fn a_jump_leads_beyond_the_limit_of_its_segment_to_a_fault() {
+    // jmp over 2 bytes; the success report follows.
+    assert_eq!(code_ending(&[0xeb, 0x02, 0x90, 0x90], 4), PASSED);
+    assert_eq!(code_ending(&[0xeb, 0x02, 0x90, 0x90], -1), PROTECTION);
+}
+
+#[test]
+fn whole_segments_with_a_base_need_no_check() {
+    let fs = segment(DATA_KIND, BASE, u32::MAX);
+    assert_eq!(run(&load(BY_FS, 0x10), with(FS, fs), 0x3_0000), PASSED);
+    let limited = segment(DATA_KIND, BASE, 0x12);
+    assert_eq!(run(&load(BY_FS, 0x10), with(FS, limited), 0x3_0000), PROTECTION);
 }

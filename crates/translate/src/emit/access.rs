@@ -446,7 +446,7 @@ impl Builder {
         if !self.segment_matters(index) {
             return Ok(());
         }
-        if !self.mode.is64() {
+        if !self.mode.is64() && !self.mode.whole(index) {
             self.check_segment(index, access)?;
         }
         if let Some(offset) = self.base_offset(index) {

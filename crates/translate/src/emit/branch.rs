@@ -43,12 +43,9 @@ impl Builder {
 
     /// Whether a direct link may go to `target`: the same page, so the same mapping.
     fn linkable(&self, target: i64) -> bool {
-        let links = self.optimisations.has(Optimisation::Links);
-        links
-            && (0..4096).contains(&target)
-            && !self.straddles
-            && !self.mode.single_step()
-            && !self.mode.is_alone()
+        let checked = self.mode.single_step() || self.mode.is_alone() || self.mode.code_limited();
+        let links = self.optimisations.has(Optimisation::Links) && !checked;
+        links && (0..4096).contains(&target) && !self.straddles
     }
 
     /// Leave for `target`; ends the block.
@@ -96,9 +93,7 @@ impl Builder {
     }
 
     fn exit_across(&mut self, target: i64) {
-        let stable = self.optimisations.has(Optimisation::PageLinks)
-            && self.mode.is64()
-            && self.mode.jump_cache().is_some();
+        let stable = self.optimisations.has(Optimisation::PageLinks) && self.mode.jump_cache().is_some();
         match i32::try_from(target) {
             Ok(near) if stable && !self.straddles => self.guarded_link(near),
             _ => {
@@ -124,7 +119,7 @@ impl Builder {
         self.numbered_exit(index, true);
         self.asm.bind_short(holds);
         self.asm.load(Host::RCX, hot!(rip_page));
-        self.asm.lea_base(Host::RCX, Host::RCX, target & !0xfff);
+        self.asm.lea(self.mode.is64(), Host::RCX, Some(Host::RCX), None, target & !0xfff);
         self.asm.store(hot!(rip_page), Host::RCX);
         let patch = self.asm.jump();
         self.out.links.push(NewLink {

@@ -41,12 +41,17 @@ fn shape(instruction: &Instruction) -> Option<(u8, bool)> {
 }
 
 impl Builder {
-    /// Emit a forward REP MOVS or REP STOS with 64-bit addresses and no segment base.
+    /// Emit a forward REP MOVS or REP STOS with plain pointers (see `frontend`).
     ///
     /// Uses RCX, R14 and R15; flags stay. The elements, 1 to a page's worth, must lie in one page of
     /// RAM of each operand. The source is looked at first, because its page fault comes first.
     pub(super) fn repeated_string(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let (shift, moves) = shape(instruction).ok_or(Unencodable)?;
+        self.truncate_pointer(GUEST_RCX);
+        self.truncate_pointer(Host::RDI);
+        if moves {
+            self.truncate_pointer(Host::RSI);
+        }
         let long = self.more_than_a_page(shift)?;
         let mut lookups = Vec::new();
         if moves {
@@ -67,6 +72,13 @@ impl Builder {
         Ok(())
     }
 
+    /// Outside 64-bit code the upper half of a pointer or count means nothing.
+    fn truncate_pointer(&mut self, register: Host) {
+        if !self.mode.is64() {
+            self.asm.mov32(register, register);
+        }
+    }
+
     /// The instruction itself, with R15 the addend of the destination's page.
     fn run_on_host(&mut self, shift: u8, moves: bool) {
         self.asm.lea(true, Host::R14, Some(Host::RDI), Some((Host::R15, 1)), 0);
@@ -79,8 +91,9 @@ impl Builder {
         self.host_string(shift, moves);
         if moves {
             self.subtract_from_rsi(Host::R15);
+            self.truncate_pointer(Host::RSI);
         }
-        self.asm.lea(true, Host::RDI, Some(Host::R14), Some((GUEST_RCX, 1 << shift)), 0);
+        self.asm.lea(self.mode.is64(), Host::RDI, Some(Host::R14), Some((GUEST_RCX, 1 << shift)), 0);
         self.asm.mov(GUEST_RCX, Host::RCX);
     }
 

@@ -5,7 +5,7 @@ use super::builder::{hot, Unencodable};
 use super::registers::{number, sized, slot, GUEST_RSP};
 use super::{Builder, Host};
 use crate::mode::Width;
-use crate::state::{CpuState, HotState};
+use crate::state::{CpuState, HotState, SegmentRegister};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use std::rc::Rc;
@@ -34,6 +34,7 @@ impl Builder {
                 Ok(())
             }
             Mnemonic::Push => self.push(instruction),
+            Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => self.push_flags(instruction),
             Mnemonic::Pop => self.pop(instruction),
             Mnemonic::Leave => self.leave(instruction),
             Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
@@ -95,6 +96,10 @@ impl Builder {
     fn push(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let size = Self::stack_operand_size(instruction);
         let pushed = match instruction.op0_kind() {
+            OpKind::Register if instruction.op0_register().is_segment_register() => {
+                self.load_selector(instruction.op0_register());
+                Pushed::Temporary
+            }
             OpKind::Register => Pushed::Guest(number(instruction.op0_register()).ok_or(Unencodable)?),
             OpKind::Memory => {
                 self.load_temporary(instruction, size)?;
@@ -103,6 +108,21 @@ impl Builder {
             _ => Pushed::Immediate(instruction.immediate(0) as i32),
         };
         self.push_value(pushed, size, false)
+    }
+
+    fn push_flags(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        self.read_flags();
+        self.asm.store(hot!(temporary), Host::RCX);
+        self.push_value(Pushed::Temporary, Self::stack_operand_size(instruction), false)
+    }
+
+    /// `HotState::temporary` = the selector in a segment register.
+    fn load_selector(&mut self, register: Register) {
+        let segment = crate::system::operand::segment_index(register);
+        let at = offset_of!(CpuState, segments) + segment * std::mem::size_of::<SegmentRegister>();
+        self.asm.load(Host::RCX, (at + offset_of!(SegmentRegister, selector)) as i32);
+        self.asm.movzx16(Host::RCX, Host::RCX);
+        self.asm.store(hot!(temporary), Host::RCX);
     }
 
     /// Load the memory operand into `HotState::temporary`, zero-extended.

@@ -8,7 +8,7 @@ use super::assembler::Patch;
 use super::builder::hot;
 use super::registers::{number, GUEST_RCX};
 use super::{Builder, Host};
-use crate::mode::Mode;
+use crate::mode::{Mode, Width};
 use crate::optimisations::Optimisation;
 use crate::state::{flag, seg, CpuState, HotState, SegmentRegister};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -39,13 +39,31 @@ const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
 impl Builder {
     /// Emit a system instruction in place, if this one can be. Returns whether it was.
     pub(super) fn inline_system(&mut self, instruction: &Instruction) -> bool {
-        let usual = self.optimisations.has(Optimisation::SystemInstructions)
-            && self.mode.is64()
-            && !self.mode.single_step()
-            && !self.mode.unusual_flags();
-        if !usual {
+        let wanted = self.optimisations.has(Optimisation::SystemInstructions);
+        if !wanted || self.mode.single_step() || self.mode.unusual_flags() {
             return false;
         }
+        match self.mode.code() {
+            Width::W64 => self.inline_wide(instruction),
+            Width::W32 if self.mode.cpl() == 0 && self.mode.protected() => self.inline_narrow(instruction),
+            _ => false,
+        }
+    }
+
+    /// Of a 32-bit kernel.
+    fn inline_narrow(&mut self, instruction: &Instruction) -> bool {
+        match instruction.mnemonic() {
+            Mnemonic::Cli => self.interrupts_off(),
+            Mnemonic::Sti if self.followed => self.interrupts_on(instruction),
+            Mnemonic::Stac => self.set_access_override(true),
+            Mnemonic::Clac => self.set_access_override(false),
+            Mnemonic::Mov => return self.read_control_register(instruction),
+            _ => return false,
+        }
+        true
+    }
+
+    fn inline_wide(&mut self, instruction: &Instruction) -> bool {
         // SYSRETQ must lead back to the mode whose blocks the user's jump cache holds, and SYSCALL to
         // the kernel's.
         if instruction.mnemonic() == Mnemonic::Syscall && self.mode == self.mode.user_side() {
@@ -121,12 +139,7 @@ impl Builder {
     fn enter_kernel(&mut self, instruction: &Instruction) {
         self.asm.load(Host::RCX, hot!(syscall_ready));
         let slow = self.jump_if_rcx_is_zero();
-        // R11 = RFLAGS: the arithmetic flags from the host's, the others from memory.
-        self.asm.pushf_pop(Host::RCX);
-        self.keep_bits(Host::RCX, hot!(arithmetic_mask));
-        self.asm.load(Host::R14, offset_of!(CpuState, rflags) as i32);
-        self.keep_bits(Host::R14, hot!(not_arithmetic_mask));
-        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
+        self.read_flags();
         self.write_guest(11, Host::RCX);
         self.asm.load(GUEST_RCX, hot!(rip_page));
         self.asm.lea_base(GUEST_RCX, GUEST_RCX, self.next as i32);
@@ -163,6 +176,15 @@ impl Builder {
         self.leave_at(slow, instruction);
     }
 
+    /// RCX = RFLAGS: the arithmetic flags from the host's, the others from memory. Uses R14.
+    pub(super) fn read_flags(&mut self) {
+        self.asm.pushf_pop(Host::RCX);
+        self.keep_bits(Host::RCX, hot!(arithmetic_mask));
+        self.asm.load(Host::R14, offset_of!(CpuState, rflags) as i32);
+        self.keep_bits(Host::R14, hot!(not_arithmetic_mask));
+        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
+    }
+
     fn keep_bits(&mut self, register: Host, mask: i32) {
         self.asm.pext(register, register, mask);
         self.asm.pdep(register, register, mask);
@@ -180,7 +202,7 @@ impl Builder {
     fn switch_mode(&mut self, mode: Mode) {
         self.asm.store_immediate(hot!(mode), mode.0 as i32);
         let here = std::mem::replace(&mut self.mode, mode);
-        self.exit_indirect(crate::mode::Width::W64);
+        self.exit_indirect(Width::W64);
         self.mode = here;
     }
 

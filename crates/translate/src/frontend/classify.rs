@@ -172,11 +172,12 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
         // A spinning vCPU may have to give its processor to the one it waits for.
         M::Pause => true,
         M::Cli | M::Sti | M::Hlt | M::Cld | M::Std | M::Clac | M::Stac => true,
-        M::Pushf | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq => true,
+        M::Pushf | M::Pushfd | M::Pushfq => mode.v86(),
+        M::Popf | M::Popfd | M::Popfq => true,
         M::Iret | M::Iretd | M::Iretq | M::Int | M::Int1 | M::Int3 | M::Into => true,
         M::Syscall | M::Sysret | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq | M::Swapgs => true,
         M::Rdmsr | M::Wrmsr | M::Cpuid | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Xgetbv | M::Xsetbv => true,
-        M::Rdtsc => mode.tsc_privileged() || !mode.is64(),
+        M::Rdtsc => mode.tsc_privileged(),
         M::Lgdt | M::Lidt | M::Sgdt | M::Sidt | M::Lldt | M::Sldt | M::Ltr | M::Str | M::Lmsw | M::Smsw => {
             true
         }
@@ -196,7 +197,7 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
         M::Mov => has_register(instruction, |register| {
             register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()
         }),
-        M::Push | M::Pop => has_register(instruction, Register::is_segment_register),
+        M::Pop => has_register(instruction, Register::is_segment_register),
         M::Call | M::Jmp => is_far(instruction),
         M::Retf => true,
         _ => instruction.is_vsib() || is_masked_move(instruction) || is_repeated(instruction, mode),
@@ -248,44 +249,45 @@ pub fn is_string(instruction: &Instruction) -> bool {
         })
 }
 
-/// A string instruction that the inline form does not cover: repeated, of another address size than the
-/// code's own of 32 or 64 bits, or with a segment that has a base or limits.
+/// Whether the inline forms of string instructions cover the operands: 64-bit addresses, or 32-bit ones
+/// in flat segments; no segment base.
+fn has_plain_pointers(instruction: &Instruction, mode: Mode) -> bool {
+    use OpKind::{MemoryESEDI, MemoryESRDI, MemorySegESI, MemorySegRSI};
+    let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+    // A flat code segment may not be readable.
+    let narrow = mode.code() == Width::W32 && mode.flat() && instruction.segment_prefix() != Register::CS;
+    !based
+        && (0..instruction.op_count()).all(|index| match instruction.op_kind(index) {
+            MemorySegRSI | MemoryESRDI => mode.is64(),
+            MemorySegESI | MemoryESEDI => narrow,
+            kind => kind == OpKind::Register,
+        })
+}
+
+/// A string instruction that the inline form does not cover.
 fn is_repeated(instruction: &Instruction, mode: Mode) -> bool {
+    use OpKind::{MemoryESEDI, MemoryESRDI, MemorySegESI, MemorySegRSI};
     if !is_string(instruction) {
         return false;
     }
-    let inline = (0..instruction.op_count()).all(|index| match instruction.op_kind(index) {
-        OpKind::MemorySegRSI | OpKind::MemoryESRDI => mode.is64(),
-        OpKind::MemorySegESI | OpKind::MemoryESEDI => mode.code() == Width::W32 && mode.flat(),
-        kind => kind == OpKind::Register,
-    });
-    // A flat code segment may not be readable.
-    let through_code = instruction.segment_prefix() == Register::CS && !mode.is64();
-    let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
     // Compiled code completes an instruction that reads two devices.
-    let compares = instruction.op_count() == 2
-        && [instruction.op0_kind(), instruction.op1_kind()].iter().all(|kind| *kind != OpKind::Register)
-        && !is_move(instruction);
+    let compares = matches!(instruction.op0_kind(), MemorySegRSI | MemorySegESI)
+        && matches!(instruction.op1_kind(), MemoryESRDI | MemoryESEDI);
     let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    compares || repeats || !inline || through_code || based
+    compares || repeats || !has_plain_pointers(instruction, mode)
 }
 
-fn is_move(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
-    matches!(instruction.mnemonic(), M::Movsb | M::Movsw | M::Movsd | M::Movsq)
-}
-
-/// A forward REP MOVS or REP STOS whose operands have plain 64-bit addresses.
+/// A forward REP MOVS or REP STOS with plain pointers.
 fn is_native_repeat(instruction: &Instruction, mode: Mode) -> bool {
-    let moves = instruction.op1_kind() == OpKind::MemorySegRSI;
+    use OpKind::{MemoryESEDI, MemoryESRDI, MemorySegESI, MemorySegRSI};
+    let moves = matches!(instruction.op1_kind(), MemorySegRSI | MemorySegESI);
     let stores = instruction.op1_kind() == OpKind::Register;
     is_string(instruction)
-        && instruction.op0_kind() == OpKind::MemoryESRDI
+        && matches!(instruction.op0_kind(), MemoryESRDI | MemoryESEDI)
         && (moves || stores)
         && !is_scan(instruction)
         && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
-        && !matches!(instruction.segment_prefix(), Register::FS | Register::GS)
-        && mode.is64()
+        && has_plain_pointers(instruction, mode)
         && !mode.backwards()
         && !mode.single_step()
 }
@@ -304,7 +306,17 @@ fn is_special(instruction: &Instruction) -> bool {
         || is_string(instruction)
         || matches!(
             instruction.mnemonic(),
-            M::Jmp | M::Call | M::Ret | M::Push | M::Pop | M::Leave | M::Lea | M::Rdtsc
+            M::Pushf
+                | M::Pushfd
+                | M::Pushfq
+                | M::Jmp
+                | M::Call
+                | M::Ret
+                | M::Push
+                | M::Pop
+                | M::Leave
+                | M::Lea
+                | M::Rdtsc
         )
 }
 
@@ -324,6 +336,15 @@ fn host_is_amd() -> bool {
         // "Auth"enticAMD, "Hygo"nGenuine.
         matches!(std::arch::x86_64::__cpuid(0).ebx, 0x6874_7541 | 0x6f67_7948)
     })
+}
+
+/// CLD and STD that change nothing.
+fn keeps_direction(instruction: &Instruction, mode: Mode) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Cld => !mode.backwards(),
+        Mnemonic::Std => mode.backwards(),
+        _ => false,
+    }
 }
 
 fn is_nothing(instruction: &Instruction) -> bool {
@@ -354,6 +375,9 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
     let code = instruction.code();
     if code == Code::INVALID {
         return Kind::Undefined;
+    }
+    if keeps_direction(instruction, mode) {
+        return Kind::Nothing;
     }
     if is_nothing(instruction) {
         return if refuses_register_prefetch(instruction) { Kind::Undefined } else { Kind::Nothing };

@@ -2,7 +2,7 @@
 
 use super::walk::Walk;
 use crate::cpu::Flush;
-use crate::mode::Mode;
+use crate::mode::{Mode, Width};
 use crate::state::{
     HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES,
 };
@@ -159,6 +159,8 @@ pub struct TlbDirectory {
     code_pages: Box<[[u64; CODE_PAGE_WORDS]; 2]>,
     /// Kernel code was fetched from a page that is not global, or lies at a user address.
     local_kernel_code: bool,
+    /// Kernel code of 32 or 16 bits was fetched: it lies anywhere.
+    narrow_kernel_code: bool,
     /// Large pages that data TLB entries were filled from: not global, global.
     large_data: [LargePages; 2],
     /// Large pages that code was fetched from since the jump caches were cleared.
@@ -194,6 +196,7 @@ impl Default for TlbDirectory {
             code: Box::new([NO_CODE; CODE_ENTRIES]),
             code_pages: Box::new([[0; CODE_PAGE_WORDS]; 2]),
             local_kernel_code: false,
+            narrow_kernel_code: false,
             large_data: Default::default(),
             large_code: LargePages::default(),
             jump_modes: [None; JUMP_CACHES],
@@ -248,14 +251,15 @@ impl TlbDirectory {
         (tag == key).then_some(page)
     }
 
-    /// Remember where code at a linear address is.
-    pub fn fill_code(&mut self, la: u64, user: bool, walk: &Walk) {
+    /// Remember where code at a linear address is; `wide`: of 64 bits.
+    pub fn fill_code(&mut self, la: u64, user: bool, wide: bool, walk: &Walk) {
         let key = (la & !0xfff) | u64::from(user);
         self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, walk.gpa & !0xfff);
         let (word, bit) = page_hash(la);
         self.code_pages[usize::from(user)][word] |= bit;
         self.large_code.note(la, walk);
-        self.local_kernel_code |= !user && (!walk.global || la >> 63 == 0);
+        self.local_kernel_code |= !user && (!walk.global || (wide && la >> 63 == 0));
+        self.narrow_kernel_code |= !user && !wide;
     }
 
     /// Remember the block for an indirect branch to `rip`.
@@ -288,6 +292,10 @@ impl TlbDirectory {
     /// STAC, CLAC, SYSCALL and SYSRET change the mode without the run loop.
     pub fn enter_mode(&mut self, hot: &mut HotState, mode: Mode) {
         self.keep_jumps_of(hot, mode);
+        if mode.code() == Width::W32 && mode.cpl() == 0 && !mode.single_step() {
+            self.keep_jumps_of(hot, mode.with_access_override(true));
+            self.keep_jumps_of(hot, mode.with_access_override(false));
+        }
         if mode.is64() && !mode.single_step() {
             let kernel = if mode.cpl() == 0 { mode } else { mode.kernel_side() };
             self.keep_jumps_of(hot, kernel.with_access_override(true));
@@ -331,6 +339,7 @@ impl TlbDirectory {
         }
         *self.code_pages = [[0; CODE_PAGE_WORDS]; 2];
         self.local_kernel_code = false;
+        self.narrow_kernel_code = false;
         self.large_code.clear();
         self.code.fill(NO_CODE);
     }
@@ -423,7 +432,7 @@ impl TlbDirectory {
             return self.clear_jumps(hot);
         }
         let (word, bit) = page_hash(la);
-        let maybe_kernel = la >> 63 != 0 || self.local_kernel_code;
+        let maybe_kernel = la >> 63 != 0 || self.local_kernel_code || self.narrow_kernel_code;
         if maybe_kernel && self.code_pages[0][word] & bit != 0 {
             self.clear_jumps(hot);
         } else if self.code_pages[1][word] & bit != 0 {

@@ -47,10 +47,29 @@ impl VcpuCore {
             Some(block) if self.second_page_holds(block, la)? => block,
             _ => self.translate(la, gpa)?,
         };
+        if self.mode().code_limited() && self.is_beyond_limit(block) {
+            return self.alone_within_limit();
+        }
         let host = self.cache.host_address(block);
         let mode = self.mode();
         self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, host, rip_page);
         Ok(Found { host, block: Some(block) })
+    }
+
+    /// Whether part of the block lies beyond the limit of CS.
+    fn is_beyond_limit(&self, block: BlockId) -> bool {
+        let last = self.cpu.state.rip + u64::from(self.cache.block(block).guest_length).saturating_sub(1);
+        last > u64::from(self.cpu.state.segments[seg::CS].limit)
+    }
+
+    /// The first instruction of a block that reaches beyond the limit, on its own.
+    fn alone_within_limit(&mut self) -> Result<Found, Stop> {
+        if self.mode().is_alone() {
+            return Err(Exception::protection(0).into());
+        }
+        self.cpu.state.hot.mode = u64::from(self.mode().alone().0);
+        self.mode_stale = true;
+        self.block_at_rip()
     }
 
     pub(super) fn linear_rip(&self) -> u64 {
@@ -84,7 +103,7 @@ impl VcpuCore {
         }
         let access = self.cpu.access(AccessMode::Current, Kind::Execute);
         let walk = self.cpu.translate_linear(la, access)?;
-        self.tlb.fill_code(la, user, &walk);
+        self.tlb.fill_code(la, user, self.mode().is64(), &walk);
         Ok(walk.gpa)
     }
 
