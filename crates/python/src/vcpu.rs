@@ -16,6 +16,9 @@ const GPR_NAMES: [&str; 16] = [
     "r15",
 ];
 
+/// Address, page-table base, privilege level, in translated code, times.
+type SampleTuple = (u64, u64, u8, bool, u64);
+
 /// One virtual CPU. Any thread may call; while one is inside a call, another gets `InvalidError`,
 /// except from `kick`, which never waits.
 #[pyclass(frozen, name = "Vcpu", module = "sublet.core._native")]
@@ -180,7 +183,7 @@ impl PyVcpu {
         self.call(|vcpu| vcpu.start_profile(hertz))
     }
 
-    fn take_profile(&self) -> PyResult<Vec<(u64, u64, u8, bool, u64)>> {
+    fn take_profile(&self) -> PyResult<Vec<SampleTuple>> {
         let samples = self.call(|vcpu| vcpu.take_profile())?;
         let row =
             |sample: ProfileSample| (sample.rip, sample.cr3, sample.cpl, sample.translated, sample.count);
