@@ -55,6 +55,12 @@ def flows(name: _Name = None, as_json: _Json = False) -> None:
     _show("net.inspect", name, as_json, what="flows")
 
 
+@net.command(name="denials")
+def denials(name: _Name = None, as_json: _Json = False) -> None:
+    """List what a policy refused lately."""
+    _show("net.inspect", name, as_json, what="denials")
+
+
 @net.command(name="link")
 def link(
     name: Annotated[str, typer.Argument(help="A machine.")],

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from sublet.errors import SubletError
 from sublet.net.packet import Offload
 from sublet.net.sink import PacketReceiver
 
 RECEIVE_BATCH: Final = 64
 """Packets read at once: what is held for a guest that has no room."""
 _READ, _WRITE = select.POLLIN, select.POLLOUT
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 30.0
+_LOG: Final = logging.getLogger("sublet.net")
 
 
 class PolledSink:
@@ -65,6 +71,20 @@ class PolledSink:
     def flush(self) -> bool:
         """Write what was taken and is not yet written; whether nothing of it is left."""
         return True
+
+    def reopen(self) -> int | None:
+        """Reach the peer again, after it has gone.
+
+        Called on the sink's thread, after a pause that doubles from try to try. What ``write_packets``
+        uses is changed under ``_writing``.
+
+        Returns:
+            The new descriptor; the old one is closed. None when there is nobody to reach, ever.
+
+        Raises:
+            SubletError: Not now.
+        """
+        return None
 
     def release(self) -> None:
         """Close the descriptor; called once, after the thread has ended."""
@@ -147,16 +167,55 @@ class PolledSink:
             self._receiver.set_carrier(False)
 
     def _serve(self) -> None:
+        while not self._closed:
+            with contextlib.suppress(OSError):
+                self._serve_peer()
+            self._disconnect()
+            if not self._reconnect():
+                return
+
+    def _serve_peer(self) -> None:
         poll = select.poll()
         poll.register(self._wake, _READ)
         poll.register(self._descriptor, 0)
-        try:
-            while self._connected:
-                mask = (0 if self._pending else _READ) | (_WRITE if self._send_blocked else 0)
-                poll.modify(self._descriptor, mask)
-                self._answer(dict(poll.poll()))
-        except OSError:
-            self._disconnect()
+        while self._connected and not self._closed:
+            mask = (0 if self._pending else _READ) | (_WRITE if self._send_blocked else 0)
+            poll.modify(self._descriptor, mask)
+            self._answer(dict(poll.poll()))
+
+    def _reconnect(self) -> bool:
+        """Try until there is a peer again; false when there never will be one, or this sink is closed."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._pause(pause_s):
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            try:
+                descriptor = self.reopen()
+            except SubletError as error:
+                _LOG.info("not connected again: %s", error.message)
+                continue
+            if descriptor is None:
+                return False
+            self._go_on(descriptor)
+            return True
+        return False
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; whether the sink was closed meanwhile."""
+        deadline = time.monotonic() + seconds
+        while not self._closed and (left := deadline - time.monotonic()) > 0:
+            if select.select([self._wake], [], [], left)[0]:
+                os.eventfd_read(self._wake)
+        return self._closed
+
+    def _go_on(self, descriptor: int) -> None:
+        """The guest sees the cable plugged in."""
+        assert self._receiver is not None, "the thread starts with the receiver"
+        self._descriptor = descriptor
+        self._send_blocked = False
+        self._connected = True
+        self.counters["reconnected"] += 1
+        self._receiver.set_carrier(True)
+        self._receiver.send_ready()
 
     def _answer(self, events: dict[int, int]) -> None:
         assert self._receiver is not None, "the thread starts with the receiver"

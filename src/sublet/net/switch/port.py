@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from sublet.errors import HostRefused, UsageError
@@ -21,10 +21,10 @@ JOIN_TIMEOUT_S: Final = 20.0
 
 
 class SwitchPort(PolledSink):
-    """A connection to a switch, which it joins.
+    """A connection to a switch, which it joins, and joins again when the switch has died.
 
     Args:
-        connection: To the switch; owned from now on.
+        dial: Connects to the switch, and starts one if there is none.
         join: What the port is to be.
 
     Raises:
@@ -32,19 +32,16 @@ class SwitchPort(PolledSink):
         HostRefused: The switch has gone.
     """
 
-    def __init__(self, connection: socket.socket, join: Join) -> None:
-        try:
-            _ask_to_join(connection, join)
-            connection.setblocking(False)
-        except BaseException:
-            connection.close()
-            raise
-        super().__init__(connection.fileno(), ALL_OFFLOADS)
-        self._socket = connection
+    def __init__(self, dial: Callable[[], socket.socket], join: Join) -> None:
+        self._dial, self._join = dial, join
+        self._socket = _joined(dial(), join)
+        self._guest_offloads = Offload.NONE
+        super().__init__(self._socket.fileno(), ALL_OFFLOADS)
         self._buffer = memoryview(bytearray(protocol.MAX_MESSAGE_SIZE + 4))
 
     def set_guest_offloads(self, offloads: Offload) -> None:
         """Told to the switch, which otherwise does everything for us."""
+        self._guest_offloads = offloads
         with contextlib.suppress(OSError):
             self._socket.send(protocol.encode_json({"offloads": int(offloads)}))
 
@@ -72,9 +69,29 @@ class SwitchPort(PolledSink):
                 taken += count
         return taken
 
+    def reopen(self) -> int:
+        """Join the switch that another machine has started meanwhile, or start one."""
+        connection = _joined(self._dial(), self._join)
+        with self._writing:
+            self._socket.close()
+            self._socket = connection
+        self.set_guest_offloads(self._guest_offloads)
+        return connection.fileno()
+
     def release(self) -> None:
         """Leave the network."""
         self._socket.close()
+
+
+def _joined(connection: socket.socket, join: Join) -> socket.socket:
+    """The connection itself, once the switch has said yes; closed if it does not."""
+    try:
+        _ask_to_join(connection, join)
+        connection.setblocking(False)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _ask_to_join(connection: socket.socket, join: Join) -> None:
@@ -99,7 +116,7 @@ def open_internal(options: NetOptions, nic: Nic) -> PacketSink:
         mirror=options.flag("mirror"),
     )
     try:
-        return SwitchPort(connect(nic.directory(), name), join)
+        return SwitchPort(lambda: connect(nic.directory(), name), join)
     except UsageError as error:
         remedy = error.remedy or "Give another mac= or name=."
         raise UsageError(f"--net {options.text}: {error.message}", remedy=remedy) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from sublet.net import ALL_OFFLOADS, HEADER_SIZE, from_frame
 from sublet.net.kinds import Nic, open_network
 from sublet.net.options import parse_net
 from sublet.net.packet import GSO_TCPV4, NEEDS_CHECKSUM, PacketHeader
-from sublet.net.switch.rendezvous import connect, socket_path
+from sublet.net.switch.rendezvous import connect, guard, socket_path
 from sublet.testing import FakeCard, FakeClock
 
 Plug = Callable[..., FakeCard]
@@ -97,6 +99,41 @@ def test_spoofed_frames_are_dropped_and_counted(plug: Plug) -> None:
         assert time.monotonic() < deadline
         attacker.send(frame(1, 2))
         time.sleep(0.02)
+
+
+def test_ports_join_a_new_switch_when_theirs_is_killed(plug: Plug, tmp_path: Path) -> None:
+    cards = [plug(1), plug(2)]
+    for _ in range(2):
+        os.kill(switch_process(tmp_path), signal.SIGKILL)
+        for card in cards:
+            assert not card.carrier.get(timeout=20)
+        for card in cards:
+            assert card.carrier.get(timeout=20)
+        cards[0].send(frame(2, 1, b"again"))
+        assert cards[1].frame()[14:19] == b"again"
+    assert cards[0].sink.statistics()["reconnected"] == 2
+
+
+def test_a_port_closes_while_its_switch_is_gone(plug: Plug, tmp_path: Path) -> None:
+    card = plug(1)
+    with guard(tmp_path, "lab"):  # nobody can start another
+        os.kill(switch_process(tmp_path), signal.SIGKILL)
+        assert not card.carrier.get(timeout=20)
+        assert card.send(frame(2, 1)) == 1
+    card.sink.close()
+    socket_path(tmp_path, "lab").unlink(missing_ok=True)
+
+
+def switch_process(directory: Path) -> int:
+    """The process of the switch whose socket is in ``directory``."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if b"sublet.net.switch.process" in words and str(socket_path(directory, "lab")).encode() in words:
+                found.append(int(entry.parent.name))
+    assert len(found) == 1, "one switch"
+    return found[0]
 
 
 @pytest.mark.parametrize("message", [b"\x01", b'{"a"', b"\xff" * 200_000, b"[]"])
