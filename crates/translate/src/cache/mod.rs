@@ -1,12 +1,15 @@
 //! Translated blocks: where they are, what links them, and what makes them go.
 
+mod index;
 mod memory;
 mod perf_map;
 
+pub use index::Known;
 pub use memory::{CodeMemory, BLOCK_ALIGN};
 
 use crate::mode::Mode;
 use iced_x86::Instruction;
+use index::BlockIndex;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -156,7 +159,7 @@ pub struct CodeCache {
     blocks: Vec<Block>,
     links: Vec<Link>,
     system: Vec<Instruction>,
-    by_address: AddressMap<(u64, u32), BlockId>,
+    by_address: BlockIndex,
     by_page: AddressMap<u64, Vec<BlockId>>,
     /// Blocks that are translated without shared checks.
     unshared: AddressMap<(u64, u32), ()>,
@@ -179,7 +182,7 @@ impl CodeCache {
             blocks: Vec::new(),
             links: Vec::new(),
             system: Vec::new(),
-            by_address: AddressMap::default(),
+            by_address: BlockIndex::default(),
             by_page: AddressMap::default(),
             unshared: AddressMap::default(),
             epoch: 0,
@@ -205,8 +208,8 @@ impl CodeCache {
     }
 
     /// The live block that starts at `gpa` in `mode`.
-    pub fn find(&self, gpa: u64, mode: Mode) -> Option<BlockId> {
-        self.by_address.get(&(gpa, mode.0)).copied()
+    pub fn find(&self, gpa: u64, mode: Mode) -> Option<Known> {
+        self.by_address.find(gpa, mode)
     }
 
     /// A block by number.
@@ -222,8 +225,8 @@ impl CodeCache {
     }
 
     /// Host address of a block's entry.
-    pub fn host_address(&self, id: BlockId) -> u64 {
-        self.memory.base() + self.block(id).host_offset as u64
+    pub fn host_address(&self, known: Known) -> u64 {
+        self.memory.base() + u64::from(known.host_offset)
     }
 
     /// A system instruction by number.
@@ -248,7 +251,7 @@ impl CodeCache {
         mode: Mode,
         second_page: Option<u64>,
         mut translation: Translation,
-    ) -> Option<BlockId> {
+    ) -> Option<Known> {
         let id = self.blocks.len() as BlockId;
         self.number(&mut translation);
         let host_offset = self.memory.append(&translation.code)?;
@@ -276,12 +279,13 @@ impl CodeCache {
             incoming: Vec::new(),
             blamed: 0,
         });
-        self.by_address.insert((gpa, mode.0), id);
+        let known = Known { block: id, host_offset: host_offset as u32, straddles: second_page.is_some() };
+        self.by_address.insert(gpa, mode, known);
         self.by_page.entry(gpa & !0xfff).or_default().push(id);
         if let Some(page) = second_page {
             self.by_page.entry(page).or_default().push(id);
         }
-        Some(id)
+        Some(known)
     }
 
     fn number(&self, translation: &mut Translation) {
@@ -390,7 +394,7 @@ impl CodeCache {
         let mut jump = [0xe9, 0, 0, 0, 0, 0x90, 0x90, 0x90];
         jump[1..5].copy_from_slice(&distance.to_le_bytes());
         self.memory.patch_start(host, jump);
-        self.by_address.remove(&(gpa, mode.0));
+        self.by_address.remove(gpa, mode);
         for page in [Some(gpa & !0xfff), second].into_iter().flatten() {
             if let Some(blocks) = self.by_page.get_mut(&page) {
                 blocks.retain(|&other| other != id);

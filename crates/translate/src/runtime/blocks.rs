@@ -1,7 +1,7 @@
 //! The block at RIP: found, or translated.
 
 use super::vcpu::VcpuCore;
-use crate::cache::{BlockId, Translation};
+use crate::cache::{BlockId, Known, Translation};
 use crate::cpu::{Exception, Stop};
 use crate::frontend::{self, Fetched};
 use crate::mmu::walk::{is_canonical, Kind};
@@ -43,17 +43,17 @@ impl VcpuCore {
         let rip_page = rip.wrapping_sub(la & 0xfff);
         self.cpu.state.hot.rip_page = rip_page;
         let found = self.cache.find(gpa, self.mode());
-        let block = match found {
-            Some(block) if self.second_page_holds(block, la)? => block,
+        let known = match found {
+            Some(known) if !known.straddles || self.second_page_holds(known.block, la)? => known,
             _ => self.translate(la, gpa)?,
         };
-        if self.mode().code_limited() && self.is_beyond_limit(block) {
+        if self.mode().code_limited() && self.is_beyond_limit(known.block) {
             return self.alone_within_limit();
         }
-        let host = self.cache.host_address(block);
+        let host = self.cache.host_address(known);
         let mode = self.mode();
         self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, host, rip_page);
-        Ok(Found { host, block: Some(block) })
+        Ok(Found { host, block: Some(known.block) })
     }
 
     /// Whether part of the block lies beyond the limit of CS.
@@ -119,7 +119,7 @@ impl VcpuCore {
         Ok(false)
     }
 
-    fn translate(&mut self, la: u64, gpa: u64) -> Result<BlockId, Stop> {
+    fn translate(&mut self, la: u64, gpa: u64) -> Result<Known, Stop> {
         if !self.cache.has_room_for(BLOCK_ROOM, self.shared.cache_share()) {
             self.clear_code();
         }
@@ -166,7 +166,7 @@ impl VcpuCore {
         }
     }
 
-    fn insert(&mut self, gpa: u64, second: Option<u64>, translation: Translation) -> Result<BlockId, Stop> {
+    fn insert(&mut self, gpa: u64, second: Option<u64>, translation: Translation) -> Result<Known, Stop> {
         let inserted = self.cache.insert(gpa, self.mode(), second, translation);
         inserted.ok_or(Stop::Exit(Exit::InternalError { code: NO_ROOM_CODE }))
     }
