@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from sublet.guest import PreparedGuest
 
 pytestmark = pytest.mark.guest
 
+_LISTEN = (
+    "import socket, sys; print(socket.create_connection((sys.argv[1], 5001), 20).makefile().read(), end='')"
+)
 _TOOLS = ("ip", "dnsmasq", "tshark")
 
 
@@ -107,10 +111,17 @@ def test_bridged_guest_is_a_neighbour_and_is_recorded(lan: Lan, tmp_path: Path) 
 
 def test_host_only_network_reaches_the_host_and_vanishes_even_after_a_kill(lan: Lan) -> None:
     options = "hostonly,name=dev,address=192.168.77.1/24"
-    with contextlib.closing(lan.guest("--net", options)) as guest:
-        guest.run("ip addr add 192.168.77.9/24 dev eth0; ip link set eth0 up")
+    with contextlib.closing(lan.guest("--net", options, "--name", f"hostonly-{os.getpid()}")) as guest:
+        guest.run("until ip addr show eth0 | grep -q 'inet 192.168.77'; do sleep 1; done")
         assert " 0% packet loss" in guest.run("ping -c 3 192.168.77.1")
         assert "slh-dev" in links(lan)
+        address = guest.run("ip -o -4 addr show eth0").split("inet ")[1].partition("/")[0]
+        guest.run("(echo from the guest | nc -l -p 5001) > /dev/null 2>&1 & sleep 1")
+        assert (
+            run("ip", "netns", "exec", lan.host, sys.executable, "-c", _LISTEN, address) == "from the guest\n"
+        )
+        name = f"hostonly-{os.getpid()}"
+        assert address in run(*SUBLET_RUN[:-1], "net", "leases", name)
     assert "slh-dev" in links(lan), "killed, the machine could not remove it"
     with contextlib.closing(lan.guest("--net", "hostonly,name=other")) as guest:
         assert "slh-dev" not in links(lan), "but the next one does"

@@ -162,7 +162,9 @@ KINDS: Final[dict[str, Kind]] = {
         "a neighbour on the network of a host's interface", frozenset({"interface", "spoof"}), _open_bridged
     ),
     "hostonly": Kind(
-        "the host and your machines, nobody else", frozenset({"name", "address", "spoof"}), _open_hostonly
+        "the host and your machines, nobody else",
+        frozenset({"name", "address", "dhcp", "spoof"}),
+        _open_hostonly,
     ),
     "tap": Kind("a TAP device that an administrator made", frozenset({"interface", "spoof"}), _open_tap),
     "internal": Kind(

@@ -48,6 +48,7 @@ class PolledSink:
         self._connected = True
         self._closed = False
         self._send_blocked = False
+        self._read_anyway = False
         self._pending: Sequence[bytes] = ()
 
     # What a subclass says
@@ -71,6 +72,11 @@ class PolledSink:
     def flush(self) -> bool:
         """Write what was taken and is not yet written; whether nothing of it is left."""
         return True
+
+    def wake_to_read(self) -> None:
+        """Have ``read_packets`` called though the peer has sent nothing."""
+        self._read_anyway = True
+        self._notify()
 
     def reopen(self) -> int | None:
         """Reach the peer again, after it has gone.
@@ -201,9 +207,11 @@ class PolledSink:
 
     def _pause(self, seconds: float) -> bool:
         """Wait; whether the sink was closed meanwhile."""
+        poll = select.poll()
+        poll.register(self._wake, _READ)
         deadline = time.monotonic() + seconds
         while not self._closed and (left := deadline - time.monotonic()) > 0:
-            if select.select([self._wake], [], [], left)[0]:
+            if poll.poll(left * 1000):
                 os.eventfd_read(self._wake)
         return self._closed
 
@@ -228,7 +236,8 @@ class PolledSink:
             raise ConnectionResetError  # hung up; reading would tell, but there is no room for packets
         if self._pending:
             self._offer(self._pending)
-        elif ready & ~_WRITE:
+        elif self._read_anyway or ready & ~_WRITE:
+            self._read_anyway = False
             self._offer(self.read_packets())
 
     def _resume_sending(self, receiver: PacketReceiver) -> None:

@@ -78,6 +78,12 @@ class Links:
             found.append((ipaddress.IPv4Network(text, strict=False), int(address["index"])))
         return found
 
+    def address(self, index: int) -> ipaddress.IPv4Interface | None:
+        """The first IPv4 address that the host has on an interface."""
+        for address in self._route.get_addr(family=2, index=index):
+            return ipaddress.IPv4Interface(f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}")
+        return None
+
     def add_bridge(self, name: str, address: ipaddress.IPv4Interface) -> int:
         """A bridge that is up, has an address of the host's, and that the host does not route from."""
         self._route.link("add", ifname=name, kind="bridge")

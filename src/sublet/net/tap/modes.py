@@ -14,8 +14,10 @@ import ipaddress
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,9 @@ from sublet.net.options import NetOptions
 from sublet.net.sink import PacketSink
 from sublet.net.switch.rendezvous import check_network_name
 from sublet.net.tap.device import TapSink, create_tap, refused, set_up
+from sublet.net.tap.dhcp import LEASE_S, Server
+from sublet.net.tap.hostonly import HostOnlySink
+from sublet.net.tap.leases import LeaseFile
 from sublet.net.tap.links import Links, links
 
 TAP_PATTERN: Final = "sublet%d"
@@ -77,10 +82,23 @@ def open_hostonly(options: NetOptions, nic: Nic) -> PacketSink:
         if bridge is None:
             _check_free(found, options, address)
             bridge = found.add_bridge(bridge_name, address)
-        return _on_bridge(found, bridge, options, nic)
+        host = found.address(bridge) or address
+        descriptors = _plug_in(found, bridge, nic)
+        server = Server(host, found.mac(bridge))
+        path = nic.directory() / f"hostonly-{name}.leases"
+        leases = LeaseFile(path, host, LEASE_S, partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
+        mac = _allowed_mac(options, nic)
+        if not options.flag("dhcp", default=True):
+            return TapSink(descriptors, mac, lambda: _clean_up(nic))
+        return HostOnlySink(descriptors, mac, server, leases, lambda: _clean_up(nic))
 
 
 def _on_bridge(found: Links, bridge: int, options: NetOptions, nic: Nic) -> TapSink:
+    return TapSink(_plug_in(found, bridge, nic), _allowed_mac(options, nic), lambda: _clean_up(nic))
+
+
+def _plug_in(found: Links, bridge: int, nic: Nic) -> list[int]:
+    """Descriptors of a new TAP device that is a port of the bridge."""
     name, descriptors = create_tap(TAP_PATTERN, nic.queues)
     try:
         port = found.find(name)
@@ -90,7 +108,7 @@ def _on_bridge(found: Links, bridge: int, options: NetOptions, nic: Nic) -> TapS
         for descriptor in descriptors:
             os.close(descriptor)
         raise
-    return TapSink(descriptors, _allowed_mac(options, nic), lambda: _clean_up(nic))
+    return descriptors
 
 
 def _on_macvtap(found: Links, interface: int, options: NetOptions, nic: Nic) -> TapSink:
