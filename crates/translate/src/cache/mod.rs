@@ -380,7 +380,8 @@ impl CodeCache {
         let (gpa, mode, second, host) = (block.gpa, block.mode, block.second_page, block.host_offset);
         for number in std::mem::take(&mut block.incoming) {
             let link = &mut self.links[number as usize];
-            if link.to.take() == Some(id) {
+            // A dead block's links are no more: its first bytes, where one may have been, lead away.
+            if link.to.take() == Some(id) && self.blocks[link.from as usize].alive {
                 match link.guard {
                     Some(guard) => self.memory.patch32(guard, 0),
                     None => {
@@ -426,5 +427,39 @@ impl CodeCache {
         self.epoch += 1;
         self.statistics.flushes += 1;
         self.by_page.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{CodeCache, CodeMemory, NewLink, Translation};
+    use crate::mode::Mode;
+
+    const DEAD_STUB: [u8; 16] = [0xcc; 16];
+
+    /// A block that is little more than a jump, so that its link lies in its first 8 bytes.
+    fn jump() -> Translation {
+        let link = NewLink { patch: 3, unlinked: 8, delta: 0, guard: None };
+        Translation { code: vec![0x90; 16], guest_length: 2, links: vec![link], ..Translation::default() }
+    }
+
+    fn first_bytes(cache: &CodeCache, host: u64) -> [u8; 8] {
+        assert!((cache.host_range().0..cache.host_range().1).contains(&host));
+        // SAFETY: the address lies in the cache's readable mapping.
+        unsafe { (host as *const [u8; 8]).read() }
+    }
+
+    #[test]
+    fn a_dead_block_stays_dead_when_what_it_led_to_dies() {
+        let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
+        let from = cache.insert(0x1000, Mode(0), None, jump()).unwrap();
+        let to = cache.insert(0x1100, Mode(0), None, jump()).unwrap();
+        cache.connect(0, to.block, 1);
+        assert!(cache.invalidate(0x1000, 1));
+        let dead = first_bytes(&cache, cache.host_address(from));
+        assert_eq!(dead[0], 0xe9);
+        assert!(cache.invalidate(0x1100, 1));
+        assert_eq!(first_bytes(&cache, cache.host_address(from)), dead);
     }
 }
