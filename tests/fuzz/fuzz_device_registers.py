@@ -21,6 +21,7 @@ from sublet.devices.legacy import I8042, KEYS, Serial
 from sublet.devices.legacy.dma import IsaDma
 from sublet.devices.pci import PciConfigPorts, PciEcam
 from sublet.devices.platform import AcpiPm, Gpe0, PvPanic, ResetRegister
+from sublet.devices.platform.hpet import FIRST_TIMER, HPET_SIZE, TIMER_SIZE, Hpet, LegacyLines
 from sublet.devices.storage import AtaDisk, AtapiCd, FloppyController, FloppyDrive, Ich9Ahci, PiixIde
 from sublet.devices.vga import TEXT_RAM_SIZE, WINDOW_SIZE, Vga, render, text_screen
 from sublet.devices.virtio import VirtioDevice
@@ -437,6 +438,33 @@ def floppy_steps(rng: random.Random) -> list[Step]:
     return [*pokes, command, command, command, program_dma, program_dma, enable, snapshot]
 
 
+def event_timer_steps() -> list[Step]:
+    """An HPET, whose thread comes when it wants to, late or never."""
+    clock = FakeClock()
+    legacy = LegacyLines(RecordingIrqLine(), RecordingIrqLine())
+    hpet = Hpet(clock, {20: RecordingIrqLine(), 21: RecordingIrqLine()}, legacy)
+
+    def set_up(rng: random.Random) -> None:
+        timer = FIRST_TIMER + TIMER_SIZE * rng.randrange(3)
+        hpet.mmio_write(0x10, 8, rng.choice((0, 1, 1, 3)))
+        hpet.mmio_write(timer, 8, rng.randrange(0x200) | rng.choice((20, 21, 2)) << 9)
+        near = hpet.mmio_read(0xF0, 8) + rng.randrange(-1000, 1000)
+        hpet.mmio_write(timer + 8, 8, rng.choice((near, draw(rng, 8))) & (1 << 64) - 1)
+
+    def let_time_pass(rng: random.Random) -> None:
+        clock.advance(rng.choice((0, 1e-6, 1e-3, 1, 3600)))
+        wake = hpet.service()
+        assert wake is None or wake > clock.now_ns(), "the thread would not sleep"
+
+    def snapshot(rng: random.Random) -> None:
+        hpet.load_state(hpet.save_state())
+        if rng.random() < 0.1:
+            hpet.reset()
+
+    poke = poke_mmio(hpet, lambda rng: rng.choice((rng.randrange(0x180), rng.randrange(HPET_SIZE - 8))))
+    return [poke, poke, set_up, set_up, let_time_pass, let_time_pass, snapshot]
+
+
 def user_steps(rng: random.Random) -> list[Step]:
     """What a user sees and touches."""
     return screen_steps() if rng.random() < 0.7 else input_steps()
@@ -451,7 +479,13 @@ def run_round(seed: int) -> None:
     """One machine, ``STEPS_A_ROUND`` random steps."""
     rng = random.Random(seed)
     kind = rng.random()
-    makers = ((0.2, lambda _: platform_steps()), (0.3, user_steps), (0.6, drive_steps), (1.0, virtio_steps))
+    makers = (
+        (0.1, lambda _: event_timer_steps()),
+        (0.2, lambda _: platform_steps()),
+        (0.3, user_steps),
+        (0.6, drive_steps),
+        (1.0, virtio_steps),
+    )
     steps = next(make(rng) for limit, make in makers if kind < limit)
     for _ in range(STEPS_A_ROUND):
         rng.choice(steps)(rng)

@@ -14,6 +14,7 @@ from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
 from sublet.devices.platform.debug_console import DEBUG_PORT, DebugConsole
 from sublet.devices.platform.flash import Flash
 from sublet.devices.platform.fw_cfg import FW_CFG_PORT, FW_CFG_PORT_COUNT, FwCfg
+from sublet.devices.platform.hpet import HPET_BASE, HPET_SIZE, Hpet, LegacyLines
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
 from sublet.devices.platform.port92 import PORT92, Port92
@@ -35,7 +36,7 @@ from sublet.machine.firmware_acpi import add_acpi_files
 from sublet.machine.firmware_config import cmos_bytes, describe_machine
 from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.floppies import Floppies
-from sublet.machine.host import GsiLine
+from sublet.machine.host import GsiLine, SharedLine
 from sublet.machine.memory import DeviceMemory, SystemMemory
 from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.runloop import EndMachine
@@ -45,6 +46,10 @@ from sublet.machine.video import plug_video
 
 COM2_PORT: Final = 0x2F8
 COM2_IRQ: Final = 3
+_APIC_INPUTS: Final = range(16, 24)
+"""I/O APIC inputs that no ISA interrupt drives."""
+_HPET_INPUTS: Final = range(20, 24)
+"""What its timers can be routed to (Intel ICH9 316972 §20.1.5 "TIMn_CONF")."""
 _FOUR_GIB: Final = 1 << 32
 _PCI_MEMORY_END: Final = mm.IOAPIC_BASE
 _PCI_HIGH_END: Final = 1 << 40
@@ -99,6 +104,7 @@ class FirmwareBoard(Board):
         self._pm_base: int | None = None
         self._pm_block = PmBlock(self._pm_parts())
         isa_lines = {irq: GsiLine(vm, irq) for irq in ROUTABLE_IRQS}
+        self.apic_lines = {gsi: SharedLine(GsiLine(vm, gsi)) for gsi in _APIC_INPUTS}
         self.router = self.make_router(isa_lines)
         self.pci = self._make_pci_host(self.make_bridge())
         self.plug_chipset()
@@ -109,6 +115,15 @@ class FirmwareBoard(Board):
         add_acpi_files(self)
         vm.write_cmos([*self.nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()
+        self.hpet = self._make_hpet()
+
+    def _make_hpet(self) -> Hpet:
+        inputs = {gsi: self.apic_lines[gsi].input() for gsi in _HPET_INPUTS}
+        legacy = LegacyLines(GsiLine(self.vm, mm.TIMER_IRQ), GsiLine(self.vm, mm.RTC_IRQ))
+        hpet = Hpet(self.clock, inputs, legacy)
+        self.buses.mmio.add(HPET_BASE, HPET_SIZE, hpet)
+        self.closing.callback(hpet.close)
+        return hpet
 
     def _add_flash(self, firmware: Firmware, end: int) -> DeviceMemory | None:
         """The chip with UEFI's variables, just below the code."""
@@ -192,7 +207,7 @@ class FirmwareBoard(Board):
     def isa_devices(self) -> bytes:
         """AML of the devices that nobody can discover."""
         serial = dsdt.serial_port(1, mm.COM1_PORT, mm.COM1_IRQ) + dsdt.serial_port(2, COM2_PORT, COM2_IRQ)
-        return serial + dsdt.keyboard_and_mouse()
+        return serial + dsdt.keyboard_and_mouse() + dsdt.high_precision_timer(HPET_BASE)
 
     def _make_pci_host(self, bridge: PciDevice) -> PciHost:
         layout = self.memory.layout
@@ -240,6 +255,11 @@ class FirmwareBoard(Board):
         """Open or close the A20 gate. Deviation: under KVM, which has none, it stays open."""
         with contextlib.suppress(HostRefused):
             self.vm.set_a20(enabled)
+
+    def start(self) -> None:
+        """See `Board.start`."""
+        super().start()
+        self.hpet.start()
 
     def boot(self) -> BootState | None:
         """Start at the reset vector."""

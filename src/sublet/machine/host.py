@@ -101,6 +101,38 @@ class GsiLine:
         self._vm.set_irq_line(self._gsi, level)
 
 
+class SharedLine:
+    """A line of the core that several devices drive: high while at least one of them holds it high."""
+
+    def __init__(self, line: GsiLine) -> None:
+        self._line = line
+        self._lock = threading.Lock()
+        self._holders: set[SharedLineInput] = set()
+
+    def input(self) -> SharedLineInput:
+        """One more device's end."""
+        return SharedLineInput(self)
+
+    def drive(self, holder: SharedLineInput, *, level: bool) -> None:
+        """Let one of the inputs hold the line or let go of it."""
+        with self._lock:
+            before = bool(self._holders)
+            (self._holders.add if level else self._holders.discard)(holder)
+            if bool(self._holders) != before:
+                self._line.set_level(level)
+
+
+class SharedLineInput:
+    """`sublet.hw.IrqLine`: one device's end of a `SharedLine`."""
+
+    def __init__(self, line: SharedLine) -> None:
+        self._line = line
+
+    def set_level(self, level: bool) -> None:
+        """Hold the line high, or let go."""
+        self._line.drive(self, level=level)
+
+
 class DataPort:
     """`sublet.hw.ReadAhead`: what the core answers on a port by itself."""
 

@@ -62,6 +62,7 @@ GPE0_PORT: Final = 0x620
 GPE0_LENGTH: Final = 4
 PCI_CONFIG_PORT: Final = 0xCF8
 RESET_PORT: Final = 0xCF9
+TIMER_IRQ: Final = 0
 SCI_IRQ: Final = 9
 RTC_PORT: Final = 0x70
 RTC_IRQ: Final = 8

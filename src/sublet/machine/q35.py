@@ -28,7 +28,7 @@ class Q35(FirmwareBoard):
 
     def make_router(self, isa_lines: dict[int, GsiLine]) -> PirqRouter:
         """Eight PIRQs; each drives its own I/O APIC input besides the ISA interrupt it is routed to."""
-        fixed = [GsiLine(self.vm, _FIRST_PIRQ_GSI + pirq) for pirq in range(q35.PIRQ_COUNT)]
+        fixed = [self.apic_lines[_FIRST_PIRQ_GSI + pirq].input() for pirq in range(q35.PIRQ_COUNT)]
         return PirqRouter(q35.pirq_of, isa_lines, q35.PIRQ_COUNT, fixed)
 
     def make_bridge(self) -> PciDevice:

@@ -78,6 +78,7 @@ class Linked:
 def test_linked_tables_are_found_and_add_up(express: bool) -> None:
     tables = Linked(build_table_files(describe(express))).by_signature()
     assert (b"MCFG" in tables) == express
+    assert struct.unpack_from("<IBBBBQB", tables[b"HPET"], 36) == (0x8086_A201, 0, 64, 0, 0, 0xFED0_0000, 0)
     for signature, table in tables.items():
         assert sum(table) & 0xFF == 0, signature
 

@@ -8,7 +8,7 @@ import pytest
 
 from sublet.machine.console import InputRoute
 from sublet.machine.control import Control, Request
-from sublet.machine.host import GsiLine, MsiPort, WorkerPool
+from sublet.machine.host import GsiLine, MsiPort, SharedLine, WorkerPool
 from sublet.testing.fake_engine import FakeVm
 
 
@@ -101,3 +101,12 @@ def test_lines_and_messages_reach_the_core() -> None:
     MsiPort(vm).signal(0xFEE0_0000, 0x31)  # type: ignore[arg-type]
     assert vm.irq_levels == [(4, True)]
     assert vm.messages == [(0xFEE0_0000, 0x31)]
+
+
+def test_a_shared_line_is_high_while_anyone_holds_it() -> None:
+    vm = FakeVm(lambda: iter(()))
+    line = SharedLine(GsiLine(vm, 20))  # type: ignore[arg-type]
+    first, second = line.input(), line.input()
+    for holder, level in ((first, True), (second, True), (first, False), (first, False), (second, False)):
+        holder.set_level(level)
+    assert vm.irq_levels == [(20, True), (20, False)]

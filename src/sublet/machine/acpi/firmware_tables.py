@@ -60,6 +60,7 @@ def build_table_files(machine: FirmwareAcpi) -> TableFiles:
     listed = [
         linker.place_linked(fadt, [(36, 4), (40, 4), (140, 8)]),
         linker.place(tables.build_madt(machine.cpus, machine.level_irqs)),
+        linker.place(tables.build_hpet()),
     ]
     if machine.ecam is not None:
         listed.append(linker.place(tables.build_mcfg(*machine.ecam)))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from sublet.devices.platform.hpet import BLOCK_ID, HPET_BASE
 from sublet.machine import memory_map as mm
 
 _OEM_ID: Final = b"SUBLET"
@@ -17,6 +18,7 @@ _OEM_TABLE_ID: Final = b"SUBLETVM"
 _CREATOR: Final = b"SBLT"
 _HEADER_SIZE: Final = 36
 
+_SYSTEM_MEMORY: Final = 0
 _SYSTEM_IO: Final = 1
 RESET_VALUE: Final = 0x06
 """Written to port 0xcf9: full reset (RST_CPU | SYS_RST)."""
@@ -32,6 +34,9 @@ _RESET_REG_SUP: Final = 1 << 10
 LEGACY_DEVICES: Final = 1 << 0
 HAS_8042: Final = 1 << 1
 NO_VGA: Final = 1 << 2
+
+_HPET_MINIMUM: Final = 10_000
+"""Ticks of the shortest period of which no interrupt is lost: 100 µs."""
 
 _POLARITY_HIGH_LEVEL: Final = 0x000D
 _X2APIC_FIRST_ID: Final = 255
@@ -174,3 +179,12 @@ def build_madt(cpus: int, level_irqs: Iterable[int] = ()) -> bytes:
 def build_mcfg(base: int = mm.ECAM_BASE, size: int = mm.ECAM_SIZE) -> bytes:
     """Memory-mapped configuration space of segment 0, 1 MiB a bus from bus 0."""
     return table(b"MCFG", 1, struct.pack("<8xQHBB4x", base, 0, 0, (size >> 20) - 1))
+
+
+def build_hpet(base: int = HPET_BASE) -> bytes:
+    """The event timer block at ``base``; its comparators tick every 10 ns.
+
+    Reference: IA-PC HPET 1.0a §3.2.4 "The ACPI 2.0 HPET Description Table (HPET)".
+    """
+    address = struct.pack("<BBBBQ", _SYSTEM_MEMORY, 64, 0, 0, base)
+    return table(b"HPET", 1, struct.pack("<I", BLOCK_ID) + address + struct.pack("<BHB", 0, _HPET_MINIMUM, 0))
