@@ -401,20 +401,21 @@ impl<S> Flow<S> {
             Some(_) | None if why == Unreachable::Port => peer.seen.ip(),
             _ => context.config.gateway_like(self.guest.ip()),
         };
-        let quote = self.quote(peer.seen);
+        let quote = self.quote(peer.seen, error.sequence);
         context.report_from(from, self.guest.ip(), &quote, why);
     }
 
-    /// The start of a packet that the guest sent to `seen`.
-    fn quote(&self, seen: SocketAddr) -> Vec<u8> {
+    /// The start of a packet that the guest sent to `seen`; `sequence` is an echo request's.
+    fn quote(&self, seen: SocketAddr, sequence: u16) -> Vec<u8> {
         let link = (crate::config::ROUTER_MAC, crate::config::ROUTER_MAC);
         let path = Path { link, source: self.guest.ip(), destination: seen.ip() };
         let frame = match self.kind {
             Kind::Udp => udp::frame(&path, (self.guest.port(), seen.port()), &[]).unwrap_or_default(),
             Kind::Ping => {
                 let kind = if seen.is_ipv4() { 8 } else { 128 };
-                let [high, low] = self.guest.port().to_be_bytes();
-                icmp::frame(&path, (kind, 0), [high, low, 0, 0], &[], ip::HOP_LIMIT)
+                let [a, b] = self.guest.port().to_be_bytes();
+                let [c, d] = sequence.to_be_bytes();
+                icmp::frame(&path, (kind, 0), [a, b, c, d], &[], ip::HOP_LIMIT)
             }
         };
         frame.get(vnet::SIZE + ethernet::SIZE..).unwrap_or_default().to_vec()

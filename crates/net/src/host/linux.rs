@@ -4,6 +4,7 @@
 
 use super::route::{self, Routes};
 use super::{Host, NetworkError, Ready, Token};
+use crate::wire::icmp;
 use std::io::{self, Error};
 use std::mem::{size_of, size_of_val, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -496,8 +497,9 @@ struct ControlBuffer([u8; CONTROL_SIZE]);
 fn receive_error(socket: &OwnedFd) -> Option<NetworkError> {
     let mut raw = RawAddress::empty();
     let mut control = ControlBuffer([0; CONTROL_SIZE]);
-    let mut byte = [0u8; 1];
-    let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    // What was sent: for a ping socket, an ICMP header; it stays zero as far as there is less.
+    let mut sent = [0u8; icmp::SIZE];
+    let mut iov = libc::iovec { iov_base: sent.as_mut_ptr().cast(), iov_len: sent.len() };
     // SAFETY: all zeros is a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { zeroed() };
     message.msg_name = raw.pointer_mut().cast();
@@ -518,6 +520,7 @@ fn receive_error(socket: &OwnedFd) -> Option<NetworkError> {
         errno: error.errno as i32,
         expired: matches!((error.origin, error.kind), (2, 11) | (3, 3)),
         mtu: error.info,
+        sequence: u16::from_be_bytes([sent[6], sent[7]]),
     })
 }
 

@@ -69,6 +69,8 @@ pub struct NetworkError {
     pub expired: bool,
     /// The MTU that would have fitted, with EMSGSIZE.
     pub mtu: u32,
+    /// Which of a ping socket's requests; zero where the kernel does not say.
+    pub sequence: u16,
 }
 
 /// The host. A socket is closed when it is dropped; every socket is non-blocking.

@@ -62,6 +62,7 @@ fn rfc792_a_closed_port_is_reported_by_its_host() {
         errno: libc::ECONNREFUSED,
         expired: false,
         mtu: 0,
+        sequence: 0,
     });
     let packets = network.ready(0);
     let [Packet::Icmp(from, 3, 3, quote)] = &packets[..] else { panic!("{packets:?}") };
@@ -87,6 +88,7 @@ fn rfc1812_5_3_1_a_router_on_the_way_speaks_in_its_own_name() {
         errno: libc::EHOSTUNREACH,
         expired: true,
         mtu: 0,
+        sequence: 0,
     });
     let packets = network.ready(0);
     assert!(matches!(&packets[..], [Packet::Icmp(from, 11, 0, _)] if *from == router), "{packets:?}");
@@ -101,6 +103,23 @@ fn rfc5508_req_1_echo_goes_out_and_comes_back_with_the_guest_s_identifier() {
     let from = SocketAddr::new(remote(1).ip(), 0);
     network.socket(0).datagrams_in.push_back((from, reply.to_vec()));
     assert_eq!(network.ready(0), [Packet::Icmp(remote(1).ip(), 0, 0, b"h".to_vec())]);
+}
+
+#[test]
+fn rfc792_an_error_quotes_the_echo_that_it_is_about() {
+    let mut network = Network::new(config());
+    network.ping(remote(1).ip(), 7);
+    network.socket(0).errors.push_back(NetworkError {
+        destination: SocketAddr::new(remote(1).ip(), 0),
+        reporter: None,
+        errno: libc::EHOSTUNREACH,
+        expired: false,
+        mtu: 0,
+        sequence: 0x102,
+    });
+    let packets = network.ready(0);
+    let [Packet::Icmp(_, 3, 1, quote)] = &packets[..] else { panic!("{packets:?}") };
+    assert_eq!((quote[20], &quote[24..28]), (8, &[0, 7, 1, 2][..]));
 }
 
 #[test]
