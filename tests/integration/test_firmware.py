@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.integration.conftest import StartGuest
+from tests.integration.test_boot import PROMPT
 
+from sublet.guest import prepare_guest, silent
 from sublet.machine.firmware import find_image
 
 pytestmark = pytest.mark.guest
@@ -140,3 +142,18 @@ def test_machines_that_cannot_start(
     assert guest.wait() == code, guest.report("another exit code")
     assert text in guest.errors.decode()
     assert "Traceback" not in guest.errors.decode()
+
+
+@needs_uefi
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_uefi_starts_a_kernel(start_guest: StartGuest, machine: str) -> None:
+    files = prepare_guest("default-amd64", silent)
+    words = ["--kernel", str(files.kernel), "--initrd", str(files.initrd), "--append", "console=ttyS0 mark"]
+    guest = start_guest(*words, "--machine", machine, "--firmware", "uefi", "--net", "none")
+    guest.expect(PROMPT, timeout_s=120)
+    guest.type("stty -echo\n")
+    guest.expect(PROMPT)
+    assert guest.run("cat /proc/cmdline").split()[:2] == ["console=ttyS0", "mark"]
+    assert "efi" in guest.run("ls /sys/firmware").split()
+    guest.type("poweroff\n")
+    assert guest.wait() == 0, guest.report("another exit code")

@@ -38,25 +38,28 @@ class MachineOptions:
         named = self.firmware is not None or self.boot is not None or bool(self.cdroms or self.floppies)
         return named or self.machine in (MachineChoice.PC, MachineChoice.Q35)
 
-    def configure(self, *, with_firmware: bool) -> dict[str, Any]:
+    def configure(self, *, with_firmware: bool, own_kernel: bool) -> dict[str, Any]:
         """Fields of ``MachineConfig``.
 
         Args:
             with_firmware: There is no kernel to enter directly.
+            own_kernel: There is one by ``--kernel``.
 
         Raises:
             UsageError: A value is none of those that exist, or they contradict each other.
         """
         machine = self._machine(with_firmware or self.needs_firmware)
+        starts_kernel = own_kernel and self.firmware == "uefi"
         if machine is MachineChoice.MICROVM and self.needs_firmware:
             raise UsageError(
                 "the machine microvm has no firmware, CD or floppy drive",
                 remedy="Give --machine pc or q35.",
             )
-        if machine is not MachineChoice.MICROVM and not with_firmware:
+        if machine is not MachineChoice.MICROVM and not with_firmware and not starts_kernel:
             raise UsageError(
-                f"the machine {machine.value} boots what its firmware finds, no guest or kernel of yours",
-                remedy="Leave out either GUEST and --kernel, or what asks for firmware.",
+                f"the machine {machine.value} boots what its firmware finds, no GUEST by name, "
+                "and a kernel of yours by UEFI alone",
+                remedy="Add --firmware uefi to --kernel, or leave out either it or what asks for firmware.",
             )
         return {
             "machine": machine.value,

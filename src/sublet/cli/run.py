@@ -29,6 +29,7 @@ RUN_EPILOG: Final = """
 - `sublet run` — the default guest, at a shell
 - `sublet run debian --memory 2G` — Debian 12 with systemd
 - `sublet run --kernel vmlinuz --initrd initrd.gz --append console=ttyS0`
+- `sublet run --kernel vmlinuz --initrd initrd.gz --firmware uefi` — by its EFI stub
 - `sublet run --disk old.vmdk` — what the disk has, by its BIOS boot record
 - `sublet run --cdrom install.iso --disk new.qcow2 --firmware uefi`
 - `sublet run --no-reboot --stats=json < /dev/null > console.log`
@@ -338,7 +339,7 @@ class _Boot:
             kernel=kernel,
             initrd=initrd,
             cmdline=cmdline,
-            **self._options.configure(with_firmware=kernel is None),
+            **self._options.configure(with_firmware=kernel is None, own_kernel=self._kernel is not None),
             memory_mib=default_mib if memory_mib is None else memory_mib,
             cpus=cpus,
             disks=(

@@ -34,6 +34,7 @@ from sublet.machine.control import Request
 from sublet.machine.firmware import Firmware, load_firmware
 from sublet.machine.firmware_acpi import add_acpi_files
 from sublet.machine.firmware_config import cmos_bytes, describe_machine
+from sublet.machine.firmware_kernel import offer_kernel
 from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.floppies import Floppies
 from sublet.machine.host import GsiLine, SharedLine
@@ -112,6 +113,7 @@ class FirmwareBoard(Board):
         self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
+        offer_kernel(self.fw_cfg, config)
         add_acpi_files(self)
         vm.write_cmos([*self.nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()

@@ -162,6 +162,11 @@ def test_firmware_boots_where_nothing_else_is_named(
     assert (config.kernel, config.machine) == (None, board)
 
 
+def test_uefi_starts_a_kernel(machine: Recorder, guest: list[str]) -> None:
+    config = run(machine, "--kernel", "k", "--append", "quiet", "--firmware", "uefi")
+    assert (config.kernel, config.cmdline, config.machine) == (Path("k"), "quiet", "q35")
+
+
 def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str]) -> None:
     config = run(machine, "--boot", "cdrom,disk", "--cdrom", "a.iso", "--floppy", "b.img")
     assert config.boot == ("cdrom", "disk")
@@ -177,6 +182,8 @@ def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str])
         ["--machine", "microvm", "--cdrom", "c.iso"],
         ["--disk", "d", "--append", "quiet"],
         ["--kernel", "k", "--machine", "pc"],
+        ["--kernel", "k", "--firmware", "bios"],
+        ["debian", "--firmware", "uefi"],
         ["debian", "--cdrom", "c.iso"],
     ],
 )
