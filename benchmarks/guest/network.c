@@ -2,6 +2,8 @@
  *
  *   network HOST PORT send MIB | receive MIB | echo COUNT | connect COUNT | open COUNT
  *
+ *   network HOST PORT serve COUNT      the other end of COUNT "send", at HOST, one after the other
+ *
  * Exit status 0 when nothing was lost. */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -46,6 +48,23 @@ static int send_all(long mib)
     }
     shutdown(fd, SHUT_WR);
     return read(fd, buffer, 1) == 1 ? 0 : fail("read");
+}
+
+static int serve(long count)
+{
+    int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(listener, (struct sockaddr *)&server, sizeof server) < 0 || listen(listener, 8) < 0)
+        return fail("listen");
+    for (; count > 0; count--) {
+        int fd = accept(listener, NULL, NULL);
+        while (read(fd, buffer, CHUNK) > 0)
+            ;
+        if (write(fd, "!", 1) != 1)
+            return fail("write");
+        close(fd);
+    }
+    return 0;
 }
 
 static int receive_all(long mib)
@@ -107,6 +126,7 @@ int main(int argc, char **argv)
     static const struct { const char *name; int (*run)(long); } tasks[] = {
         {"send", send_all}, {"receive", receive_all}, {"echo", echo},
         {"connect", connect_many}, {"open", open_many},
+        {"serve", serve},
     };
     if (argc != 5)
         return 2;
