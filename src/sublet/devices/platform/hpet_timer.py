@@ -100,6 +100,8 @@ class Comparator:
     def write_config(self, bits: int, mask: int, counter: int | None) -> None:
         """Change the bits in ``mask``; a route that it does not have stays what it was.
 
+        In 32-bit mode the upper halves of comparator and period are lost.
+
         Args:
             counter: The main counter, None while it is halted.
         """
@@ -111,6 +113,8 @@ class Comparator:
         self.config = wanted & _KEPT | route
         if mask & SET_VALUE:
             self._set_value = bool(bits & SET_VALUE)
+        self._value &= self.mask
+        self._period &= self.mask
         if (before ^ self.config) & (PERIODIC | NARROW):
             self.arm(counter)
 
