@@ -2,8 +2,10 @@
 //! kernel maps another frame there, and the same jump has to find the other frame's code.
 #![allow(clippy::unwrap_used)]
 
+mod long_mode;
+
 use std::sync::Arc;
-use sublet_engine::{Engine, Exit, MsrEntry, Regs, Segment, Sregs, Vcpu, Vm};
+use sublet_engine::{Engine, Exit, MsrEntry, Regs, Sregs, Vcpu, Vm};
 use sublet_memory::RamBlock;
 use sublet_translate::TranslateEngine;
 
@@ -19,21 +21,6 @@ const NEXT_ENTRY: u64 = TABLES + 0x3000 + 8;
 const PRESENT_WRITABLE_USER: u64 = 7;
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
-
-fn segment(kind: u8, long: bool, dpl: u8) -> Segment {
-    Segment {
-        limit: u32::MAX,
-        selector: 0x18 | u16::from(dpl),
-        kind,
-        present: true,
-        dpl,
-        s: true,
-        l: long,
-        db: !long,
-        g: true,
-        ..Segment::default()
-    }
-}
 
 /// User code at `USER`; the next page holds `frames[0]` until a system call, `frames[1]` from then on.
 fn machine(user: &[u8], frames: [&[u8]; 2]) -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
@@ -67,15 +54,7 @@ fn machine(user: &[u8], frames: [&[u8]; 2]) -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
 
 fn user_mode(vm: &dyn Vm) -> Box<dyn Vcpu> {
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    let data = segment(3, false, 3);
-    let sregs = Sregs {
-        segments: [data, segment(11, true, 3), data, data, data, data],
-        cr0: 0x8000_0033,
-        cr3: TABLES,
-        cr4: 0x6a0,
-        efer: 0x501,
-        ..Sregs::default()
-    };
+    let sregs = Sregs { efer: 0x501, ..long_mode::sregs(TABLES, 3) };
     vcpu.set_sregs(&sregs).unwrap();
     let msrs = [MsrEntry { index: STAR, value: 0x10_0008 << 32 }, MsrEntry { index: LSTAR, value: KERNEL }];
     vcpu.set_msrs(&msrs).unwrap();

@@ -1,28 +1,16 @@
 //! A few instructions from entry to exit: the shortest way through every layer of the engine.
 #![allow(clippy::unwrap_used)]
 
+mod long_mode;
+
 use std::sync::Arc;
-use sublet_engine::{Engine, Exit, Regs, Segment, Sregs, Vcpu, Vm};
+use sublet_engine::{Engine, Exit, Regs, Vcpu, Vm};
 use sublet_memory::RamBlock;
 use sublet_translate::TranslateEngine;
 
 const CODE: u64 = 0x1_0000;
 const STACK: u64 = 0x2_0000;
 const TABLES: u64 = 0x8_0000;
-
-fn segment(kind: u8, long: bool) -> Segment {
-    Segment {
-        limit: u32::MAX,
-        selector: 8,
-        kind,
-        present: true,
-        s: true,
-        l: long,
-        db: !long,
-        g: true,
-        ..Segment::default()
-    }
-}
 
 /// A VM in 64-bit mode at CPL 0 with the first 2 MiB mapped to themselves.
 fn machine(code: &[u8]) -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
@@ -36,16 +24,7 @@ fn machine(code: &[u8]) -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
     memory.write(TABLES + 0x2000, &0x83u64.to_le_bytes()).unwrap();
     memory.write(CODE, code).unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    let data = segment(3, false);
-    let sregs = Sregs {
-        segments: [data, segment(11, true), data, data, data, data],
-        cr0: 0x8000_0033,
-        cr3: TABLES,
-        cr4: 0x6a0,
-        efer: 0x500,
-        ..Sregs::default()
-    };
-    vcpu.set_sregs(&sregs).unwrap();
+    vcpu.set_sregs(&long_mode::sregs(TABLES, 0)).unwrap();
     let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
     regs.gpr[4] = STACK;
     vcpu.set_regs(&regs).unwrap();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sublet.control import Call, ControlServer, Operations, claim
@@ -25,22 +25,19 @@ def presence(config: MachineConfig) -> Iterator[Attach]:
         UsageError: The name is taken, or is none.
         HostRefused: The user gave a name, and the socket cannot be made.
     """
-    held = claim(config.name or config.suggested_name, exact=config.name is not None)
-    try:
-        machine = held.__enter__()
-    except HostRefused:
-        if config.name is not None:
-            raise
-        yield _nobody
-        return
-    try:
-        server = ControlServer(machine.socket)
+    with ExitStack() as held:
         try:
-            yield server.attach
-        finally:
-            server.close()
-    finally:
-        held.__exit__(None, None, None)
+            machine = held.enter_context(
+                claim(config.name or config.suggested_name, exact=config.name is not None)
+            )
+        except HostRefused:
+            if config.name is not None:
+                raise
+            yield _nobody
+            return
+        server = ControlServer(machine.socket)
+        held.callback(server.close)
+        yield server.attach
 
 
 def _nobody(operations: Operations | None) -> None:

@@ -3,7 +3,7 @@
 
 use iced_x86::code_asm::*;
 use std::sync::Arc;
-use sublet_engine::{Engine, Exit, Regs, Segment, Sregs, Vcpu, Vm};
+use sublet_engine::{Engine, Exit, Regs, Sregs, Vcpu, Vm};
 use sublet_memory::RamBlock;
 use sublet_translate::TranslateEngine;
 
@@ -32,31 +32,9 @@ pub struct Machine {
     vcpus: Vec<Box<dyn Vcpu>>,
 }
 
-fn segment(kind: u8, long: bool) -> Segment {
-    Segment {
-        limit: u32::MAX,
-        selector: 8,
-        kind,
-        present: true,
-        s: true,
-        l: long,
-        db: !long,
-        g: true,
-        ..Segment::default()
-    }
-}
-
 /// 64-bit mode, on the page tables at `TABLES`.
 pub fn long_mode() -> Sregs {
-    let data = segment(3, false);
-    Sregs {
-        segments: [data, segment(11, true), data, data, data, data],
-        cr0: 0x8000_0033,
-        cr3: TABLES,
-        cr4: 0x6a0,
-        efer: 0x500,
-        ..Sregs::default()
-    }
+    crate::long_mode::sregs(TABLES, 0)
 }
 
 /// RAM, and tables that map the first GiB and the fourth (with the local APICs) to themselves.

@@ -7,6 +7,8 @@
 
 mod code;
 mod locked;
+#[path = "../long_mode/mod.rs"]
+mod long_mode;
 mod machine;
 mod ordering;
 mod slots;
