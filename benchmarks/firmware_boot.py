@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from guest_benchmark import newest_qemu
+
 from sublet.machine.firmware import find_image
 
 TIME_LIMIT_S: Final = 300
@@ -39,7 +41,8 @@ def our_command(disk: Path, firmware: str) -> list[str]:
 def qemu_command(disk: Path, firmware: str) -> list[str]:
     """The same machine on TCG."""
     machine = "q35" if firmware == "uefi" else "pc"
-    base = ["qemu-system-x86_64", "-accel", "tcg", "-machine", machine, "-m", str(_MEMORY_MIB), "-nographic"]
+    qemu = newest_qemu() or "qemu-system-x86_64"
+    base = [qemu, "-accel", "tcg", "-machine", machine, "-m", str(_MEMORY_MIB), "-nographic"]
     drive = ["-net", "none", "-drive", f"file={disk},format=raw,if=virtio"]
     if firmware == "bios":
         return [*base, *drive]

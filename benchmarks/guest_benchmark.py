@@ -27,6 +27,7 @@ from typing import Final
 from sublet.errors import SubletError
 from sublet.guest import prepare_guest
 from sublet.guest.cpio import CpioWriter
+from sublet.guest.store import cache_directory
 
 SOURCE: Final = Path(__file__).parent / "guest" / "bench.c"
 CFLAGS: Final = ("-O2", "-static", "-ffp-contract=off")
@@ -79,8 +80,9 @@ def build_initramfs(directory: Path, program: Path) -> Path:
 
 
 def newest_qemu() -> str | None:
-    """The ``qemu-system-x86_64`` of the highest version on PATH."""
-    folders = os.environ.get("PATH", "").split(os.pathsep)
+    """The ``qemu-system-x86_64`` of the highest version on PATH and of ``scripts/fetch-newest-qemu``."""
+    fetched = cache_directory() / "tests/qemu/root/usr/bin"
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), str(fetched)]
     found = {shutil.which("qemu-system-x86_64", path=folder) for folder in folders} - {None}
     return max((path for path in found if path), key=_qemu_version, default=None)
 
@@ -249,7 +251,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--bits", type=int, choices=(32, 64), default=64, help="width of the program (32: gcc-multilib)"
     )
     parser.add_argument("--append", default="", help="more words for the kernel's command line")
-    parser.add_argument("--qemu", help="path of qemu-system-x86_64 (default: the newest on PATH)")
+    parser.add_argument("--qemu", help="path of qemu-system-x86_64 (default: the newest)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     return parser.parse_args(arguments)
 

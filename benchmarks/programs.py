@@ -485,7 +485,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--sides", type=_names(SIDES), default=list(SIDES), help="comma-separated (default all)")
     add("--engine", default="translate", help="sublet's engine (default translate)")
     add("--memory", type=int, default=1024, help="MiB for each guest (default 1024)")
-    add("--qemu", default=newest_qemu(), help="path of qemu-system-x86_64 (default: the newest on PATH)")
+    add("--qemu", default=newest_qemu(), help="path of qemu-system-x86_64 (default: the newest)")
     add("--limit", type=float, default=900, help="seconds for one side of a round (default 900)")
     add("--json", type=Path, help="write every figure to this file")
     options = parser.parse_args(arguments)
