@@ -6,7 +6,7 @@
 //!
 //! [`stack::Stack`] is all behaviour and knows neither threads nor the kernel: it is given frames, readiness
 //! and the time, and works through the [`host::Host`] trait, so that tests script both sides.
-//! [`engine::Engine`] runs one on the real kernel, with one thread that sleeps until something happens.
+//! [`engine::Engine`] runs one on the real kernel, on the thread of whoever takes its frames.
 //!
 //! `docs/design/nat.md` tells why it is so.
 

@@ -168,6 +168,19 @@ impl PyNatEngine {
         PyList::new(py, frames.iter().map(|frame| PyBytes::new(py, frame)))
     }
 
+    fn wait_for_room(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            guarded(|| {
+                self.engine.wait_for_room();
+                Ok(())
+            })
+        })
+    }
+
+    fn has_room(&self) {
+        self.engine.has_room();
+    }
+
     fn set_segmentation(&self, v4: bool, v6: bool) {
         self.engine.inspect(|stack, _| stack.context.segmentation = (v4, v6));
     }
@@ -228,8 +241,8 @@ impl PyNatEngine {
         })
     }
 
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.engine.close());
+    fn close(&self) {
+        self.engine.close();
     }
 }
 

@@ -143,7 +143,13 @@ class NatEngine:
     def send(self, packets: Sequence[bytes]) -> None:
         """Packets of the guest, each behind its 12-byte header; what is wrong is dropped and counted."""
     def take(self, limit: int, timeout_ms: int | None) -> list[bytes]:
-        """At most ``limit`` packets for the guest; waits for the first. None at the timeout and once closed."""
+        """At most ``limit`` packets for the guest; waits for the first. None at the timeout and once closed.
+
+        Sockets are served by the thread that waits here or for room; there is to be one."""
+    def wait_for_room(self) -> None:
+        """Serve sockets until ``has_room``, or return at once if it was called meanwhile; also once closed."""
+    def has_room(self) -> None:
+        """The guest takes packets again. Any thread."""
     def set_segmentation(self, v4: bool, v6: bool) -> None:
         """Whether the guest takes TCP segments up to 64 KiB, by IP version."""
     def closed(self) -> bool: ...
@@ -155,6 +161,6 @@ class NatEngine:
     def take_denials(self) -> list[tuple[str, str, int]]:
         """(protocol, address or name, port) of some refusals since the last call, at most five a second."""
     def close(self) -> None:
-        """Stop, and close every socket. Idempotent."""
+        """Whoever waits comes back, and nothing moves any more. Idempotent."""
 
 def core_version() -> str: ...

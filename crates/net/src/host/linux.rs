@@ -265,6 +265,7 @@ fn readiness(bits: u32) -> Ready {
         readable: has(libc::EPOLLIN) || has(libc::EPOLLRDHUP) || error,
         writable: has(libc::EPOLLOUT) || error,
         error,
+        ended: has(libc::EPOLLRDHUP) || error,
     }
 }
 

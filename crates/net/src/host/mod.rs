@@ -54,6 +54,8 @@ pub struct Ready {
     pub writable: bool,
     /// An error waits to be fetched.
     pub error: bool,
+    /// The other side sends no more: the end, or an error, comes after the data and is not told again.
+    pub ended: bool,
 }
 
 /// What the network said about a datagram sent before.

@@ -49,7 +49,7 @@ pub enum Phase {
 }
 
 /// RFC 9293 §3.8.6.3: an acknowledgment may wait, far less than 500 ms, for data to go with.
-const ACK_DELAY: u64 = 10_000_000;
+pub const ACK_DELAY: u64 = 10_000_000;
 
 /// Whether an acknowledgment is owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +135,8 @@ pub struct Connection<S> {
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
     pub(super) readable: bool,
+    /// The end of what the host sends has been reported, and may still be unread.
+    pub(super) host_ended: bool,
     pub(super) writable: bool,
     /// Queued in the outbox's list of those that wait for room.
     pub(super) waits: bool,
@@ -175,6 +177,7 @@ impl<S> Connection<S> {
             sender: Sender::default(),
             receiver: Receiver::default(),
             readable: false,
+            host_ended: false,
             writable: false,
             waits: false,
             ack: AckOwed::No,

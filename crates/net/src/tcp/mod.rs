@@ -178,6 +178,7 @@ impl<S> Tcp<S> {
     /// A socket became ready.
     pub fn ready<H: Host<Socket = S>>(&mut self, context: &mut Context<H>, id: Id, ready: Ready) {
         self.with(context, id, |connection, context| {
+            connection.host_ended |= ready.ended;
             if connection.phase == Phase::Connecting {
                 return conclude(connection, context, ready);
             }

@@ -1,6 +1,7 @@
 //! Data through a connection, both ways, never more than either side has room for.
 
 use super::connection::{AckOwed, Connection, Phase, Sent};
+use super::local::Peer;
 use super::sequence::distance;
 use crate::context::Context;
 use crate::host::Host;
@@ -149,6 +150,10 @@ fn send_segment<H: Host>(c: &mut Connection<H::Socket>, context: &mut Context<H>
             context.scratch = frame;
         }
         Ok(count) => {
+            // Less than asked for: the socket is empty, and what comes from now on is reported anew
+            // (epoll(7), question 9).
+            let emptied = count < room && matches!(c.peer, Peer::Host(_));
+            c.readable = !emptied || c.host_ended;
             let header = c.header(PSH);
             let mss = c.sender.mss;
             header.seal(&path, &mut frame, mss);

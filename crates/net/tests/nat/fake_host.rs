@@ -27,6 +27,8 @@ pub struct FakeSocket {
     pub connect_errno: i32,
     /// What the stream gives: data, or an error's number. An empty chunk is the end.
     pub incoming: VecDeque<Result<Vec<u8>, i32>>,
+    /// How often somebody asked for it.
+    pub receives: usize,
     /// What was sent on the stream, and how much more it takes.
     pub sent: Vec<u8>,
     pub room: usize,
@@ -62,6 +64,7 @@ impl FakeHost {
             token: None,
             connect_errno: 0,
             incoming: VecDeque::new(),
+            receives: 0,
             sent: Vec::new(),
             room: usize::MAX,
             shut: false,
@@ -118,6 +121,7 @@ impl Host for FakeHost {
     }
 
     fn receive(&mut self, socket: &usize, into: &mut Vec<u8>, limit: usize) -> io::Result<usize> {
+        self.sockets[*socket].receives += 1;
         let incoming = &mut self.sockets[*socket].incoming;
         match incoming.front_mut() {
             None => would_block(),

@@ -121,7 +121,9 @@ fn answer_from_the_host(network: &mut Network, random: &mut Random) {
         _ => {}
     }
     let Some(token) = socket.token else { return };
-    let ready = Ready { readable: true, writable: random.below(2) == 0, error: random.below(8) == 0 };
+    let error = random.below(8) == 0;
+    let ended = error || random.below(8) == 0;
+    let ready = Ready { readable: true, writable: random.below(2) == 0, error, ended };
     network.stack.ready(network.now, token, ready);
 }
 

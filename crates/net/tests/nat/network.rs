@@ -126,7 +126,9 @@ impl Network {
 
     /// Tell the router that a socket is ready for everything.
     pub fn ready(&mut self, index: usize) -> Vec<Packet> {
-        let ready = Ready { readable: true, writable: true, error: false };
+        let last = self.socket(index).incoming.back();
+        let ended = matches!(last, Some(Err(_))) || last == Some(&Ok(Vec::new()));
+        let ready = Ready { readable: true, writable: true, error: false, ended };
         let token = self.socket(index).token.expect("the socket is watched");
         self.stack.ready(self.now, token, ready);
         self.collect()

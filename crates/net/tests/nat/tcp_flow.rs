@@ -1,6 +1,7 @@
 //! Data through a connection, and what keeps it within bounds.
 
 use crate::network::{config, only_tcp, Network, Open, Packet, SECOND};
+use sublet_net::host::Ready;
 use sublet_net::wire::tcp::{Header, ACK, PSH};
 
 fn open() -> Open {
@@ -154,6 +155,24 @@ fn rfc5382_req_5_an_idle_connection_lives_two_hours_and_four_minutes() {
     assert_eq!(open.connections(), 0);
 }
 
+/// What a socket says when it has something to read, and whether nothing comes after it.
+fn readable(ended: bool) -> Ready {
+    Ready { readable: true, writable: false, error: false, ended }
+}
+
+#[test]
+fn a_short_read_is_the_last_unless_the_end_has_been_reported() {
+    for (ended, asked) in [(false, 1), (true, 2)] {
+        let mut open = open();
+        open.host().incoming.push_back(Ok(b"x".to_vec()));
+        open.host().receives = 0;
+        let token = open.host().token.unwrap();
+        open.network.stack.ready(0, token, readable(ended));
+        assert_eq!(payloads(&open.network.collect()), [1]);
+        assert_eq!(open.host().receives, asked);
+    }
+}
+
 #[test]
 fn a_full_outbox_leaves_the_data_with_the_host() {
     let mut open = open();
@@ -163,9 +182,8 @@ fn a_full_outbox_leaves_the_data_with_the_host() {
     while !open.network.stack.context.outbox.is_full() {
         open.network.stack.context.outbox.push(vec![0; 100_000]);
     }
-    let ready = sublet_net::host::Ready { readable: true, writable: false, error: false };
     let token = open.network.socket(socket).token.unwrap();
-    open.network.stack.ready(0, token, ready);
+    open.network.stack.ready(0, token, readable(false));
     open.network.stack.settle();
     assert_eq!(open.host().incoming.len(), 1);
     while open.network.stack.take().is_some() {}

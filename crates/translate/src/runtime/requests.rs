@@ -101,10 +101,14 @@ impl Requests {
     /// Make the vCPU look at its requests and interrupts soon, also in its sleep.
     pub fn attention(&self) {
         self.interrupt();
-        let mut rest = lock(&self.rest);
-        rest.woken = true;
-        // A notification is a system call; a vCPU that is awake looks at `woken` before it sleeps.
-        if rest.sleeping {
+        let sleeping = {
+            let mut rest = lock(&self.rest);
+            rest.woken = true;
+            rest.sleeping
+        };
+        // A notification is a system call; a vCPU that is awake looks at `woken` before it sleeps. The lock
+        // is let go of first: who wakes with it held finds it taken, and sleeps again.
+        if sleeping {
             self.bell.notify_one();
         }
     }

@@ -44,7 +44,6 @@ class NatSink:
             raise HostRefused(error.message, remedy=_remedy(error.errno)) from error
         self._config = config
         self._receiver: PacketReceiver | None = None
-        self._room = threading.Event()
         self._closing = False
         self._denials: deque[tuple[str, str, int]] = deque(maxlen=_DENIALS)
         self._thread: threading.Thread | None = None
@@ -74,22 +73,24 @@ class NatSink:
 
     def receive_ready(self) -> None:
         """Go on delivering."""
-        self._room.set()
+        self._engine.has_room()
 
     def _deliver(self, receiver: PacketReceiver) -> None:
-        while packets := self._engine.take(_BATCH, None):
-            self._offer(receiver, packets)
-            self._log_denials()
-        if not self._closing:
-            receiver.set_carrier(False)
+        """Serve the sockets, and hand the guest what comes of it, without another thread in between."""
+        try:
+            while packets := self._engine.take(_BATCH, None):
+                self._offer(receiver, packets)
+                self._log_denials()
+        finally:
+            if not self._closing:
+                receiver.set_carrier(False)
 
     def _offer(self, receiver: PacketReceiver, packets: Sequence[bytes]) -> None:
         while packets and not self._engine.closed():
-            self._room.clear()
             taken = receiver.receive(packets)
             packets = packets[taken:]
             if packets:
-                self._room.wait()
+                self._engine.wait_for_room()
 
     def _log_denials(self) -> None:
         for protocol, target, port in self._engine.take_denials():
@@ -115,10 +116,9 @@ class NatSink:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def close(self) -> None:
-        """Reset every connection and end the threads. Idempotent."""
+        """Serve no connection any more and end the thread. Idempotent."""
         self._closing = True
         self._engine.close()
-        self._room.set()
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()
