@@ -111,4 +111,12 @@ pub struct VcpuEvents {
     pub nmi_masked: bool,
     /// The vCPU is in HLT.
     pub halted: bool,
+    /// The vCPU waits for a start-up IPI.
+    pub waiting_for_startup: bool,
+    /// The vCPU is in system-management mode. Its SMBASE is MSR 0x9e.
+    pub smm: bool,
+    /// An SMI waits.
+    pub smi_pending: bool,
+    /// NMIs were blocked when the SMI came, and stay so after RSM.
+    pub smm_inside_nmi: bool,
 }

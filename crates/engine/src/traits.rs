@@ -100,6 +100,17 @@ pub trait Vm: Send + Sync {
     fn signal_msi(&self, address: u64, data: u32) -> Result<()>;
     /// Make vCPU `index` (its APIC ID), at reset state.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
+    /// Whether vCPUs take SMIs, and find the memory of `sublet_memory::SMM_SPACE` in system-management mode.
+    fn has_smm(&self) -> bool {
+        false
+    }
+    /// Let all vCPUs find the memory of system-management mode, or those in the mode alone. Closed at first.
+    ///
+    /// # Errors
+    /// `Unsupported` where the engine has no such mode.
+    fn set_smm_open(&self, _open: bool) -> Result<()> {
+        Err(EngineError::Unsupported("this engine has no system-management mode".into()))
+    }
     /// Tell the engine that memslots changed (the slots live in `sublet-memory`).
     fn memslots_changed(&self) -> Result<()>;
     /// Open or close the A20 gate: closed, the vCPUs' address bit 20 is zero. Open at first.

@@ -12,9 +12,9 @@ use crate::vm::SharedVm;
 use kvm_bindings::{
     kvm_debugregs, kvm_interrupt, kvm_mp_state, kvm_xsave, CpuId, Msrs, KVM_EXIT_HLT, KVM_EXIT_HYPERCALL,
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
-    KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
-    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW,
+    KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
 };
 use kvm_ioctls::VcpuFd;
 use std::os::fd::AsRawFd;
@@ -346,11 +346,14 @@ impl Vcpu for KvmVcpu {
     fn events(&mut self) -> Result<VcpuEvents> {
         self.settle()?;
         let events = self.fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+        let mp_state = self.mp_state()?;
         Ok(VcpuEvents {
             interrupt_shadow: events.interrupt.shadow != 0,
             nmi_pending: events.nmi.pending != 0 || events.nmi.injected != 0,
             nmi_masked: events.nmi.masked != 0,
-            halted: self.is_halted()?,
+            halted: mp_state == KVM_MP_STATE_HALTED,
+            waiting_for_startup: waits_for_startup(mp_state),
+            ..VcpuEvents::default()
         })
     }
 
@@ -362,7 +365,7 @@ impl Vcpu for KvmVcpu {
         kvm.nmi.masked = events.nmi_masked.into();
         kvm.flags = KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
         self.fd.set_vcpu_events(&kvm).map_err(refused("KVM_SET_VCPU_EVENTS"))?;
-        self.set_halted(events.halted)
+        self.set_rest(events)
     }
 
     fn inject_interrupt(&mut self, vector: u8) -> Result<()> {
@@ -420,16 +423,26 @@ impl KvmVcpu {
         self.fd.set_xcrs(&xcrs).map_err(refused("KVM_SET_XCRS"))
     }
 
-    fn is_halted(&self) -> Result<bool> {
-        let state = self.fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?;
-        Ok(state.mp_state == KVM_MP_STATE_HALTED)
+    fn mp_state(&self) -> Result<u32> {
+        Ok(self.fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state)
     }
 
-    fn set_halted(&self, halted: bool) -> Result<()> {
-        if self.is_halted()? == halted {
+    /// Let the vCPU run, be in HLT, or wait for a start-up IPI.
+    fn set_rest(&self, events: &VcpuEvents) -> Result<()> {
+        let now = self.mp_state()?;
+        if (now == KVM_MP_STATE_HALTED, waits_for_startup(now)) == (events.halted, events.waiting_for_startup)
+        {
             return Ok(());
         }
-        let mp_state = if halted { KVM_MP_STATE_HALTED } else { KVM_MP_STATE_RUNNABLE };
+        let mp_state = match (events.waiting_for_startup, events.halted) {
+            (true, _) => KVM_MP_STATE_UNINITIALIZED,
+            (false, true) => KVM_MP_STATE_HALTED,
+            (false, false) => KVM_MP_STATE_RUNNABLE,
+        };
         self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(refused("KVM_SET_MP_STATE"))
     }
+}
+
+fn waits_for_startup(mp_state: u32) -> bool {
+    matches!(mp_state, KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED)
 }

@@ -1,8 +1,8 @@
 //! Memslots, and every access to guest memory by guest-physical address.
 
-use crate::{CodeMark, RamBlock, PAGE_SIZE};
+use crate::{CodeMark, RamBlock, PAGE_SIZE, SMM_SPACE};
 use arc_swap::ArcSwap;
-use std::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// An access that no memslot covers, or a slot that makes no sense.
@@ -107,6 +107,8 @@ pub struct GuestMemory {
     watcher: OnceLock<Arc<dyn CodeWatcher>>,
     /// Bits of addresses that are forced to zero: bit 20 while the A20 gate is closed.
     grounded: AtomicU64,
+    /// All processors find the memory of system-management mode.
+    smm_open: AtomicBool,
 }
 
 impl std::fmt::Debug for GuestMemory {
@@ -130,7 +132,23 @@ impl GuestMemory {
     /// The address that comes out of the gate for an address of a processor.
     #[inline]
     pub fn wired(&self, gpa: u64) -> u64 {
-        gpa & !self.grounded.load(Ordering::Relaxed)
+        let at = gpa & !self.grounded.load(Ordering::Relaxed);
+        if self.smm_open.load(Ordering::Relaxed) {
+            return self.view().wired_in_smm(at);
+        }
+        at
+    }
+
+    /// Let all processors find the memory of system-management mode, as firmware wants it to put code there;
+    /// hidden from them at first. Devices never do.
+    pub fn set_smm_open(&self, open: bool) {
+        self.smm_open.store(open, Ordering::Release);
+    }
+
+    /// As [`Self::wired`], for a processor in system-management mode: where memory of that mode answers,
+    /// the address is that memory's.
+    pub fn wired_in_smm(&self, gpa: u64) -> u64 {
+        self.view().wired_in_smm(self.wired(gpa))
     }
 
     /// Set who hears of device stores to code pages. The first call wins.
@@ -157,7 +175,7 @@ impl GuestMemory {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Add a slot, or replace the one with this number.
+    /// Add a slot, or replace the one with this number. Its address may be one of [`SMM_SPACE`].
     ///
     /// # Errors
     /// [`MemoryError::BadSlot`] naming what is wrong.
@@ -176,7 +194,7 @@ impl GuestMemory {
         if size == 0 || (gpa | size | ram_offset) % PAGE_SIZE != 0 {
             return bad(format!("memslot {slot}: address, size and offset must be multiples of 4096"));
         }
-        if gpa.checked_add(size).is_none_or(|end| end > 1 << 52) {
+        if (gpa & !SMM_SPACE).checked_add(size).is_none_or(|end| end > SMM_SPACE) {
             return bad(format!("memslot {slot}: ends above 2^52"));
         }
         if ram_offset.checked_add(size).is_none_or(|end| end > ram.size()) {
@@ -517,6 +535,14 @@ impl MemoryView {
     pub fn find(&self, gpa: u64) -> Option<&Memslot> {
         let after = self.0.partition_point(|slot| slot.gpa <= gpa);
         self.0[..after].last().filter(|slot| slot.contains(gpa)).map(AsRef::as_ref)
+    }
+
+    /// Where a processor in system-management mode finds `gpa`.
+    pub fn wired_in_smm(&self, gpa: u64) -> u64 {
+        match self.find(gpa | SMM_SPACE) {
+            Some(_) => gpa | SMM_SPACE,
+            None => gpa,
+        }
     }
 
     /// Copy out of guest memory.

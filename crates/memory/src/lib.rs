@@ -13,3 +13,8 @@ pub use ram::{CodeMark, RamBlock};
 
 /// Bytes of a small page.
 pub const PAGE_SIZE: u64 = 4096;
+
+/// Set in the address of memory that only processors in system-management mode see: no physical address
+/// has this bit. A slot at `SMM_SPACE | gpa` answers at `gpa` in that mode (see [`GuestMemory::wired_in_smm`]),
+/// in place of what all others find there.
+pub const SMM_SPACE: u64 = 1 << 52;

@@ -5,7 +5,7 @@ use crate::error::{host_error, memory_error, MemoryRangeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
-use sublet_memory::{GuestMemory, RamBlock};
+use sublet_memory::{GuestMemory, MemoryError, RamBlock, SMM_SPACE};
 
 /// Zero-filled host memory that backs guest RAM (a memfd).
 #[pyclass(frozen, name = "RamBlock", module = "sublet.core._native")]
@@ -36,6 +36,18 @@ impl PyRamBlock {
     }
 }
 
+/// An address as devices may put it on the bus: those of the processors' system-management memory do not
+/// exist for them.
+///
+/// # Errors
+/// [`MemoryError::OutOfRange`].
+pub(crate) fn bus_address(gpa: u64) -> Result<u64, MemoryError> {
+    if gpa >= SMM_SPACE {
+        return Err(MemoryError::OutOfRange { gpa, size: 1 });
+    }
+    Ok(gpa)
+}
+
 /// All RAM of one VM, by guest-physical address. Little-endian integers.
 #[pyclass(frozen, name = "GuestMemory", module = "sublet.core._native")]
 pub struct PyGuestMemory {
@@ -59,12 +71,16 @@ impl PyGuestMemory {
 
     fn read_array<const N: usize>(&self, gpa: u64) -> PyResult<[u8; N]> {
         let mut data = [0; N];
-        self.memory.read(gpa, &mut data).map_err(memory_error)?;
+        self.read_bytes(gpa, &mut data)?;
         Ok(data)
     }
 
+    fn read_bytes(&self, gpa: u64, data: &mut [u8]) -> PyResult<()> {
+        bus_address(gpa).and_then(|gpa| self.memory.read(gpa, data)).map_err(memory_error)
+    }
+
     fn write_slice(&self, gpa: u64, data: &[u8]) -> PyResult<()> {
-        self.memory.write(gpa, data).map_err(memory_error)
+        bus_address(gpa).and_then(|gpa| self.memory.write(gpa, data)).map_err(memory_error)
     }
 }
 
@@ -72,7 +88,7 @@ impl PyGuestMemory {
 impl PyGuestMemory {
     fn read<'py>(&self, py: Python<'py>, gpa: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
         self.check_size(gpa, size)?;
-        PyBytes::new_with(py, size, |data| self.memory.read(gpa, data).map_err(memory_error))
+        PyBytes::new_with(py, size, |data| self.read_bytes(gpa, data))
     }
 
     fn write(&self, gpa: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -80,7 +96,7 @@ impl PyGuestMemory {
     }
 
     fn read_into(&self, gpa: u64, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
-        with_bytes_mut(buffer, |bytes| self.memory.read(gpa, bytes).map_err(memory_error))
+        with_bytes_mut(buffer, |bytes| self.read_bytes(gpa, bytes))
     }
 
     fn gather<'py>(&self, py: Python<'py>, segments: Vec<(u64, usize)>) -> PyResult<Bound<'py, PyBytes>> {
@@ -89,7 +105,7 @@ impl PyGuestMemory {
         PyBytes::new_with(py, size, |mut data| {
             for &(gpa, length) in &segments {
                 let (part, rest) = std::mem::take(&mut data).split_at_mut(length);
-                self.memory.read(gpa, part).map_err(memory_error)?;
+                self.read_bytes(gpa, part)?;
                 data = rest;
             }
             Ok(())
@@ -112,21 +128,21 @@ impl PyGuestMemory {
     }
 
     fn read_u16(&self, gpa: u64) -> PyResult<u16> {
-        match self.memory.load_u16(gpa) {
+        match bus_address(gpa).ok().and_then(|gpa| self.memory.load_u16(gpa)) {
             Some(value) => Ok(value),
             None => self.read_array(gpa).map(u16::from_le_bytes),
         }
     }
 
     fn read_u32(&self, gpa: u64) -> PyResult<u32> {
-        match self.memory.load_u32(gpa) {
+        match bus_address(gpa).ok().and_then(|gpa| self.memory.load_u32(gpa)) {
             Some(value) => Ok(value),
             None => self.read_array(gpa).map(u32::from_le_bytes),
         }
     }
 
     fn read_u64(&self, gpa: u64) -> PyResult<u64> {
-        match self.memory.load_u64(gpa) {
+        match bus_address(gpa).ok().and_then(|gpa| self.memory.load_u64(gpa)) {
             Some(value) => Ok(value),
             None => self.read_array(gpa).map(u64::from_le_bytes),
         }

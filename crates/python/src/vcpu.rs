@@ -142,7 +142,7 @@ impl PyVcpu {
     fn get_events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let mut events = self.call(|vcpu| vcpu.events())?;
         let dict = PyDict::new(py);
-        for name in ["interrupt_shadow", "nmi_pending", "nmi_masked", "halted"] {
+        for name in EVENT_NAMES {
             if let Some(slot) = event_slot(&mut events, name) {
                 dict.set_item(name, *slot)?;
             }
@@ -203,12 +203,27 @@ fn reg_slot<'a>(regs: &'a mut Regs, name: &str) -> Option<&'a mut u64> {
     }
 }
 
+const EVENT_NAMES: [&str; 8] = [
+    "interrupt_shadow",
+    "nmi_pending",
+    "nmi_masked",
+    "halted",
+    "waiting_for_startup",
+    "smm",
+    "smi_pending",
+    "smm_inside_nmi",
+];
+
 fn event_slot<'a>(events: &'a mut VcpuEvents, name: &str) -> Option<&'a mut bool> {
     match name {
         "interrupt_shadow" => Some(&mut events.interrupt_shadow),
         "nmi_pending" => Some(&mut events.nmi_pending),
         "nmi_masked" => Some(&mut events.nmi_masked),
         "halted" => Some(&mut events.halted),
+        "waiting_for_startup" => Some(&mut events.waiting_for_startup),
+        "smm" => Some(&mut events.smm),
+        "smi_pending" => Some(&mut events.smi_pending),
+        "smm_inside_nmi" => Some(&mut events.smm_inside_nmi),
         _ => None,
     }
 }

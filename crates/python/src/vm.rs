@@ -1,12 +1,13 @@
 //! `Vm`: one virtual machine.
 
 use crate::error::{guarded, memory_error};
-use crate::memory::{PyGuestMemory, PyRamBlock};
+use crate::memory::{bus_address, PyGuestMemory, PyRamBlock};
 use crate::vcpu::PyVcpu;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
 use sublet_engine::{Statistics, Vm};
+use sublet_memory::SMM_SPACE;
 
 /// One virtual machine.
 #[pyclass(frozen, name = "Vm", module = "sublet.core._native")]
@@ -27,7 +28,7 @@ impl PyVm {
         PyGuestMemory { memory: self.vm.memory().clone() }
     }
 
-    #[pyo3(signature = (slot, gpa, size, ram, ram_offset=0, readonly=false, log_dirty=false))]
+    #[pyo3(signature = (slot, gpa, size, ram, ram_offset=0, readonly=false, log_dirty=false, smm=false))]
     #[allow(clippy::too_many_arguments)] // the contract's signature
     fn set_memslot(
         &self,
@@ -38,8 +39,10 @@ impl PyVm {
         ram_offset: u64,
         readonly: bool,
         log_dirty: bool,
+        smm: bool,
     ) -> PyResult<()> {
         let memory = self.vm.memory();
+        let gpa = bus_address(gpa).map_err(memory_error)? | if smm { SMM_SPACE } else { 0 };
         memory
             .set_memslot(slot, gpa, size, ram.ram.clone(), ram_offset, readonly, log_dirty)
             .map_err(memory_error)?;
@@ -49,6 +52,14 @@ impl PyVm {
     fn remove_memslot(&self, slot: u32) -> PyResult<()> {
         self.vm.memory().remove_memslot(slot);
         guarded(|| self.vm.memslots_changed())
+    }
+
+    fn has_smm(&self) -> bool {
+        self.vm.has_smm()
+    }
+
+    fn set_smm_open(&self, open: bool) -> PyResult<()> {
+        guarded(|| self.vm.set_smm_open(open))
     }
 
     fn set_a20(&self, open: bool) -> PyResult<()> {

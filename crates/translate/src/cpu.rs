@@ -147,6 +147,8 @@ pub struct Cpu {
     pub irqchip: Option<Arc<Irqchip>>,
     /// Events in flight.
     pub events: Events,
+    /// System-management mode.
+    pub smm: crate::system::smm::Smm,
     /// What CPUID answers, sorted by leaf and sub-leaf.
     pub cpuid: Vec<CpuidEntry>,
     /// Bits of a guest-physical address (MAXPHYADDR), 36 to 52: from `cpuid`.
@@ -220,6 +222,7 @@ impl Cpu {
             apic: None,
             irqchip: None,
             events: Events::default(),
+            smm: crate::system::smm::Smm::default(),
             cpuid: Vec::new(),
             physical_bits: 40,
             amd: false,

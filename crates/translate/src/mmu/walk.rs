@@ -49,6 +49,20 @@ pub struct PagingRegs {
     pub pdptes: [u64; 4],
     /// MAXPHYADDR, 36 to 52.
     pub physical_bits: u8,
+    /// In system-management mode: tables may lie in its memory.
+    pub smm: bool,
+}
+
+impl PagingRegs {
+    /// Where the entry at guest-physical address `at` of a table is looked for.
+    #[inline]
+    fn place(&self, memory: &MemoryView, at: u64) -> u64 {
+        if self.smm {
+            memory.wired_in_smm(at)
+        } else {
+            at
+        }
+    }
 }
 
 /// What an access does.
@@ -324,7 +338,7 @@ impl<'a> Descent<'a> {
     /// Memory outside RAM reads as all ones.
     #[inline]
     fn step(&mut self, table: u64, shift: u32) -> Result<u64, u32> {
-        let at = table + ((self.la >> shift) & 0x1ff) * 8;
+        let at = self.regs.place(self.memory, table + ((self.la >> shift) & 0x1ff) * 8);
         let entry = self.memory.load_u64(at).unwrap_or(u64::MAX);
         if entry & PRESENT == 0 {
             return Err(0);
@@ -403,7 +417,7 @@ fn descend_pae(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, 
 /// 32-bit paging (§4.3), with 4 MiB pages and PSE-36.
 fn descend_32(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, u32> {
     let mut steps = [Step::default(); 4];
-    let at = (regs.cr3 & 0xffff_f000) + (la >> 22) * 4;
+    let at = regs.place(memory, (regs.cr3 & 0xffff_f000) + (la >> 22) * 4);
     let pde = load_entry_32(memory, at)?;
     steps[0] = Step { at, entry: pde };
     if pde & PAGE_SIZE != 0 && regs.cr4 & CR4_PSE != 0 {
@@ -415,7 +429,7 @@ fn descend_32(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Result<Path, u
         let gpa = (high << 32) | (pde & 0xffc0_0000) | (la & 0x003f_ffff);
         return Ok(path_32(regs, steps, 1, pde, gpa, 22));
     }
-    let at = (pde & 0xffff_f000) + ((la >> 12) & 0x3ff) * 4;
+    let at = regs.place(memory, (pde & 0xffff_f000) + ((la >> 12) & 0x3ff) * 4);
     let pte = load_entry_32(memory, at)?;
     steps[1] = Step { at, entry: pte };
     let gpa = (pte & 0xffff_f000) | (la & 0xfff);

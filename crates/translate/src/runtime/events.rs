@@ -118,7 +118,11 @@ impl VcpuCore {
     fn note_waiting(&mut self) {
         let chip = self.cpu.apic.as_ref().is_some_and(|apic| apic.has_event());
         let events = &self.cpu.events;
-        let waits = chip || events.nmi_pending || events.injected.is_some() || self.window_wanted;
+        let waits = chip
+            || self.cpu.smm.pending
+            || events.nmi_pending
+            || events.injected.is_some()
+            || self.window_wanted;
         self.set_event_waits(waits);
     }
 
@@ -131,9 +135,10 @@ impl VcpuCore {
         if let Some(apic) = self.cpu.apic.clone() {
             if apic.has_event() {
                 self.cpu.events.nmi_pending |= apic.take_nmi();
-                let (init, startup) = (apic.take_init(), apic.take_sipi());
-                // No system-management mode yet.
-                let _ = apic.take_smi();
+                self.cpu.smm.pending |= apic.take_smi();
+                // In system-management mode an INIT stays where it waits.
+                let init = !self.cpu.smm.active && apic.take_init();
+                let startup = apic.take_sipi();
                 if init {
                     self.initialise();
                 }
@@ -146,6 +151,11 @@ impl VcpuCore {
             return None;
         }
         let shadow = self.cpu.events.interrupt_shadow;
+        if self.cpu.smm.pending && !self.cpu.smm.active && !shadow {
+            self.counters.smis += 1;
+            self.cpu.enter_smm();
+            self.mode_stale = true;
+        }
         if self.cpu.events.nmi_pending && !self.cpu.events.nmi_masked && !shadow {
             self.cpu.events.nmi_pending = false;
             return self.deliver(Event::Nmi);

@@ -43,6 +43,8 @@ pub struct Counters {
     pub system: u64,
     /// External interrupts taken.
     pub interrupts: u64,
+    /// SMIs taken.
+    pub smis: u64,
     /// Exceptions delivered.
     pub exceptions: u64,
     /// Page faults among them.

@@ -232,6 +232,16 @@ impl Vm for TranslateVm {
         Ok(Box::new(TranslateVcpu { core }))
     }
 
+    fn has_smm(&self) -> bool {
+        true
+    }
+
+    fn set_smm_open(&self, open: bool) -> Result<()> {
+        self.memory.set_smm_open(open);
+        self.shared.flush_all_vcpus(true);
+        Ok(())
+    }
+
     fn memslots_changed(&self) -> Result<()> {
         self.shared.flush_all_vcpus(true);
         Ok(())
@@ -401,7 +411,7 @@ impl Vcpu for TranslateVcpu {
     fn msrs(&mut self, indices: &[u32]) -> Result<Vec<MsrEntry>> {
         indices
             .iter()
-            .map(|&index| match self.core.cpu.msr_read(index) {
+            .map(|&index| match self.core.cpu.msr_read_by_host(index) {
                 Some(value) => Ok(MsrEntry { index, value }),
                 None => Err(EngineError::Invalid(format!("MSR {index:#x} is unknown"))),
             })
@@ -437,12 +447,16 @@ impl Vcpu for TranslateVcpu {
     }
 
     fn events(&mut self) -> Result<VcpuEvents> {
-        let events = &self.core.cpu.events;
+        let (events, smm) = (&self.core.cpu.events, &self.core.cpu.smm);
         Ok(VcpuEvents {
             interrupt_shadow: events.interrupt_shadow,
             nmi_pending: events.nmi_pending,
             nmi_masked: events.nmi_masked,
             halted: events.halted,
+            waiting_for_startup: events.waiting_for_startup,
+            smm: smm.active,
+            smi_pending: smm.pending,
+            smm_inside_nmi: smm.inside_nmi,
         })
     }
 
@@ -452,6 +466,11 @@ impl Vcpu for TranslateVcpu {
         own.nmi_pending = events.nmi_pending;
         own.nmi_masked = events.nmi_masked;
         own.halted = events.halted;
+        own.waiting_for_startup = events.waiting_for_startup;
+        let smm = &mut self.core.cpu.smm;
+        (smm.active, smm.pending, smm.inside_nmi) = (events.smm, events.smi_pending, events.smm_inside_nmi);
+        // What an address leads to goes by the mode.
+        self.changed();
         Ok(())
     }
 
@@ -515,6 +534,7 @@ impl Vcpu for TranslateVcpu {
             ("vcpu.unshared_checks", counted.unshared),
             ("vcpu.system_instructions", counted.system),
             ("vcpu.interrupts", counted.interrupts),
+            ("vcpu.smis", counted.smis),
             ("vcpu.exceptions", counted.exceptions),
             ("vcpu.page_faults", counted.page_faults),
             ("vcpu.halts", counted.halts),

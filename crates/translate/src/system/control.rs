@@ -263,7 +263,13 @@ impl Cpu {
 
     /// Load the PDPTEs of PAE paging when `wanted` and that paging mode is on with these registers
     /// (Intel SDM vol. 3A §4.4.1 "PDPTE Registers").
-    fn load_pdptes_if(&mut self, cr0: u64, cr4: u64, cr3: u64, wanted: bool) -> Result<(), Exception> {
+    pub(crate) fn load_pdptes_if(
+        &mut self,
+        cr0: u64,
+        cr4: u64,
+        cr3: u64,
+        wanted: bool,
+    ) -> Result<(), Exception> {
         let pae_paging = cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 && self.state.efer & efer::LME == 0;
         if !wanted || !pae_paging {
             return Ok(());
@@ -272,13 +278,18 @@ impl Cpu {
         let reserved = !((1u64 << self.physical_bits) - 1) | 0x1e6;
         let mut entries = [0; 4];
         for (entry, offset) in entries.iter_mut().zip([0, 8, 16, 24]) {
-            *entry = self.memory.load_u64((cr3 & 0xffff_ffe0) + offset).unwrap_or(u64::MAX);
+            *entry = self.load_table_entry((cr3 & 0xffff_ffe0) + offset).unwrap_or(u64::MAX);
             if *entry & PRESENT != 0 && *entry & reserved != 0 {
                 return Err(GP0);
             }
         }
         self.state.pdptes = entries;
         Ok(())
+    }
+
+    /// Eight bytes of a table at a physical address; `None` where there is no RAM.
+    pub(crate) fn load_table_entry(&self, gpa: u64) -> Option<u64> {
+        self.memory.load_u64(self.bus_address(gpa))
     }
 
     /// Write IA32_EFER.

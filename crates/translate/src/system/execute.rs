@@ -124,6 +124,7 @@ impl Cpu {
             Mnemonic::Rdmsr => next(self.rdmsr()),
             Mnemonic::Wrmsr => next(self.wrmsr()),
             Mnemonic::Vmcall | Mnemonic::Vmmcall => self.hypercall(),
+            Mnemonic::Rsm => self.transfer(next_rip, |cpu, _| cpu.rsm()),
             _ => return None,
         })
     }

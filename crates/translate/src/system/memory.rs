@@ -55,6 +55,17 @@ impl Cpu {
             efer: state.efer,
             pdptes: state.pdptes,
             physical_bits: self.physical_bits,
+            smm: self.smm.active,
+        }
+    }
+
+    /// Where the processor finds physical address `gpa`: past the A20 gate, in SMRAM where it may.
+    #[inline]
+    pub(crate) fn bus_address(&self, gpa: u64) -> u64 {
+        if self.smm.active {
+            self.memory.wired_in_smm(gpa)
+        } else {
+            self.memory.wired(gpa)
         }
     }
 
@@ -81,7 +92,7 @@ impl Cpu {
             return Err(Exception::protection(0));
         }
         let found = walk(&self.memory, &self.paging_regs(), la, access)?;
-        Ok(Walk { gpa: self.memory.wired(found.gpa), ..found })
+        Ok(Walk { gpa: self.bus_address(found.gpa), ..found })
     }
 
     /// Linear addresses have 32 bits outside long mode.

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod msr;
 pub mod operand;
 pub mod segment;
+pub mod smm;
 pub mod string;
 pub(crate) mod task;
 pub mod time;

@@ -17,6 +17,7 @@ pub mod index {
     pub const TSC_ADJUST: u32 = 0x3b;
     pub const MICROCODE_UPDATE: u32 = 0x79;
     pub const MICROCODE_REVISION: u32 = 0x8b;
+    pub const SMBASE: u32 = 0x9e;
     pub const MTRR_CAP: u32 = 0xfe;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
@@ -132,6 +133,14 @@ impl Cpu {
         })
     }
 
+    /// As [`Self::msr_read`], to save the state: SMBASE is no register of the guest's.
+    pub fn msr_read_by_host(&self, index: u32) -> Option<u64> {
+        match index {
+            msr::SMBASE => Some(u64::from(self.smm.base)),
+            _ => self.msr_read(index),
+        }
+    }
+
     /// Read an MSR; `None` when there is no such register.
     pub fn msr_read(&self, index: u32) -> Option<u64> {
         let state = &self.state;
@@ -177,6 +186,7 @@ impl Cpu {
                 None => self.write_plain(msr::APIC_BASE, value),
             },
             msr::TSC_ADJUST => self.write_tsc_adjust(value, host_initiated),
+            msr::SMBASE if host_initiated => self.smm.base = value as u32,
             // Updates are "accepted" but change nothing, as they may on any processor.
             msr::MICROCODE_UPDATE => {}
             msr::SYSENTER_CS => self.state.sysenter_cs = value & 0xffff_ffff,

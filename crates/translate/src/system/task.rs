@@ -217,9 +217,8 @@ impl Cpu {
         self.state.cr3 = cr3;
         if self.state.cr4 & CR4_PAE != 0 {
             let table = cr3 & 0xffff_ffe0;
-            for (index, pdpte) in self.state.pdptes.iter_mut().enumerate() {
-                *pdpte = self.memory.load_u64(table + 8 * index as u64).unwrap_or(0);
-            }
+            self.state.pdptes =
+                [0, 8, 16, 24].map(|offset| self.load_table_entry(table + offset).unwrap_or(0));
         }
         self.mmu.flush(Flush::NonGlobal);
     }

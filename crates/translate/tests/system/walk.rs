@@ -14,7 +14,15 @@ fn access(kind: Kind, user: bool) -> Access {
 
 /// 4-level paging with NX and write protection.
 fn long() -> PagingRegs {
-    PagingRegs { cr0: 0x8001_0001, cr3: TABLES[0], cr4: 0xa0, efer: 0xd00, pdptes: [0; 4], physical_bits: 46 }
+    PagingRegs {
+        cr0: 0x8001_0001,
+        cr3: TABLES[0],
+        cr4: 0xa0,
+        efer: 0xd00,
+        pdptes: [0; 4],
+        physical_bits: 46,
+        smm: false,
+    }
 }
 
 fn slot(level: usize) -> u64 {
