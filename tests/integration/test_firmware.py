@@ -148,12 +148,33 @@ def test_machines_that_cannot_start(
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_uefi_starts_a_kernel(start_guest: StartGuest, machine: str) -> None:
     files = prepare_guest("default-amd64", silent)
-    words = ["--kernel", str(files.kernel), "--initrd", str(files.initrd), "--append", "console=ttyS0 mark"]
+    words = [
+        "--kernel",
+        str(files.kernel),
+        "--initrd",
+        str(files.initrd),
+        "--append",
+        "console=ttyS0 mark quiet",
+    ]
     guest = start_guest(*words, "--machine", machine, "--firmware", "uefi", "--net", "none")
     guest.expect(PROMPT, timeout_s=120)
     guest.type("stty -echo\n")
     guest.expect(PROMPT)
     assert guest.run("cat /proc/cmdline").split()[:2] == ["console=ttyS0", "mark"]
     assert "efi" in guest.run("ls /sys/firmware").split()
+    guest.type("poweroff\n")
+    assert guest.wait() == 0, guest.report("another exit code")
+
+
+@needs_bios
+@pytest.mark.parametrize(("machine", "guest_name"), [("pc", "default-686"), ("q35", "default")])
+def test_the_bios_starts_a_guest_by_name(start_guest: StartGuest, machine: str, guest_name: str) -> None:
+    """By the kernel's 16-bit entry, so with the BIOS's memory map and tables."""
+    guest = start_guest(guest_name, "--machine", machine, "--append", "mark", "--net", "none")
+    guest.expect(PROMPT, timeout_s=120)
+    guest.type("stty -echo\n")
+    guest.expect(PROMPT)
+    assert guest.run("cat /proc/cmdline").split() == ["console=ttyS0", "quiet", "mark"]
+    assert "BIOS" in guest.run("dmesg | grep DMI:")
     guest.type("poweroff\n")
     assert guest.wait() == 0, guest.report("another exit code")

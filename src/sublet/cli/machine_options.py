@@ -38,28 +38,25 @@ class MachineOptions:
         named = self.firmware is not None or self.boot is not None or bool(self.cdroms or self.floppies)
         return named or self.machine in (MachineChoice.PC, MachineChoice.Q35)
 
-    def configure(self, *, with_firmware: bool, own_kernel: bool) -> dict[str, Any]:
+    def configure(self, *, with_kernel: bool) -> dict[str, Any]:
         """Fields of ``MachineConfig``.
 
         Args:
-            with_firmware: There is no kernel to enter directly.
-            own_kernel: There is one by ``--kernel``.
+            with_kernel: There is a kernel, of a guest by name or of the user's.
 
         Raises:
             UsageError: A value is none of those that exist, or they contradict each other.
         """
-        machine = self._machine(with_firmware or self.needs_firmware)
-        starts_kernel = own_kernel and self.firmware == "uefi"
+        machine = self._machine(self.needs_firmware or not with_kernel)
         if machine is MachineChoice.MICROVM and self.needs_firmware:
             raise UsageError(
                 "the machine microvm has no firmware, CD or floppy drive",
                 remedy="Give --machine pc or q35.",
             )
-        if machine is not MachineChoice.MICROVM and not with_firmware and not starts_kernel:
+        if with_kernel and self.boot is not None:
             raise UsageError(
-                f"the machine {machine.value} boots what its firmware finds, no GUEST by name, "
-                "and a kernel of yours by UEFI alone",
-                remedy="Add --firmware uefi to --kernel, or leave out either it or what asks for firmware.",
+                "--boot is for what firmware finds: a kernel or a GUEST by name comes before all of it",
+                remedy="Leave out one of them.",
             )
         return {
             "machine": machine.value,

@@ -30,6 +30,7 @@ RUN_EPILOG: Final = """
 - `sublet run debian --memory 2G` — Debian 12 with systemd
 - `sublet run --kernel vmlinuz --initrd initrd.gz --append console=ttyS0`
 - `sublet run --kernel vmlinuz --initrd initrd.gz --firmware uefi` — by its EFI stub
+- `sublet run debian --machine q35` — started by the BIOS of a board with PCI Express
 - `sublet run --disk old.vmdk` — what the disk has, by its BIOS boot record
 - `sublet run --cdrom install.iso --disk new.qcow2 --firmware uefi`
 - `sublet run --no-reboot --stats=json < /dev/null > console.log`
@@ -98,7 +99,7 @@ def run(
     machine: Annotated[
         MachineChoice | None,
         typer.Option(
-            help="The board: microvm (no firmware; for a kernel or guest), pc (i440FX) or q35. By default "
+            help="The board: microvm (no firmware; needs a kernel or guest), pc (i440FX) or q35. By default "
             "microvm for a kernel or guest, else pc; q35 with UEFI.",
             show_default=False,
             rich_help_panel=_MACHINE_PANEL,
@@ -339,11 +340,11 @@ class _Boot:
             kernel=kernel,
             initrd=initrd,
             cmdline=cmdline,
-            **self._options.configure(with_firmware=kernel is None, own_kernel=self._kernel is not None),
+            **self._options.configure(with_kernel=kernel is not None),
             memory_mib=default_mib if memory_mib is None else memory_mib,
             cpus=cpus,
             disks=(
-                *(DiskConfig(path=path, format="raw") for path in own_disks),
+                *(DiskConfig(path=path, format="raw", bus="virtio") for path in own_disks),
                 *(parse_disk(text) for text in disks),
             ),
             net=tuple(net),

@@ -113,7 +113,7 @@ class FirmwareBoard(Board):
         self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
-        offer_kernel(self.fw_cfg, config)
+        offer_kernel(self.fw_cfg, config, memory.layout)
         add_acpi_files(self)
         vm.write_cmos([*self.nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()

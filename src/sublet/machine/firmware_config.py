@@ -11,6 +11,7 @@ from typing import Final
 from sublet.devices.platform import fw_cfg as fc
 from sublet.machine import memory_map as mm
 from sublet.machine.config import MachineConfig
+from sublet.machine.firmware_kernel import ROM_BOOT_PATH
 from sublet.machine.smbios import ANCHOR_FILE, TABLES_FILE, build_smbios, machine_uuid
 
 _SLEEP_STATES: Final = bytes((128, 0, 0, 129, 128, 128))
@@ -41,6 +42,8 @@ def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryM
     fw_cfg.add_file("etc/show-boot-menu", struct.pack("<Q", 0))
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<Q", _BOOT_FAIL_WAIT_MS))
     fw_cfg.add_file("etc/system-states", _SLEEP_STATES)
+    if config.kernel is not None and config.firmware != "uefi":
+        fw_cfg.add_file("bootorder", ROM_BOOT_PATH.encode() + b"\0")
     smbios = build_smbios(
         machine=config.machine,
         name=config.name,

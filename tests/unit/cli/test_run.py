@@ -167,6 +167,19 @@ def test_uefi_starts_a_kernel(machine: Recorder, guest: list[str]) -> None:
     assert (config.kernel, config.cmdline, config.machine) == (Path("k"), "quiet", "q35")
 
 
+def test_the_bios_starts_a_kernel(machine: Recorder, guest: list[str]) -> None:
+    assert run(machine, "--kernel", "k", "--machine", "q35").machine == "q35"
+    assert run(machine, "--kernel", "k", "--firmware", "bios").machine == "pc"
+
+
+def test_firmware_starts_a_guest_by_name(machine: Recorder, guest: list[str]) -> None:
+    """Its own disk stays where its command line looks for it."""
+    config = run(machine, "debian", "--machine", "q35", "--disk", "d")
+    assert (config.kernel, config.machine, guest) == (KERNEL, "q35", ["debian"])
+    assert [config.bus_of(disk) for disk in config.disks] == ["virtio", "ahci"]
+    assert run(machine, "debian", "--cdrom", "c.iso").machine == "pc"
+
+
 def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str]) -> None:
     config = run(machine, "--boot", "cdrom,disk", "--cdrom", "a.iso", "--floppy", "b.img")
     assert config.boot == ("cdrom", "disk")
@@ -181,10 +194,9 @@ def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str])
         ["--boot", ""],
         ["--machine", "microvm", "--cdrom", "c.iso"],
         ["--disk", "d", "--append", "quiet"],
-        ["--kernel", "k", "--machine", "pc"],
-        ["--kernel", "k", "--firmware", "bios"],
-        ["debian", "--firmware", "uefi"],
-        ["debian", "--cdrom", "c.iso"],
+        ["--kernel", "k", "--boot", "disk"],
+        ["debian", "--machine", "pc", "--boot", "disk"],
+        ["debian", "--machine", "microvm", "--firmware", "bios"],
     ],
 )
 def test_machines_that_cannot_be(machine: Recorder, guest: list[str], words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The kernel that UEFI is offered, read back as firmware reads it."""
+"""The kernel that firmware is offered, read back as firmware reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sublet.devices.platform import fw_cfg as fc
 from sublet.devices.platform.fw_cfg import FwCfg
 from sublet.errors import ImageError, UsageError
 from sublet.machine.config import MachineConfig
-from sublet.machine.firmware_kernel import offer_kernel
+from sublet.machine.firmware_kernel import ROM_FILE, offer_kernel
+from sublet.machine.memory_map import MIB, layout
 from sublet.testing import FakeGuestMemory
 
 
@@ -23,16 +24,38 @@ def configure(folder: Path, **fields: object) -> MachineConfig:
     return MachineConfig.model_validate({**words, "cmdline": "quiet", **fields})
 
 
-def read_item(device: FwCfg, size_item: int, data_item: int) -> bytes:
-    device.pio_write(0, 2, size_item)
-    (size,) = struct.unpack("<I", bytes(device.pio_read(1, 1) for _ in range(4)))
-    device.pio_write(0, 2, data_item)
+def offer(config: MachineConfig) -> FwCfg:
+    device = FwCfg(FakeGuestMemory())
+    offer_kernel(device, config, layout(max(config.memory_mib, 2), config.machine))
+    return device
+
+
+def read_file(device: FwCfg, name: str) -> bytes:
+    """What the directory says has that name; nothing if there is none."""
+    device.pio_write(0, 2, fc.FILE_DIRECTORY)
+    (count,) = struct.unpack(">I", read(device, 4))
+    for _ in range(count):
+        size, number, _, entry = struct.unpack(">IHH56s", read(device, 64))
+        if entry.rstrip(b"\0") == name.encode():
+            device.pio_write(0, 2, number)
+            return read(device, size)
+    return b""
+
+
+def read(device: FwCfg, size: int) -> bytes:
     return bytes(device.pio_read(1, 1) for _ in range(size))
 
 
+def read_item(device: FwCfg, size_item: int, data_item: int) -> bytes:
+    device.pio_write(0, 2, size_item)
+    (size,) = struct.unpack("<I", read(device, 4))
+    device.pio_write(0, 2, data_item)
+    return read(device, size)
+
+
 def test_firmware_reads_back_every_byte(tmp_path: Path) -> None:
-    device = FwCfg(FakeGuestMemory())
-    offer_kernel(device, configure(tmp_path))
+    device = offer(configure(tmp_path))
+    assert read_file(device, ROM_FILE) == b""
     setup = read_item(device, fc.SETUP_SIZE, fc.SETUP_DATA)
     assert len(setup) == 1024
     assert setup + read_item(device, fc.KERNEL_SIZE, fc.KERNEL_DATA) == Bzimage().build()
@@ -41,21 +64,53 @@ def test_firmware_reads_back_every_byte(tmp_path: Path) -> None:
 
 
 def test_without_a_kernel_there_is_nothing(tmp_path: Path) -> None:
-    device = FwCfg(FakeGuestMemory())
-    offer_kernel(device, configure(tmp_path, kernel=None))
+    device = offer(configure(tmp_path, kernel=None))
     assert read_item(device, fc.KERNEL_SIZE, fc.KERNEL_DATA) == b""
 
 
+def test_the_bios_finds_a_header_filled_in_and_a_rom(tmp_path: Path) -> None:
+    """The header says where the ROM's table puts command line and RAM disk, below what the BIOS keeps."""
+    device = offer(configure(tmp_path, firmware="bios", memory_mib=64))
+    setup = read_item(device, fc.SETUP_SIZE, fc.SETUP_DATA)
+    initrd, initrd_size = struct.unpack_from("<II", setup, 0x218)
+    (cmdline,) = struct.unpack_from("<I", setup, 0x228)
+    assert (initrd_size, initrd % 4096, setup[0x210]) == (8, 0, 0xFF)
+    assert 17 * MIB <= initrd <= 63 * MIB - 8
+    rom = read_file(device, ROM_FILE)
+    copies = [struct.unpack_from(">IIQ", rom, 0x100 + 16 * i) for i in range(4)]
+    assert [(item >> 16, size, gpa) for item, size, gpa in copies] == [
+        (fc.SETUP_DATA, 1024, 0x10000),
+        (fc.CMDLINE_DATA, 6, cmdline),
+        (fc.KERNEL_DATA, 64, MIB),
+        (fc.INITRD_DATA, 8, initrd),
+    ]
+
+
 @pytest.mark.parametrize(
-    "fields", [{"firmware": "bios"}, {"firmware": None}, {"modules": ("a",)}, {"memory_mib": 0}], ids=str
+    "fields",
+    [
+        {"modules": ("a",)},
+        {"memory_mib": 0},
+        {"cmdline": "a" * 2048},
+        {"firmware": "bios", "memory_mib": 17},
+        {"firmware": None, "cmdline": "a\0b"},
+    ],
+    ids=str,
 )
 def test_what_cannot_be_started(tmp_path: Path, fields: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        offer_kernel(FwCfg(FakeGuestMemory()), configure(tmp_path, **fields))
+        offer(configure(tmp_path, **fields))
+
+
+def test_setup_code_that_fills_its_segment(tmp_path: Path) -> None:
+    config = configure(tmp_path, firmware="bios")
+    (tmp_path / "vmlinuz").write_bytes(Bzimage(setup_sects=120).build())
+    with pytest.raises(ImageError):
+        offer(config)
 
 
 def test_a_file_that_is_no_bzimage(tmp_path: Path) -> None:
     config = configure(tmp_path)
     (tmp_path / "vmlinuz").write_bytes(b"\x7fELF" + bytes(4096))
     with pytest.raises(ImageError):
-        offer_kernel(FwCfg(FakeGuestMemory()), config)
+        offer(config)

@@ -169,6 +169,11 @@ class FwCfg:
         self._dma_high = state["dma_high"]
 
 
+def transfer_command(item: int, size: int, gpa: int) -> bytes:
+    """What a guest puts into memory to have ``size`` bytes of an item, from its start, copied to ``gpa``."""
+    return struct.pack(">IIQ", item << 16 | _DMA_SELECT | _DMA_READ, size, gpa)
+
+
 def _bytes_of(content: Content) -> bytes:
     return content if isinstance(content, bytes) else content()
 
