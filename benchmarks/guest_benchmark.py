@@ -81,7 +81,7 @@ def build_initramfs(directory: Path, program: Path) -> Path:
 
 def newest_qemu() -> str | None:
     """The ``qemu-system-x86_64`` of the highest version on PATH and of ``scripts/fetch-newest-qemu``."""
-    fetched = cache_directory() / "tests/qemu/root/usr/bin"
+    fetched = cache_directory() / "tests/qemu/bin"
     folders = [*os.environ.get("PATH", "").split(os.pathsep), str(fetched)]
     found = {shutil.which("qemu-system-x86_64", path=folder) for folder in folders} - {None}
     return max((path for path in found if path), key=_qemu_version, default=None)
