@@ -148,11 +148,62 @@ impl LargePages {
     }
 }
 
+/// Marked entries of the data TLBs, so that clearing them costs what filling them did.
+#[derive(Debug)]
+struct FilledEntries {
+    /// A bit an entry: by MMU index, then read and write.
+    marks: Box<[[[u64; TLB_ENTRIES / 64]; 2]; MMU_INDICES]>,
+}
+
+impl Default for FilledEntries {
+    /// The first and the last entry are marked: memory that was never touched does not hold their empty tags,
+    /// so the first flush has to write them.
+    fn default() -> Self {
+        let mut marks = Box::new([[[0; TLB_ENTRIES / 64]; 2]; MMU_INDICES]);
+        for words in marks.iter_mut().flatten() {
+            words[0] = 1;
+            words[LAST_ENTRY / 64] |= 1 << (LAST_ENTRY % 64);
+        }
+        Self { marks }
+    }
+}
+
+impl FilledEntries {
+    fn mark(&mut self, mmu: usize, write: bool, entry: usize) {
+        self.marks[mmu][usize::from(write)][entry / 64] |= 1 << (entry % 64);
+    }
+
+    fn unmark(&mut self, mmu: usize, write: bool, entry: usize) {
+        self.marks[mmu][usize::from(write)][entry / 64] &= !(1 << (entry % 64));
+    }
+
+    /// Empty the marked entries, and forget the marks.
+    fn clear_entries(&mut self, hot: &mut HotState) {
+        for (mmu, [reads, writes]) in self.marks.iter_mut().enumerate() {
+            clear_marked(&mut hot.read_tlb[mmu], reads);
+            clear_marked(&mut hot.write_tlb[mmu], writes);
+        }
+    }
+}
+
+fn clear_marked(tlb: &mut Tlb, marks: &mut [u64; TLB_ENTRIES / 64]) {
+    for (word, bits) in marks.iter_mut().enumerate() {
+        let mut left = std::mem::take(bits);
+        while left != 0 {
+            let entry = word * 64 + left.trailing_zeros() as usize;
+            tlb.tag[entry] = empty_tag(entry);
+            left &= left - 1;
+        }
+    }
+}
+
 /// Everything cached of the guest's page tables, outside `HotState`'s arrays.
 #[derive(Debug)]
 pub struct TlbDirectory {
-    /// Which entries of each data TLB are not global: (read, write) by MMU index.
-    local: [[[u64; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
+    /// Entries of the data TLBs filled since they were cleared, with mappings that are not global.
+    local: FilledEntries,
+    /// The same, with global mappings.
+    global: FilledEntries,
     /// Linear page (with the privilege in bit 0) and guest-physical page of recent code.
     code: Box<[(u64, u64); CODE_ENTRIES]>,
     /// Hashes of pages that kernel and user code was fetched from since the jump caches were cleared.
@@ -192,7 +243,8 @@ const NO_CODE: (u64, u64) = (u64::MAX, 0);
 impl Default for TlbDirectory {
     fn default() -> Self {
         Self {
-            local: [[[0; TLB_ENTRIES / 64]; 2]; MMU_INDICES],
+            local: Default::default(),
+            global: Default::default(),
             code: Box::new([NO_CODE; CODE_ENTRIES]),
             code_pages: Box::new([[0; CODE_PAGE_WORDS]; 2]),
             local_kernel_code: false,
@@ -236,12 +288,13 @@ impl TlbDirectory {
         }
         let entry = index(la);
         self.large_data[usize::from(walk.global)].note(la, walk);
-        let word = &mut self.local[mmu][usize::from(write)][entry / 64];
-        if walk.global {
-            *word &= !(1 << (entry % 64));
+        let (filled, other) = if walk.global {
+            (&mut self.global, &mut self.local)
         } else {
-            *word |= 1 << (entry % 64);
-        }
+            (&mut self.local, &mut self.global)
+        };
+        filled.mark(mmu, write, entry);
+        other.unmark(mmu, write, entry);
     }
 
     /// The guest-physical page that code at a linear address was last fetched from.
@@ -371,9 +424,8 @@ impl TlbDirectory {
 
     fn flush_all(&mut self, hot: &mut HotState) {
         self.flushes[0] += 1;
-        for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
-            tlb.clear();
-        }
+        self.local.clear_entries(hot);
+        self.global.clear_entries(hot);
         self.written_pages.fill(0);
         self.large_data.iter_mut().for_each(LargePages::clear);
         self.clear_jumps(hot);
@@ -381,11 +433,7 @@ impl TlbDirectory {
 
     fn flush_local(&mut self, hot: &mut HotState) {
         self.flushes[1] += 1;
-        for mmu in 0..MMU_INDICES {
-            for (write, tlb) in [(0, &mut hot.read_tlb[mmu]), (1, &mut hot.write_tlb[mmu])] {
-                clear_marked(tlb, &mut self.local[mmu][write]);
-            }
-        }
+        self.local.clear_entries(hot);
         self.large_data[0].clear();
         if self.local_kernel_code {
             return self.clear_jumps(hot);
@@ -437,17 +485,6 @@ impl TlbDirectory {
             self.clear_jumps(hot);
         } else if self.code_pages[1][word] & bit != 0 {
             self.clear_user_jumps(hot);
-        }
-    }
-}
-
-fn clear_marked(tlb: &mut Tlb, marks: &mut [u64; TLB_ENTRIES / 64]) {
-    for (word, bits) in marks.iter_mut().enumerate() {
-        let mut left = std::mem::take(bits);
-        while left != 0 {
-            let entry = word * 64 + left.trailing_zeros() as usize;
-            tlb.tag[entry] = empty_tag(entry);
-            left &= left - 1;
         }
     }
 }

@@ -167,7 +167,8 @@ impl Cpu {
             self.state.efer &= !efer::LMA;
         }
         self.state.cr0 = new;
-        if changed & (cr0::PG | cr0::PE | cr0::WP) != 0 {
+        // PE alone changes no translation: without paging, linear addresses are physical either way.
+        if changed & (cr0::PG | cr0::WP) != 0 {
             self.mmu.flush(Flush::All);
         }
         Ok(())
