@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sublet.cli.firmware_files import provide_firmware
 from sublet.cli.machine_options import MachineChoice, MachineOptions
 from sublet.cli.messages import ProgressDisplay, say
 from sublet.cli.statistics import StatisticsFormat, print_statistics
@@ -227,6 +228,7 @@ def run(
         if module:
             config = _with_modules(config, module)
         config = config.model_copy(update={"profile": profile is not None})
+        config = provide_firmware(config)
         result = run_machine(config, _open_console(console, config))
     if profile is not None:
         _save_profile(profile, result, symbols or [])

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Final
 from sublet.devices.pci import PciDevice
 from sublet.devices.pci import config_space as cs
 from sublet.errors import UsageError
-from sublet.machine.firmware import find_image
+from sublet.machine.firmware import NETWORK_ROMS, find_image
 from sublet.machine.memory import DeviceMemory
 
 if TYPE_CHECKING:
     from sublet.machine.firmware_board import FirmwareBoard
 
 _E1000: Final = (0x8086, 0x100E)
-_ROMS: Final = ("efi-e1000.rom",)
-"""Has an image for the BIOS and one for UEFI. That of virtio, of 2019, does not drive our modern devices."""
 _PAGE_SIZE: Final = 4096
 
 
@@ -28,7 +26,7 @@ def add_boot_roms(board: FirmwareBoard, cards: Sequence[PciDevice]) -> None:
     """
     if "network" not in board.config.boot:
         return
-    path = find_image(_ROMS)
+    path = find_image(NETWORK_ROMS, board.config.firmware_folders)
     able = [card for card in cards if _identity(card) == _E1000]
     if board.config.boot[0] == "network" and board.config.firmware != "uefi":
         _check(able, installed=path is not None)

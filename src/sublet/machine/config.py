@@ -62,6 +62,8 @@ class MachineConfig(BaseModel):
     """microvm: no firmware, boots ``kernel`` directly; pc: i440FX and PIIX3; q35: Q35 and ICH9."""
     firmware: Literal["bios", "uefi"] | Path | None = None
     """Of pc and q35; a path is an image of the user's own. None: the BIOS."""
+    firmware_folders: tuple[Path, ...] = Field(default=())
+    """Where firmware and ROMs are looked for where the host has none installed."""
     boot: tuple[BootDevice, ...] = Field(default=())
     """What the firmware tries, in order; empty: disk, cdrom, floppy, network. The others come last."""
     cdroms: tuple[Path, ...] = Field(default=())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,12 @@ FIRMWARE_DIRECTORIES: Final = tuple(
 )
 """Where distributions put images."""
 
+FOLDERS_VARIABLE: Final = "SUBLET_FIRMWARE_FOLDERS"
+"""Folders to look into in place of those, separated by colons; empty: none."""
+VIDEO_BIOS: Final = ("vgabios-stdvga.bin",)
+NETWORK_ROMS: Final = ("efi-e1000.rom",)
+"""Has an image for the BIOS and one for UEFI. That of virtio, of 2019, does not drive our modern devices."""
+
 _BIOS: Final = ("bios-256k.bin", "bios.bin")
 _UEFI_CODE: Final = ("OVMF_CODE_4M.fd", "OVMF_CODE.4m.fd", "OVMF_CODE.fd")
 _UEFI_VARIABLES: Final = ("OVMF_VARS_4M.fd", "OVMF_VARS.4m.fd", "OVMF_VARS.fd")
@@ -42,19 +50,44 @@ class Firmware:
     variables: bytes | None
 
 
-def find_image(names: tuple[str, ...], directory: Path | None = None) -> Path | None:
+def find_image(names: tuple[str, ...], more: Iterable[Path] = ()) -> Path | None:
     """The first of these files that this host has.
 
     Args:
         names: In order of preference.
-        directory: Looked into before the distributions' directories.
+        more: Folders that are looked into after those where the host has its own.
     """
-    directories = FIRMWARE_DIRECTORIES if directory is None else (directory, *FIRMWARE_DIRECTORIES)
+    folders = (*_installed_folders(), *more)
     for name in names:
-        for candidate in directories:
-            if (candidate / name).is_file():
-                return candidate / name
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
     return None
+
+
+def _installed_folders() -> tuple[Path, ...]:
+    named = os.environ.get(FOLDERS_VARIABLE)
+    if named is None:
+        return FIRMWARE_DIRECTORIES
+    return tuple(Path(folder) for folder in named.split(":") if folder)
+
+
+def missing_packages(config: MachineConfig) -> tuple[str, ...]:
+    """Debian's packages that hold what the machine starts with, as far as this host has it not."""
+    if config.machine == "microvm":
+        return ()
+    needed = {"seabios": VIDEO_BIOS}
+    if config.firmware == "uefi":
+        needed = {"ovmf": _UEFI_CODE}
+    elif config.firmware != "bios" and config.firmware is not None:
+        needed = {}
+    elif find_image(_BIOS, config.firmware_folders) is None:
+        needed = {"seabios": _BIOS}
+    if "network" in config.boot:
+        needed["ipxe-qemu"] = NETWORK_ROMS
+    return tuple(
+        package for package, names in needed.items() if find_image(names, config.firmware_folders) is None
+    )
 
 
 def load_firmware(config: MachineConfig) -> Firmware:
@@ -69,11 +102,11 @@ def load_firmware(config: MachineConfig) -> Firmware:
         return Firmware(config.firmware, _read(config.firmware), None)
     if config.firmware == "uefi":
         _check_memory(config, "UEFI", _UEFI_MEMORY_MIB)
-        code = _find("UEFI", "ovmf", _UEFI_CODE)
-        variables = find_image(_UEFI_VARIABLES[_UEFI_CODE.index(code.name) :])
+        code = _find("UEFI", "ovmf", _UEFI_CODE, config)
+        variables = find_image(_UEFI_VARIABLES[_UEFI_CODE.index(code.name) :], config.firmware_folders)
         return Firmware(code, _read(code), None if variables is None else _read(variables))
     _check_memory(config, "the BIOS", _BIOS_MEMORY_MIB)
-    path = _find("BIOS", "seabios", _BIOS)
+    path = _find("BIOS", "seabios", _BIOS, config)
     return Firmware(path, _read(path), None)
 
 
@@ -85,8 +118,8 @@ def _check_memory(config: MachineConfig, what: str, minimum_mib: int) -> None:
         )
 
 
-def _find(what: str, package: str, names: tuple[str, ...]) -> Path:
-    path = find_image(names)
+def _find(what: str, package: str, names: tuple[str, ...], config: MachineConfig) -> Path:
+    path = find_image(names, config.firmware_folders)
     if path is None:
         raise HostRefused(
             f"there is no {what} firmware on this host",

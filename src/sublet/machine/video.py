@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sublet.devices.vga import TEXT_RAM_SIZE, VIDEO_MEMORY_SIZE, WINDOW_BASE, WINDOW_SIZE, Vga, VgaPci
-from sublet.machine.firmware import find_image
+from sublet.machine.firmware import VIDEO_BIOS, find_image
 from sublet.machine.memory import DeviceMemory
 
 if TYPE_CHECKING:
     from sublet.machine.firmware_board import FirmwareBoard
 
-_VIDEO_BIOS: Final = ("vgabios-stdvga.bin",)
 _PAGE_SIZE: Final = 4096
 
 
@@ -23,7 +22,7 @@ def plug_video(board: FirmwareBoard, slot: int) -> Vga:
         board.buses.ports.add(ports.first, ports.count, ports.device)
     board.buses.mmio.add(WINDOW_BASE, WINDOW_SIZE, vga.window)
     function = VgaPci(vga, video_ram)
-    path = find_image(_VIDEO_BIOS)
+    path = find_image(VIDEO_BIOS, board.config.firmware_folders)
     if path is not None:
         image = path.read_bytes()
         size = max(1 << (len(image) - 1).bit_length(), _PAGE_SIZE)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 import sublet.guest
+import sublet.guest.firmware
 import sublet.machine
 from sublet.cli import main
+from sublet.errors import HostRefused
 from sublet.guest import PreparedGuest, Progress
-from sublet.machine import Console, DiskConfig, MachineConfig, MachineResult
+from sublet.machine import Console, DiskConfig, MachineConfig, MachineResult, firmware
 
 KERNEL = Path("/cache/vmlinuz")
 
@@ -36,6 +38,7 @@ class Recorder:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(sublet.machine, "run_machine", recorder.run)
+    monkeypatch.setattr(firmware, "missing_packages", lambda config: ())
     return recorder
 
 
@@ -178,6 +181,28 @@ def test_firmware_starts_a_guest_by_name(machine: Recorder, guest: list[str]) ->
     assert (config.kernel, config.machine, guest) == (KERNEL, "q35", ["debian"])
     assert [config.bus_of(disk) for disk in config.disks] == ["virtio", "ahci"]
     assert run(machine, "debian", "--cdrom", "c.iso").machine == "pc"
+
+
+def test_firmware_that_is_not_installed_is_fetched(
+    machine: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firmware, "missing_packages", lambda config: ("seabios", "ipxe-qemu"))
+    monkeypatch.setattr(sublet.guest.firmware, "prepare_firmware", lambda name, progress: Path("/f") / name)
+    assert run(machine, "--disk", "d").firmware_folders == (Path("/f/seabios"), Path("/f/ipxe-qemu"))
+
+
+def test_firmware_that_cannot_be_fetched(
+    machine: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str, progress: Progress) -> Path:
+        raise HostRefused("no network", remedy="Plug it in.")
+
+    monkeypatch.setattr(firmware, "missing_packages", lambda config: ("ovmf",))
+    monkeypatch.setattr(sublet.guest.firmware, "prepare_firmware", refuse)
+    assert main(["run", "--firmware", "uefi"]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert "ovmf is not installed, and cannot be fetched: no network" in message
+    assert "Plug it in. Or install ovmf" in message
 
 
 def test_the_boot_order_and_removable_media(machine: Recorder, guest: list[str]) -> None:
