@@ -76,7 +76,7 @@ def missing_packages(config: MachineConfig) -> tuple[str, ...]:
     """Debian's packages that hold what the machine starts with, as far as this host has it not."""
     if config.machine == "microvm":
         return ()
-    needed = {"seabios": VIDEO_BIOS}
+    needed: dict[str, tuple[str, ...]] = {"seabios": VIDEO_BIOS}
     if config.firmware == "uefi":
         needed = {"ovmf": _UEFI_CODE}
     elif config.firmware != "bios" and config.firmware is not None:
