@@ -3,4 +3,7 @@
 //! The formats are Python (`src/sublet/block`). Here is what they do for each request or each byte: no
 //! format is opened, created or repaired here, and no metadata is written.
 
+pub mod copy;
+mod data_map;
 pub mod file;
+mod zeroes;

@@ -5,6 +5,7 @@
 //! `InternalError`. `src/sublet/core/_native.pyi` is the reference; a test compares the two.
 
 mod arguments;
+mod disk_copy;
 mod engine;
 mod error;
 mod exit;
@@ -24,6 +25,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<memory::PyRamBlock>()?;
     module.add_class::<memory::PyGuestMemory>()?;
     module.add_class::<nat::PyNatEngine>()?;
+    module.add_function(wrap_pyfunction!(disk_copy::copy_pieces, module)?)?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<vm::PyVm>()?;
     module.add_class::<vcpu::PyVcpu>()?;

@@ -19,6 +19,8 @@ from sublet.block.contract import BlockStatus
 from sublet.block.entries import EntryPages
 from sublet.block.format import MapExtent
 from sublet.block.hostfile import HostFile
+from sublet.block.pieces import PARENT, Piece, is_plain, stored_in
+from sublet.block.pieces import ZERO as ZERO_PIECE
 
 UNALLOCATED = -1
 """In place of a cluster's offset in the file: what lies below answers."""
@@ -85,6 +87,15 @@ class ClusterStore(ABC):
         Raises:
             CorruptImage: It points nowhere.
         """
+
+    @property
+    @abstractmethod
+    def _entry_step(self) -> int:
+        """By how much the pointers of two clusters differ that lie side by side in the file."""
+
+    @abstractmethod
+    def _is_run(self, first: int, last: int) -> bool:
+        """Whether ``_locate`` takes every pointer from ``first``, which it does take, to ``last``."""
 
     @property
     @abstractmethod
@@ -163,6 +174,36 @@ class ClusterStore(ABC):
         stored = self.file.extent(host, length)
         return MapExtent(offset, max(stored.size, 1), stored.status, host_offset=host, file=self.file.path)
 
+    def stored(self, offset: int, size: int) -> list[Piece]:
+        """See ``Image.stored``, of this image alone."""
+        with self._table_lock:
+            runs = self._runs(offset, size)
+        return [
+            stored_in(self.file, host, length)
+            if host >= 0
+            else Piece(ZERO_PIECE if host == ZERO else PARENT, 0, length)
+            for host, length in runs
+        ]
+
+    @property
+    def can_place(self) -> bool:
+        """See ``Image.can_place``."""
+        return self.below is None and is_plain(self.file)
+
+    def place(self, offset: int, size: int) -> list[Piece]:
+        """See ``Image.place``, of one range."""
+        pieces: list[Piece] = []
+        with self._table_lock:
+            while size:
+                host, done = self._runs(offset, size, first_only=True)[0]
+                if host < 0:
+                    host, done = self._place_new(offset, done)
+                    self._link_new(offset, host, done)
+                pieces.append(stored_in(self.file, host, done))
+                offset, size = offset + done, size - done
+        self._limit_pending()
+        return pieces
+
     def flush(self) -> None:
         """Barrier, pointers, barrier."""
         with self._flush_lock:
@@ -199,14 +240,19 @@ class ClusterStore(ABC):
             number, within = divmod(cluster, self._page_entries)
             room = (self._page_entries - within) * self.cluster_size - skip
             piece = min(size, room)
-            self._page_runs(number, within, skip, piece, runs)
+            self._page_runs(number, within, skip, piece, runs, first_only=first_only)
             offset, size, pages = offset + piece, size - piece, pages + 1
             if first_only and (len(runs) > 1 or pages == _MAP_PAGES):
                 break
         return runs
 
-    def _page_runs(self, number: int, within: int, skip: int, size: int, runs: list[Run]) -> None:
-        """Append the runs of ``size`` bytes of a page, from ``skip`` bytes into its cluster ``within`` on."""
+    def _page_runs(
+        self, number: int, within: int, skip: int, size: int, runs: list[Run], *, first_only: bool
+    ) -> None:
+        """Append the runs of ``size`` bytes of a page, from ``skip`` bytes into its cluster ``within`` on.
+
+        ``first_only``: leave off when there are two.
+        """
         offset = self._page_offset(number)
         if offset is None:
             _append(runs, UNALLOCATED, size)
@@ -215,11 +261,28 @@ class ClusterStore(ABC):
         if size > self.cluster_size and page == self._empty_page:
             _append(runs, UNALLOCATED, size)
             return
-        while size:
-            length = min(size, self.cluster_size - skip)
+        while size and not (first_only and len(runs) > 1):
+            clusters = self._count_alike(page, within, -(-(skip + size) // self.cluster_size))
+            length = min(size, clusters * self.cluster_size - skip)
             host = self._locate(page[within])
             _append(runs, host + skip if host >= 0 else host, length)
-            within, skip, size = within + 1, 0, size - length
+            within, skip, size = within + clusters, 0, size - length
+
+    def _count_alike(self, page: array[int], within: int, limit: int) -> int:
+        """How many clusters from ``within`` on, up to ``limit``, lie side by side, or are all nowhere.
+
+        Perhaps fewer: halving finds the longest runs fast, and ``_append`` puts the rest together.
+        """
+        first = page[within]
+        step = self._entry_step if self._locate(first) >= 0 else 0
+        while limit > 1:
+            last = first + (limit - 1) * step
+            if page[within + limit - 1] == last and (not step or self._is_run(first, last)):
+                alike = array("I", range(first, last + 1, step) if step else (first,) * limit)
+                if page[within : within + limit] == alike:
+                    return limit
+            limit //= 2
+        return 1
 
     def _write_in_place(self, host: int, view: memoryview) -> None:
         self.file.write(host, view)
@@ -241,24 +304,37 @@ class ClusterStore(ABC):
 
     def _fill(self, offset: int, view: memoryview, state: int) -> int:
         """Write to new clusters, as many as are side by side; bytes of ``view`` that were taken."""
-        first, head = divmod(offset, self.cluster_size)
-        wanted = -(-(head + len(view)) // self.cluster_size)
-        host, count = self._allocate(wanted)
-        area = count * self.cluster_size
-        view = view[: area - head]
-        end = head + len(view)
+        start, head = offset & -self.cluster_size, offset & (self.cluster_size - 1)
+        place, size = self._place_new(offset, len(view))
         if state == UNALLOCATED and self.below is not None:
-            self._copy_below(first * self.cluster_size, host, 0, head)
-            self._copy_below(first * self.cluster_size, host, end, area)
-        self.file.write(host + head, view)
+            end = -(-(head + size) // self.cluster_size) * self.cluster_size
+            self._copy_below(start, place - head, 0, head)
+            self._copy_below(start, place - head, head + size, end)
+        self.file.write(place, view[:size])
+        self._link_new(offset, place, size)
+        return size
+
+    def _place_new(self, offset: int, size: int) -> tuple[int, int]:
+        """New clusters for a range, as many as are side by side: where it is in the file, and its bytes.
+
+        Nothing points to them yet.
+        """
+        head = offset & (self.cluster_size - 1)
+        host, count = self._allocate(-(-(head + size) // self.cluster_size))
+        area = count * self.cluster_size
+        size = min(size, area - head)
         # Other programs read a cluster in full, so the file has to reach its end.
         if host + area > self._file_size:
-            if end < area:
+            if head + size < area:
                 self.file.truncate(host + area)
             self._file_size = host + area
-        for number in range(count):
-            self._link(first + number, host + number * self.cluster_size)
-        return len(view)
+        return host + head, size
+
+    def _link_new(self, offset: int, place: int, size: int) -> None:
+        """Point to what ``_place_new`` gave."""
+        first, head = divmod(offset, self.cluster_size)
+        for number in range(-(-(head + size) // self.cluster_size)):
+            self._link(first + number, place - head + number * self.cluster_size)
 
     def _copy_below(self, start: int, host: int, begin: int, end: int) -> None:
         """Copy the parent's bytes ``begin`` to ``end`` of the clusters from ``start`` on to ``host``."""

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sublet.block.contract import BlockStatus, Extent
 from sublet.block.hostfile import Bytes, HostFiles, refuse_readonly
-from sublet.errors import UsageError, WrongMoment
+from sublet.block.pieces import OTHER, PARENT, ZERO, Piece
+from sublet.errors import InternalError, UsageError, WrongMoment
 
 if TYPE_CHECKING:
     from sublet.block.chain import Chain
@@ -248,6 +249,45 @@ class Image(ABC):
         self._check(offset, size)
         return self._map(offset, size) if size else MapExtent(offset, 0, BlockStatus.ZERO, present=False)
 
+    def stored(self, offset: int, size: int) -> list[Piece]:
+        """Where the range is stored, through the whole chain, in pieces for ``core.copy_pieces``."""
+        self._check(offset, size)
+        found: list[Piece] = []
+        for piece in self._stored(offset, size) if size else ():
+            if piece.fd == PARENT:
+                found += self._stored_below(offset, piece.size)
+            else:
+                found.append(piece)
+            offset += piece.size
+        return found
+
+    def _stored_below(self, offset: int, size: int) -> list[Piece]:
+        """Where the parent has a range: nowhere without one, and past the end of a shorter one."""
+        parent = self.backing
+        inside = 0 if parent is None else max(0, min(size, parent.size - offset))
+        pieces = parent.stored(offset, inside) if parent is not None else []
+        return [*pieces, Piece(ZERO, 0, size - inside)] if inside < size else pieces
+
+    @property
+    def can_place(self) -> bool:
+        """Whether ``place`` works: the image has no parent, and the host's calls alone can write its data."""
+        return False
+
+    def place(self, ranges: list[tuple[int, int]]) -> list[Piece]:
+        """Give ranges, (offset, bytes) each, storage that the caller is going to fill.
+
+        For an image that was just made and that nobody has a use for unless all of it succeeds: what has not
+        been filled yet is referred to already. Storage that is not filled reads as zeroes.
+
+        Returns:
+            Pieces of the image's files, which cover the ranges in order.
+        """
+        pieces: list[Piece] = []
+        for offset, size in ranges:
+            self._check_writable(offset, size)
+            pieces += self._place(offset, size)
+        return pieces
+
     def extents(self) -> Iterator[MapExtent]:
         """All of ``map``, from the disk's start to its end."""
         offset = 0
@@ -345,6 +385,14 @@ class Image(ABC):
     @abstractmethod
     def _map(self, offset: int, size: int) -> MapExtent:
         """``map`` of this image alone, without its parent."""
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        """``stored`` of this image alone."""
+        return (Piece(OTHER, 0, size),)
+
+    def _place(self, offset: int, size: int) -> Iterable[Piece]:
+        """``place`` one range. Precondition: ``can_place``."""
+        raise InternalError(f"{self.format} images do not let others write")
 
     @abstractmethod
     def _flush(self) -> None: ...

@@ -6,7 +6,7 @@ guest writes that content (a raw disk on which a guest wrote a QCOW2 header must
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from sublet.block.format import (
     read_options,
 )
 from sublet.block.hostfile import Bytes, HostFile, HostFiles
+from sublet.block.pieces import Piece, is_plain, stored_in
 from sublet.errors import ImageError, UsageError
 
 
@@ -100,6 +101,16 @@ class RawImage(Image):
     def _map(self, offset: int, size: int) -> MapExtent:
         extent = self._file.extent(offset, size)
         return MapExtent(offset, extent.size, extent.status, host_offset=offset, file=self.path)
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        return (stored_in(self._file, offset, size),)
+
+    @property
+    def can_place(self) -> bool:
+        """A file has a place for every byte."""
+        return is_plain(self._file)
+
+    _place = _stored
 
     def _flush(self) -> None:
         self._file.flush()

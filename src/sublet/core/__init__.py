@@ -31,6 +31,7 @@ from sublet.core._native import (
     UnsupportedError,
     Vcpu,
     Vm,
+    copy_pieces,
     core_version,
 )
 
@@ -59,5 +60,6 @@ __all__ = [
     "UnsupportedError",
     "Vcpu",
     "Vm",
+    "copy_pieces",
     "core_version",
 ]

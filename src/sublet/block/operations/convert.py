@@ -53,7 +53,7 @@ def convert(
         chosen.create(made, size, options=options or {}, backing=None, files=OsFiles(sync=False))
         target_files = files or OsFiles(sync=False)
         with open_image(made, format=format, files=target_files) as target:
-            copy(source, target, compress=compress, progress=progress)
+            copy(source, target, compress=compress, fresh=True, progress=progress)
         if files is None:
             sync_folder(folder)
         move_in(folder, path)

@@ -11,6 +11,7 @@ from typing import Final
 
 from sublet.block.contract import BlockStatus
 from sublet.block.format import Image, MapExtent
+from sublet.block.operations.fill import fill
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -36,6 +37,7 @@ def copy(
     compress: bool = False,
     select: Select | None = None,
     erase: bool = False,
+    fresh: bool = False,
     progress: Progress = no_progress,
 ) -> None:
     """Copy all data of ``source`` to the same offsets of ``target``, which is at least as large.
@@ -44,16 +46,21 @@ def copy(
         compress: Write whole clusters compressed where the format can.
         select: Maps (offset, size) to an extent; what is ZERO or not present there is not read.
         erase: The target may hold data already: write zeroes where the source has them (and is present).
+        fresh: The target was just made, and nobody has a use for it unless all of this succeeds.
         progress: Called from this thread.
     """
     cluster = target.info().cluster_size or _ZERO_GRANULARITY
     job = _Job(source, target, cluster, compress=compress, erase=erase)
-    choose = select or source.map
     workers = 1 if target.sequential else _WORKERS
+    if fresh and not compress and target.can_place:
+        left = fill(source, target, granularity=job.granularity, workers=workers, progress=progress)
+        windows: Iterator[MapExtent] = (window for extent in left for window in _cut(extent))
+    else:
+        windows = _windows(source, select or source.map)
     pending: deque[tuple[int, Future[None]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
         try:
-            for extent in _windows(source, choose):
+            for extent in windows:
                 pending.append((extent.offset, pool.submit(job.run, extent)))
                 if len(pending) > 2 * workers:
                     offset, future = pending.popleft()
@@ -87,15 +94,24 @@ def _windows(source: Image, choose: Select) -> Iterator[MapExtent]:
         offset += size
 
 
+def _cut(extent: MapExtent) -> Iterator[MapExtent]:
+    """An extent of data, cut at multiples of ``WINDOW``."""
+    offset, end = extent.offset, extent.offset + extent.size
+    while offset < end:
+        size = min(end, (offset // WINDOW + 1) * WINDOW) - offset
+        yield MapExtent(offset, size, BlockStatus.DATA)
+        offset += size
+
+
 class _Job:
     def __init__(self, source: Image, target: Image, cluster: int, *, compress: bool, erase: bool) -> None:
         self._source = source
         self._target = target
         # Compression takes whole clusters; otherwise a large cluster's zeroes may stay a hole in the file.
-        self._granularity = min(cluster, WINDOW if compress else _HOLE)
+        self.granularity = min(cluster, WINDOW if compress else _HOLE)
         self._write = target.write_compressed if compress else target.write
         self._erase = erase
-        self._zeroes = bytes(self._granularity)
+        self._zeroes = bytes(self.granularity)
         self._buffers = threading.local()
 
     def _buffer(self) -> bytearray:
@@ -122,7 +138,7 @@ class _Job:
 
     def _runs(self, data: bytearray, offset: int, size: int) -> Iterator[tuple[int, int, bool]]:
         """Half-open runs of blocks that are all zero or not, as (start, end, zero)."""
-        granularity, start, position = self._granularity, 0, 0
+        granularity, start, position = self.granularity, 0, 0
         state: bool | None = None
         while position < size:
             step = min(size - position, granularity - (offset + position) % granularity)

@@ -18,7 +18,7 @@ import enum
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -34,6 +34,7 @@ from sublet.block.format import (
     read_parent,
 )
 from sublet.block.hostfile import Bytes, HostFile, plain_calls
+from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
 from sublet.block.qcow2 import bitmap_store
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.bitmaps import IN_USE, Bitmaps, bit_runs
@@ -58,6 +59,7 @@ class Kind(enum.IntEnum):
     COMPRESSED = 3
 
 
+_PLACELESS: Final = {Kind.ZERO: ZERO, Kind.UNALLOCATED: PARENT, Kind.COMPRESSED: OTHER}
 _WRITERS_POLL_S: Final = 0.0005
 
 Run = tuple[Kind, int, int]
@@ -364,10 +366,14 @@ class Qcow2Image(Image):
         host, count = self._allocate_data(offset & ~self._in_cluster, wanted)
         size = min(len(view), (count << self._bits) - inside)
         self._fill_new(offset, view[:size], host, count)
+        self._point_to(table, l1_index, index, host, count)
+        return size
+
+    def _point_to(self, table: L2Table, l1_index: int, index: int, host: int, count: int) -> None:
+        """Point L2 entries to ``count`` clusters of this image alone, side by side from ``host`` on."""
         start = host | q.COPIED
         new = array("Q", range(start, start + (count << self._bits), self._cluster))
         self._set_entries(table, l1_index, index, new)
-        return size
 
     def _count_new(self, table: L2Table, index: int, limit: int) -> int:
         """Clusters from ``index``, up to ``limit``, that cannot be overwritten where they are."""
@@ -759,6 +765,49 @@ class Qcow2Image(Image):
             file=self._data.path if kind is Kind.NORMAL else None,
             compressed=kind is Kind.COMPRESSED,
         )
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        pieces: list[Piece] = []
+        with self._lock:
+            while size:
+                kind, count, host = self._run(offset, size)
+                if kind is Kind.NORMAL:
+                    pieces.append(stored_in(self._data, host, count))
+                else:
+                    pieces.append(Piece(_PLACELESS[kind], 0, count))
+                offset, size = offset + count, size - count
+        return pieces
+
+    @property
+    def can_place(self) -> bool:
+        """Without a parent, subclusters or encryption."""
+        return self._backing is None and not self.header.extended_l2 and is_plain(self._data)
+
+    def _place(self, offset: int, size: int) -> Iterable[Piece]:
+        self.bitmaps.mark(offset, size)
+        pieces: list[Piece] = []
+        with self._lock:
+            while size:
+                count, host = self._in_place(offset, size)
+                if not count:
+                    count, host = self._place_new(offset, size)
+                pieces.append(stored_in(self._data, host, count))
+                offset, size = offset + count, size - count
+            self._limit_dirty()
+        return pieces
+
+    def _place_new(self, offset: int, size: int) -> tuple[int, int]:
+        """New clusters for the first bytes of a range of zeroes: their number, and where they are."""
+        l1_index, index = divmod(offset >> self._bits, self._l2_entries)
+        table = self._own_l2(l1_index)
+        inside = offset & self._in_cluster
+        wanted = self._count_new(table, index, (inside + size + self._in_cluster) >> self._bits)
+        host, count = self._allocate_data(offset & ~self._in_cluster, wanted)
+        if host < self._data_end and not self.external_data:
+            self._data.write_zeroes(host, min(count << self._bits, self._data_end - host))
+        self._data_end = max(self._data_end, host + (count << self._bits))
+        self._point_to(table, l1_index, index, host, count)
+        return min(size, (count << self._bits) - inside), host + inside
 
     def _resize(self, size: int) -> None:
         from sublet.block.qcow2.resize import resize

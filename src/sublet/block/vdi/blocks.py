@@ -204,6 +204,13 @@ class Blocks(ClusterStore):
         raise CorruptImage(f"{self.file.path}: block map: block {entry} of {self.header.blocks}")
 
     @property
+    def _entry_step(self) -> int:
+        return 1
+
+    def _is_run(self, first: int, last: int) -> bool:
+        return last < self.limit and not self.header.block_extra
+
+    @property
     def _empty_entry(self) -> int:
         return UNALLOCATED
 

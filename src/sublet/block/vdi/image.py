@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from sublet.block.format import (
     read_parent,
 )
 from sublet.block.hostfile import HostFile, HostFiles
+from sublet.block.pieces import Piece
 from sublet.block.vdi import check as checker
 from sublet.block.vdi.blocks import Blocks
 from sublet.block.vdi.layout import (
@@ -176,6 +177,18 @@ class VdiImage(Image):
 
     def _map(self, offset: int, size: int) -> MapExtent:
         return self._blocks.map(offset, size)
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        return self._blocks.stored(offset, size)
+
+    @property
+    def can_place(self) -> bool:
+        """Without a parent."""
+        return self._blocks.can_place
+
+    def _place(self, offset: int, size: int) -> Iterable[Piece]:
+        self._blocks.touch()
+        return self._blocks.place(offset, size)
 
     def _flush(self) -> None:
         self._blocks.flush()

@@ -7,7 +7,7 @@ parent's (VHD 1.0 "Block Allocation Table and Data Blocks").
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +15,7 @@ from sublet.block.chain import Chain
 from sublet.block.contract import BlockStatus
 from sublet.block.format import BackingReference, CheckReport, Image, ImageInfo, MapExtent, read_parent
 from sublet.block.hostfile import HostFile
+from sublet.block.pieces import OTHER, PARENT, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs
 from sublet.block.vhd import parent as parents
 from sublet.block.vhd.blocks import PENDING_MAXIMUM, BlockStore
@@ -69,6 +70,16 @@ class FixedVhd(Image):
     def _map(self, offset: int, size: int) -> MapExtent:
         found = self._file.extent(offset, size)
         return MapExtent(offset, found.size, found.status, host_offset=offset, file=self.path)
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        return (stored_in(self._file, offset, size),)
+
+    @property
+    def can_place(self) -> bool:
+        """There is a place for every byte."""
+        return is_plain(self._file)
+
+    _place = _stored
 
     def _flush(self) -> None:
         self._file.flush()
@@ -303,6 +314,31 @@ class DynamicVhd(Image):
                 return MapExtent(offset, count, BlockStatus.ZERO, present=False)
         stored = self._file.extent(base + self._data + at, count)
         return MapExtent(offset, stored.size, stored.status, host_offset=stored.offset, file=self.path)
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        for block, at, count, _ in self._pieces(offset, size):
+            with self._lock:
+                base = self._store.lookup(block)
+                bits = None if base is None else self._store.bitmap(block, base)
+            if base is None:
+                yield Piece(PARENT, 0, count)
+            elif bits is self._store.full:
+                yield stored_in(self._file, base + self._data + at, count)
+            else:
+                yield Piece(OTHER, 0, count)
+
+    @property
+    def can_place(self) -> bool:
+        """All sectors of its blocks are its own."""
+        return not self._store.differencing and is_plain(self._file)
+
+    def _place(self, offset: int, size: int) -> Iterable[Piece]:
+        for block, at, count, _ in self._pieces(offset, size):
+            with self._lock:
+                base = self._store.lookup(block)
+                base = self._store.allocate(block) if base is None else base
+            yield stored_in(self._file, base + self._data + at, count)
+        self._commit_if_due()
 
     def _flush(self) -> None:
         with self._lock:

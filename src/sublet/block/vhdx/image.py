@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -11,6 +11,7 @@ from sublet.block.chain import Chain
 from sublet.block.contract import BlockStatus
 from sublet.block.format import BackingReference, CheckReport, Image, ImageInfo, MapExtent, read_parent
 from sublet.block.hostfile import HostFile
+from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs
 from sublet.block.vhdx import parent as parents
 from sublet.block.vhdx.blocks import PENDING_MAXIMUM, SCAN_MAXIMUM, BlockMap
@@ -31,6 +32,7 @@ from sublet.block.vhdx.metadata import HAS_PARENT, LEAVE_ALLOCATED, read_metadat
 from sublet.errors import ImageError, UsageError
 
 _ZEROES: Final = bytes(4096)
+_PLACELESS: Final = {BlockState.NOT_PRESENT: PARENT, BlockState.PARTIAL: OTHER}
 
 
 class VhdxImage(Image):
@@ -288,6 +290,30 @@ class VhdxImage(Image):
         start, end = -(-offset // self._sector) * self._sector, (offset + size) // self._sector * self._sector
         if not self._metadata.has_parent and start < end:
             self._write_zeroes(start, end - start, unmap=True)
+
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        for block, at, count, _ in self._pieces(offset, size):
+            with self._lock:
+                state, data = self._map_of_blocks.lookup(block)
+            if state is BlockState.PRESENT:
+                yield stored_in(self._file, data + at, count)
+            else:
+                yield Piece(_PLACELESS.get(state, ZERO), 0, count)
+
+    @property
+    def can_place(self) -> bool:
+        """Without a parent."""
+        return not self._metadata.has_parent and is_plain(self._file)
+
+    def _place(self, offset: int, size: int) -> Iterable[Piece]:
+        for block, at, count, _ in self._pieces(offset, size):
+            with self._lock:
+                self._map_of_blocks.journal.begin()
+                state, data = self._map_of_blocks.lookup(block)
+                if state is not BlockState.PRESENT:
+                    _, data = self._allocate(block, at, count, state)
+            yield stored_in(self._file, data + at, count)
+        self._commit_if_due()
 
     def _flush(self) -> None:
         with self._lock:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from sublet.block.contract import BlockStatus
 from sublet.block.format import CheckReport, MapExtent
 from sublet.block.hostfile import HostFile, refuse_readonly
-from sublet.errors import UsageError
+from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
+from sublet.errors import InternalError, UsageError
 
 
 class Extent(Protocol):
@@ -43,6 +45,16 @@ class Extent(Protocol):
 
     def map(self, offset: int, size: int) -> MapExtent:
         """What begins at ``offset``, of this image alone."""
+
+    def stored(self, offset: int, size: int) -> list[Piece]:
+        """Where the range is, of this image alone."""
+
+    @property
+    def can_place(self) -> bool:
+        """Whether ``place`` works."""
+
+    def place(self, offset: int, size: int) -> list[Piece]:
+        """Give the range storage that the caller fills; see ``Image.place``."""
 
     def flush(self) -> None:
         """Put everything on stable storage."""
@@ -102,6 +114,17 @@ class FlatExtent:
         host = self._base + offset
         return MapExtent(offset, stored.size, stored.status, host_offset=host, file=self.file.path)
 
+    def stored(self, offset: int, size: int) -> list[Piece]:
+        """Byte for byte."""
+        return [stored_in(self.file, self._base + offset, size)]
+
+    @property
+    def can_place(self) -> bool:
+        """A writable file has a place for every byte."""
+        return is_plain(self.file) and not self.file.readonly
+
+    place = stored
+
     def flush(self) -> None:
         """Put everything on stable storage."""
         self.file.flush()
@@ -134,7 +157,31 @@ class FlatExtent:
             raise refuse_readonly(self.file.path)
 
 
-class ZeroExtent:
+class SelfReading(ABC):
+    """What an extent says of which nobody else can read or write the data."""
+
+    can_place = False
+
+    @abstractmethod
+    def map(self, offset: int, size: int) -> MapExtent:
+        """What begins at ``offset``, of this image alone."""
+
+    def stored(self, offset: int, size: int) -> list[Piece]:
+        """Nowhere for others."""
+        pieces: list[Piece] = []
+        while size:
+            found = self.map(offset, size)
+            zero = found.status is BlockStatus.ZERO
+            pieces.append(Piece((ZERO if found.present else PARENT) if zero else OTHER, 0, found.size))
+            offset, size = offset + found.size, size - found.size
+        return pieces
+
+    def place(self, offset: int, size: int) -> list[Piece]:
+        """Never asked for."""
+        raise InternalError("this VMDK extent does not let others write")
+
+
+class ZeroExtent(SelfReading):
     """Zeroes that are stored nowhere (``Extent``)."""
 
     file = None

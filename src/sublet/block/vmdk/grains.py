@@ -19,6 +19,7 @@ from sublet.block.clusters import ClusterStore, ReadBelow
 from sublet.block.entries import decode, encode
 from sublet.block.format import CheckReport
 from sublet.block.hostfile import HostFile, read_structure
+from sublet.block.pieces import Piece
 from sublet.block.vmdk import check as checker
 from sublet.block.vmdk.layout import (
     GTE_UNALLOCATED,
@@ -128,9 +129,9 @@ class Grains(ClusterStore):
         if self.redundant is not None and self.redundant[number]:
             self._pages.set(self.redundant[number] * SECTOR, within, entry)
 
-    def overlaps_metadata(self, host: int) -> bool:
-        """Whether a grain at byte ``host`` would lie on something else; False for a read-only file."""
-        place = bisect_right(self._starts, host + self.cluster_size - 1) - 1
+    def overlaps_metadata(self, host: int, last: int | None = None) -> bool:
+        """Whether grains at bytes ``host`` to ``last`` would lie on something else; False if read-only."""
+        place = bisect_right(self._starts, (last or host) + self.cluster_size - 1) - 1
         return place >= 0 and self._ends[place] > host
 
     def copy_grain(self, source: int, target: int) -> None:
@@ -215,6 +216,13 @@ class Grains(ClusterStore):
         if self._starts and self.overlaps_metadata(host):
             raise CorruptImage(f"{self.file.path}: grain table: a grain at sector {entry}, where metadata is")
         return host
+
+    @property
+    def _entry_step(self) -> int:
+        return self.cluster_size // SECTOR
+
+    def _is_run(self, first: int, last: int) -> bool:
+        return not self.overlaps_metadata(first * SECTOR, last * SECTOR)
 
     @property
     def _empty_entry(self) -> int:
@@ -319,6 +327,11 @@ class HostedGrains(Grains):
         """Make the range zero."""
         self._mark(unclean=True)
         super().write_zeroes(offset, size, unmap=unmap)
+
+    def place(self, offset: int, size: int) -> list[Piece]:
+        """Give a range storage."""
+        self._mark(unclean=True)
+        return super().place(offset, size)
 
     def finish(self) -> None:
         """Mark it closed cleanly."""

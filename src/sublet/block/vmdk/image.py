@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Final
@@ -22,6 +22,7 @@ from sublet.block.format import (
     read_parent,
 )
 from sublet.block.hostfile import HostFile, HostFiles, Lock, read_structure
+from sublet.block.pieces import Piece
 from sublet.block.vmdk import descriptor as descriptors
 from sublet.block.vmdk.descriptor import MAX_SIZE, NO_PARENT, Descriptor, ExtentLine, ExtentType
 from sublet.block.vmdk.extent import Extent, FlatExtent, ZeroExtent
@@ -172,15 +173,15 @@ class VmdkImage(Image):
         elif magic == COWD_MAGIC:
             raise _not_alone(self.path)
         elif descriptors.probe(self._file.read(0, min(HEAD_SIZE, self._file.size()))):
-            self._stored = self._file.read(0, min(self._file.size(), MAX_SIZE))
+            self._descriptor_text = self._file.read(0, min(self._file.size(), MAX_SIZE))
             self._descriptor_at, self._descriptor_room = 0, MAX_SIZE
-            self._descriptor = Descriptor.decode(self._stored, str(self.path))
+            self._descriptor = Descriptor.decode(self._descriptor_text, str(self.path))
             self._extents = []
             for number, line in enumerate(self._descriptor.extents):
                 self._extents.append(self._open_extent(line, self._below(number)))
         else:
             raise CorruptImage(f"{self.path}: neither a VMDK extent nor a descriptor")
-        self._place()
+        self._lay_out()
         self._size = self._starts[-1]
         # Compressed grains out of order are legal, but readers of streams do not expect them.
         self.sequential = any(isinstance(extent, StreamExtent) for extent in self._extents)
@@ -190,9 +191,11 @@ class VmdkImage(Image):
         if not header.descriptor_offset or not header.descriptor_size:
             raise _not_alone(self.path)
         size = min(header.descriptor_size * SECTOR, MAX_SIZE)
-        self._stored = read_structure(self._file, header.descriptor_offset * SECTOR, size, "descriptor")
+        self._descriptor_text = read_structure(
+            self._file, header.descriptor_offset * SECTOR, size, "descriptor"
+        )
         self._descriptor_at, self._descriptor_room = header.descriptor_offset * SECTOR, size
-        self._descriptor = Descriptor.decode(self._stored, str(self.path))
+        self._descriptor = Descriptor.decode(self._descriptor_text, str(self.path))
         self._extents = [self._open_hosted(self._file, None, self._below(0))]
 
     def _below(self, number: int) -> ReadBelow | None:
@@ -337,6 +340,21 @@ class VmdkImage(Image):
             compressed=found.compressed,
         )
 
+    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
+        for extent, place, length, _ in self._parts(offset, size):
+            yield from extent.stored(place, length)
+
+    @property
+    def can_place(self) -> bool:
+        """Without a parent, and where every extent takes data in any order."""
+        return self.descriptor.parent_hint is None and all(extent.can_place for extent in self._extents)
+
+    def _place(self, offset: int, size: int) -> Iterable[Piece]:
+        self._touch()
+        for extent, place, length, _ in self._parts(offset, size):
+            with self._changing(extent):
+                yield from extent.place(place, length)
+
     @contextmanager
     def _changing(self, extent: Extent) -> Iterator[None]:
         """Note, after the change, that the extent has something to flush."""
@@ -419,14 +437,14 @@ class VmdkImage(Image):
         new = text.ljust(self._descriptor_room, b"\0") if embedded else text
         for start in range(0, len(new), SECTOR):
             piece = new[start : start + SECTOR]
-            if piece != self._stored[start : start + SECTOR]:
+            if piece != self._descriptor_text[start : start + SECTOR]:
                 self._file.write(self._descriptor_at + start, piece)
-        if not embedded and len(new) < len(self._stored):
+        if not embedded and len(new) < len(self._descriptor_text):
             self._file.truncate(len(new))
-        self._stored = new
+        self._descriptor_text = new
         self._descriptor_changed = True
 
-    def _place(self) -> None:
+    def _lay_out(self) -> None:
         """Work out where each extent starts; the last of ``_starts`` is the disk's end."""
         self._starts = [0]
         for extent in self._extents:
@@ -445,7 +463,7 @@ class VmdkImage(Image):
         del self._extents[len(lines) :]
         for number in range(len(self._extents), len(lines)):
             self._extents.append(self._open_extent(lines[number], self._below(number)))
-        self._place()
+        self._lay_out()
         self._size = self._starts[-1]
         self._store_descriptor()
         self._file.flush()

@@ -12,6 +12,7 @@ from sublet.block.clusters import UNALLOCATED, ZERO, ReadBelow
 from sublet.block.contract import BlockStatus
 from sublet.block.format import CheckReport, MapExtent
 from sublet.block.hostfile import HostFile, read_structure, refuse_readonly
+from sublet.block.vmdk.extent import SelfReading
 from sublet.block.vmdk.layout import SECTOR, SeSparseHeader
 from sublet.errors import CorruptImage, UsageError
 
@@ -23,7 +24,7 @@ _DIRECTORY_ALLOCATED: Final = 0x1000_0000
 _TABLES_CACHED: Final = 64
 
 
-class SeSparseExtent:
+class SeSparseExtent(SelfReading):
     """A seSparse extent (``Extent``); writing is refused.
 
     Args:

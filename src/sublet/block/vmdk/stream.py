@@ -23,6 +23,7 @@ from sublet.block.contract import BlockStatus
 from sublet.block.entries import EntryPages, decode, encode
 from sublet.block.format import CheckReport, MapExtent
 from sublet.block.hostfile import HostFile, read_structure
+from sublet.block.vmdk.extent import SelfReading
 from sublet.block.vmdk.layout import (
     DESCRIPTOR_SECTORS,
     GD_AT_END,
@@ -48,7 +49,7 @@ _DIRTY_TABLES_MAXIMUM: Final = 1 << 13
 _READ_AHEAD: Final = 4096
 
 
-class StreamExtent:
+class StreamExtent(SelfReading):
     """A compressed hosted extent (``Extent``).
 
     Args:
