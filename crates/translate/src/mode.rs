@@ -144,6 +144,18 @@ impl Mode {
         }
     }
 
+    /// This mode with FS or GS, `index`, refusing no access or some.
+    #[must_use]
+    pub fn with_whole(self, index: usize, whole: bool) -> Self {
+        let mask = if index == seg::FS { bit::FS_WHOLE } else { bit::GS_WHOLE };
+        Self(if whole { self.0 | mask } else { self.0 & !mask })
+    }
+
+    /// RFLAGS.AC is set.
+    pub fn access_override(self) -> bool {
+        self.has(bit::AC)
+    }
+
     fn widths(state: &CpuState) -> (Width, Width) {
         if state.code64() {
             return (Width::W64, Width::W64);
@@ -205,6 +217,12 @@ impl Mode {
     #[must_use]
     pub fn user_side(self) -> Self {
         Self(self.kernel_side().0 | 3 << bit::CPL_SHIFT)
+    }
+
+    /// This mode at another privilege level, the rest as it is.
+    #[must_use]
+    pub fn at_level(self, cpl: u8) -> Self {
+        Self(self.0 & !(3 << bit::CPL_SHIFT) | u32::from(cpl) << bit::CPL_SHIFT)
     }
 
     /// This mode for one instruction, after which the run loop has another look.
@@ -289,6 +307,16 @@ impl Mode {
             (3, _) => 0,
             (_, true) => 1,
             (_, false) => 2,
+        }
+    }
+
+    /// What is added to a RIP of this mode to look for it in a jump cache: narrow code, whose RIP has 32
+    /// bits, is told apart by its mode.
+    pub fn jump_tag(self) -> u64 {
+        if self.is64() {
+            0
+        } else {
+            u64::from(self.0) << 32
         }
     }
 

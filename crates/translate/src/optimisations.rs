@@ -18,18 +18,21 @@ pub enum Optimisation {
     JumpCache,
     /// Frequent system instructions stay in the cache.
     SystemInstructions,
+    /// Segment registers are loaded from descriptors that are known.
+    SegmentLoads,
     /// REP MOVS and REP STOS within a page are the host's.
     RepeatedStrings,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 7] = [
+pub const NAMES: [(&str, Optimisation); 8] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
     ("page-links", Optimisation::PageLinks),
     ("jump-cache", Optimisation::JumpCache),
     ("system-instructions", Optimisation::SystemInstructions),
+    ("segment-loads", Optimisation::SegmentLoads),
     ("repeated-strings", Optimisation::RepeatedStrings),
 ];
 

@@ -216,6 +216,28 @@ pub struct JumpEntry {
 /// Where indirect branches look up their target, by guest RIP.
 pub type JumpCache = [JumpEntry; JUMP_ENTRIES];
 
+/// Entries of the table of known descriptors; a power of two.
+pub const KNOWN_DESCRIPTORS: usize = 32;
+
+/// A descriptor that compiled code has loaded, checked and found to be of the usual sort.
+///
+/// What loading it gives depends on its eight bytes and the selector alone. Translated code reads the bytes
+/// where they lie, at every load, and takes the rest from here if they are the same.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KnownDescriptor {
+    /// Negated selector plus use (`system::known::Use`); 0 in an empty entry.
+    pub key: u64,
+    /// Where the bytes are, a linear address.
+    pub address: u64,
+    /// The bytes, negated.
+    pub raw: u64,
+    /// Base of the segment.
+    pub base: u64,
+    /// Limit, selector and attributes, see [`SegmentRegister::image`].
+    pub image: u64,
+}
+
 /// Fields that translated code and the entry and exit paths use. All offsets are from the GS base.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -239,6 +261,12 @@ pub struct HotState {
     pub syscall_segments: [u64; 2],
     /// The same after SYSRETQ.
     pub sysret_segments: [u64; 2],
+    /// Non-zero if SYSENTER and SYSEXIT may stay in the cache: outside long mode, with a code segment.
+    pub sysenter_ready: u64,
+    /// Limit, selector and attributes of CS and SS after SYSENTER.
+    pub sysenter_segments: [u64; 2],
+    /// The same after SYSEXIT.
+    pub sysexit_segments: [u64; 2],
     /// PEXT and PDEP masks: the arithmetic flags, all other bits, all but `emit::FREE_FLAGS`, and
     /// the bits that are clear in a user program's addresses.
     pub arithmetic_mask: u64,
@@ -274,6 +302,14 @@ pub struct HotState {
     pub fault_vector: u64,
     /// A value kept across an access check.
     pub temporary: u64,
+    /// Eight times the index of the known descriptor that is being loaded.
+    pub descriptor_index: u64,
+    /// What an interrupt return popped: RIP, CS, RFLAGS, RSP, SS.
+    pub frame: [u64; 5],
+    /// Non-zero if an interrupt return may stay in the cache: it ends no blocking of NMIs.
+    pub iret_ready: u64,
+    /// Descriptors by bits 7:3 of their selectors.
+    pub known: [KnownDescriptor; KNOWN_DESCRIPTORS],
     /// Addends kept by leaders for their followers (see `emit::sharing`).
     pub shared: [u64; 32],
     /// The range that a leader checks, see `Descriptor::leader`.

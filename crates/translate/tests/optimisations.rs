@@ -69,6 +69,8 @@ fn counter(statistics: &Statistics, name: &str) -> u64 {
 fn counter_of(one: Optimisation) -> Option<&'static str> {
     match one {
         Optimisation::SharedChecks | Optimisation::Links | Optimisation::PageLinks => None,
+        // See `entries.rs`.
+        Optimisation::SegmentLoads => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),
         Optimisation::JumpCache => Some("vcpu.indirect_misses"),
         Optimisation::SystemInstructions | Optimisation::RepeatedStrings => Some("vcpu.system_instructions"),

@@ -527,7 +527,7 @@ impl Builder {
 }
 
 /// Offset of a field of segment register `index` from the GS base.
-fn segment_field(index: usize, field: usize) -> i32 {
+pub(super) fn segment_field(index: usize, field: usize) -> i32 {
     (offset_of!(CpuState, segments) + index * std::mem::size_of::<SegmentRegister>() + field) as i32
 }
 

@@ -223,6 +223,18 @@ impl Assembler {
         self.gs_operand(to, mask);
     }
 
+    /// `pext to, from, mask`
+    pub fn pext_by(&mut self, to: Host, from: Host, mask: Host) {
+        self.vex(2, 2, to, from, mask.high());
+        self.bytes(&[0xf5, 0xc0 | (to.low() << 3) | mask.low()]);
+    }
+
+    /// `pdep to, from, mask`
+    pub fn pdep_by(&mut self, to: Host, from: Host, mask: Host) {
+        self.vex(2, 3, to, from, mask.high());
+        self.bytes(&[0xf5, 0xc0 | (to.low() << 3) | mask.low()]);
+    }
+
     /// `rorx to, from, count` (64-bit)
     pub fn rorx(&mut self, to: Host, from: Host, count: u8) {
         self.vex(3, 3, to, Host(0), from.high());
@@ -340,6 +352,8 @@ mod tests {
             a.mov(reg, other);
             a.pext(reg, other, 0x40);
             a.rorx(reg, other, 8);
+            a.pext_by(reg, other, reg);
+            a.pdep_by(reg, other, reg);
             a.shlx(reg, other, reg);
             a.lea(true, reg, Some(other), None, -8);
             a.lea(false, reg, Some(other), Some((Host(0), 4)), 0x1000);
@@ -358,6 +372,9 @@ mod tests {
         assert_eq!(all[3].mnemonic(), iced_x86::Mnemonic::Pext);
         assert_eq!(all[3].op1_register(), iced_x86::Register::R15);
         assert_eq!(all[4].mnemonic(), iced_x86::Mnemonic::Rorx);
-        assert_eq!(all[6].memory_displacement64() as i64, -8);
+        let by = [all[5].mnemonic(), all[6].mnemonic()];
+        assert_eq!(by, [iced_x86::Mnemonic::Pext, iced_x86::Mnemonic::Pdep]);
+        assert_eq!(all[6].op1_register(), iced_x86::Register::R15);
+        assert_eq!(all[8].memory_displacement64() as i64, -8);
     }
 }

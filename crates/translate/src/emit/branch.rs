@@ -152,12 +152,18 @@ impl Builder {
         self.asm.jump_gs(hot!(exit_indirect));
     }
 
+    /// Go to the block of the RIP in R14, if it is known. Narrow code has its mode in the upper half of R14
+    /// from here on; who takes a target masks it off.
     fn jump_through_cache(&mut self, index: usize) {
         let base = hot!(jump) + (std::mem::size_of::<JumpCache>() * index) as i32;
         // 32 bytes an entry, of which addressing gives 8.
         let at = |field: usize| base + field as i32;
         self.asm.load(Host::RCX, hot!(permit));
         let stop = self.asm.jrcxz();
+        if self.mode.jump_tag() != 0 {
+            self.asm.mov_immediate(Host::RCX, self.mode.jump_tag());
+            self.asm.lea(true, Host::R14, Some(Host::R14), Some((Host::RCX, 1)), 0);
+        }
         self.asm.pext(Host::R15, Host::R14, hot!(jump_mask));
         self.asm.lea(true, Host::R15, None, Some((Host::R15, 4)), 0);
         self.asm.load_indexed(Host::RCX, at(offset_of!(JumpEntry, tag)), Host::R15);

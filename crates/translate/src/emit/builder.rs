@@ -120,7 +120,7 @@ impl Builder {
     }
 
     fn emit(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {
-        if self.inline_system(instruction) {
+        if self.inline_system(instruction)? {
             return Ok(());
         }
         match classify(instruction, self.mode) {

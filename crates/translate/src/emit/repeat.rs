@@ -43,7 +43,7 @@ fn shape(instruction: &Instruction) -> Option<(u8, bool)> {
 impl Builder {
     /// Emit a forward REP MOVS or REP STOS with plain pointers (see `frontend`).
     ///
-    /// Uses RCX, R14 and R15; flags stay. The elements, 1 to a page's worth, must lie in one page of
+    /// Uses RCX, R14 and R15; flags stay. The elements, at most a page's worth, must lie in one page of
     /// RAM of each operand. The source is looked at first, because its page fault comes first.
     pub(super) fn repeated_string(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let (shift, moves) = shape(instruction).ok_or(Unencodable)?;
@@ -60,9 +60,11 @@ impl Builder {
         }
         lookups.push(self.find_page(Host::RDI, shift, AccessKind::Write));
         self.run_on_host(shift, moves);
+        let done = self.asm.position();
         let instruction = *instruction;
         self.later(move |builder| {
-            let mut misfits = vec![long];
+            builder.asm.bind(long);
+            let mut misfits = vec![builder.unless_nothing_to_do(done)];
             lookups.into_iter().for_each(|lookup| misfits.extend(builder.look_up(&lookup, shift)));
             misfits.into_iter().for_each(|patch| builder.asm.bind(patch));
             let index = builder.out.system.len();
@@ -103,6 +105,16 @@ impl Builder {
         self.asm.mov_immediate(Host::R15, u64::from(PAGE_BITS - shift));
         self.three_operands(Code::VEX_Shrx_r64_rm64_r64, Register::RCX, Register::RCX, Register::R15)?;
         Ok(self.jump_unless_rcx_zero())
+    }
+
+    /// A count of 0 goes on at `done`: kernels end many a copy with the bytes that are left, often none.
+    /// Returns the jump of other counts.
+    fn unless_nothing_to_do(&mut self, done: usize) -> Patch {
+        self.asm.mov(Host::RCX, GUEST_RCX);
+        let some = self.jump_unless_rcx_zero();
+        let nothing = self.asm.jump();
+        self.asm.point(nothing, done);
+        some
     }
 
     /// R15 = host address less guest address of the page of `pointer`, if the TLB has it and all

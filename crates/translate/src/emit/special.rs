@@ -5,7 +5,7 @@ use super::builder::{hot, Unencodable};
 use super::registers::{number, sized, slot, GUEST_RSP};
 use super::{Builder, Host};
 use crate::mode::Width;
-use crate::state::{CpuState, HotState, SegmentRegister};
+use crate::state::{CpuState, HotState};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use std::rc::Rc;
@@ -118,10 +118,7 @@ impl Builder {
 
     /// `HotState::temporary` = the selector in a segment register.
     fn load_selector(&mut self, register: Register) {
-        let segment = crate::system::operand::segment_index(register);
-        let at = offset_of!(CpuState, segments) + segment * std::mem::size_of::<SegmentRegister>();
-        self.asm.load(Host::RCX, (at + offset_of!(SegmentRegister, selector)) as i32);
-        self.asm.movzx16(Host::RCX, Host::RCX);
+        self.read_selector(Host::RCX, register);
         self.asm.store(hot!(temporary), Host::RCX);
     }
 
@@ -282,7 +279,7 @@ impl Builder {
     }
 
     /// Write the low `size` bytes of a register as the guest's MOV would.
-    fn write_sized(&mut self, guest: usize, from: Host, size: usize) {
+    pub(super) fn write_sized(&mut self, guest: usize, from: Host, size: usize) {
         match (size, super::registers::home(guest)) {
             (2, super::registers::Home::Host(to)) => self.asm.mov16(to, from),
             (2, super::registers::Home::Memory(_)) => {

@@ -5,7 +5,7 @@
 //! flags, because they are the guest's.
 
 use super::assembler::Patch;
-use super::builder::hot;
+use super::builder::{hot, Unencodable};
 use super::registers::{number, GUEST_RCX};
 use super::{Builder, Host};
 use crate::mode::{Mode, Width};
@@ -34,25 +34,41 @@ const fn compress(value: u64, mask: u64) -> u64 {
 }
 
 /// Offset of RFLAGS bits 15:8 from the GS base.
-const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
+pub(super) const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
 
 impl Builder {
     /// Emit a system instruction in place, if this one can be. Returns whether it was.
-    pub(super) fn inline_system(&mut self, instruction: &Instruction) -> bool {
+    ///
+    /// # Errors
+    /// It could have been, but for an operand that cannot be encoded.
+    pub(super) fn inline_system(&mut self, instruction: &Instruction) -> Result<bool, Unencodable> {
         let wanted = self.optimisations.has(Optimisation::SystemInstructions);
         if !wanted || self.mode.single_step() || self.mode.unusual_flags() {
-            return false;
+            return Ok(false);
         }
-        match self.mode.code() {
+        if self.read_segment_register(instruction)?
+            || self.load_segment_register(instruction)?
+            || self.pop_flags(instruction)?
+        {
+            return Ok(true);
+        }
+        Ok(match self.mode.code() {
             Width::W64 => self.inline_wide(instruction),
-            Width::W32 if self.mode.cpl() == 0 && self.mode.protected() => self.inline_narrow(instruction),
+            Width::W32 if self.mode.protected() => self.inline_narrow(instruction),
             _ => false,
-        }
+        })
     }
 
-    /// Of a 32-bit kernel.
+    /// Of 32-bit code.
     fn inline_narrow(&mut self, instruction: &Instruction) -> bool {
+        if instruction.mnemonic() == Mnemonic::Sysenter {
+            return self.sysenter(instruction);
+        }
+        if self.mode.cpl() != 0 {
+            return false;
+        }
         match instruction.mnemonic() {
+            Mnemonic::Sysexit => return self.sysexit(instruction),
             Mnemonic::Cli => self.interrupts_off(),
             Mnemonic::Sti if self.followed => self.interrupts_on(instruction),
             Mnemonic::Stac => self.set_access_override(true),
@@ -89,7 +105,7 @@ impl Builder {
 
     /// RFLAGS bits 15:8 with this interrupt flag: the others are known from the mode, but for OF,
     /// which is in the host's flags.
-    fn flags_byte(&self, interrupts: bool) -> u8 {
+    pub(super) fn flags_byte(&self, interrupts: bool) -> u8 {
         let df = if self.mode.backwards() { flag::DF >> 8 } else { 0 };
         let interrupt = if interrupts { flag::IF >> 8 } else { 0 };
         (df | interrupt) as u8
@@ -109,7 +125,7 @@ impl Builder {
         self.leave_at(vec![out], instruction);
     }
 
-    fn jump_if_rcx_is_zero(&mut self) -> Patch {
+    pub(super) fn jump_if_rcx_is_zero(&mut self) -> Patch {
         let zero = self.asm.jrcxz();
         let go = self.asm.jump_short();
         self.asm.bind_short(zero);
@@ -118,7 +134,7 @@ impl Builder {
         out
     }
 
-    fn jump_if_rcx_is_not_zero(&mut self) -> Patch {
+    pub(super) fn jump_if_rcx_is_not_zero(&mut self) -> Patch {
         let zero = self.asm.jrcxz();
         let out = self.asm.jump();
         self.asm.bind_short(zero);
@@ -126,7 +142,7 @@ impl Builder {
     }
 
     /// Where the patches lead, compiled code carries the instruction out.
-    fn leave_at(&mut self, patches: Vec<Patch>, instruction: &Instruction) {
+    pub(super) fn leave_at(&mut self, patches: Vec<Patch>, instruction: &Instruction) {
         let index = self.out.system.len();
         self.out.system.push(*instruction);
         self.later(move |builder| {
@@ -176,22 +192,8 @@ impl Builder {
         self.leave_at(slow, instruction);
     }
 
-    /// RCX = RFLAGS: the arithmetic flags from the host's, the others from memory. Uses R14.
-    pub(super) fn read_flags(&mut self) {
-        self.asm.pushf_pop(Host::RCX);
-        self.keep_bits(Host::RCX, hot!(arithmetic_mask));
-        self.asm.load(Host::R14, offset_of!(CpuState, rflags) as i32);
-        self.keep_bits(Host::R14, hot!(not_arithmetic_mask));
-        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
-    }
-
-    fn keep_bits(&mut self, register: Host, mask: i32) {
-        self.asm.pext(register, register, mask);
-        self.asm.pdep(register, register, mask);
-    }
-
     /// Load a segment register with base 0 and the rest from `image`. Uses RCX.
-    fn set_segment(&mut self, index: usize, image: i32) {
+    pub(super) fn set_segment(&mut self, index: usize, image: i32) {
         let at = offset_of!(CpuState, segments) + index * size_of::<SegmentRegister>();
         self.asm.store_immediate((at + offset_of!(SegmentRegister, base)) as i32, 0);
         self.asm.load(Host::RCX, image);
@@ -199,7 +201,7 @@ impl Builder {
     }
 
     /// Go on at the RIP in R14 in another mode, whose jump cache the run loop keeps ready.
-    fn switch_mode(&mut self, mode: Mode) {
+    pub(super) fn switch_mode(&mut self, mode: Mode) {
         self.asm.store_immediate(hot!(mode), mode.0 as i32);
         let here = std::mem::replace(&mut self.mode, mode);
         self.exit_indirect(Width::W64);

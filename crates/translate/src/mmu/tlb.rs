@@ -2,7 +2,7 @@
 
 use super::walk::Walk;
 use crate::cpu::Flush;
-use crate::mode::{Mode, Width};
+use crate::mode::Mode;
 use crate::state::{
     HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES,
 };
@@ -74,6 +74,13 @@ pub const JUMP_MASK: u64 = 1 | (JUMP_ENTRIES as u64 / 2 - 1) << 2;
 
 fn jump_index(rip: u64) -> usize {
     (rip & 1 | (rip >> 2 & (JUMP_ENTRIES as u64 / 2 - 1)) << 1) as usize
+}
+
+/// The tag of the entry for `rip`. Narrow code changes its mode often (a kernel loads FS as it is entered),
+/// so that its mode is part of the tag and one cache holds blocks of several; 64-bit addresses leave no
+/// room for it.
+fn jump_tag(mode: Mode, rip: u64) -> u64 {
+    rip.wrapping_add(mode.jump_tag()).wrapping_neg()
 }
 
 impl JumpEntry {
@@ -216,7 +223,7 @@ pub struct TlbDirectory {
     large_data: [LargePages; 2],
     /// Large pages that code was fetched from since the jump caches were cleared.
     large_code: LargePages,
-    /// The mode whose blocks each jump cache holds.
+    /// The mode whose blocks each jump cache of 64-bit code holds.
     jump_modes: [Option<Mode>; JUMP_CACHES],
     /// Entries filled since each jump cache was cleared, while there are few.
     jump_filled: [Vec<u16>; JUMP_CACHES],
@@ -323,14 +330,15 @@ impl TlbDirectory {
         if self.jump_filled[cache].len() <= FEW_JUMPS {
             self.jump_filled[cache].push(entry as u16);
         }
-        hot.jump[cache][entry] = JumpEntry { tag: rip.wrapping_neg(), host, rip_page };
+        hot.jump[cache][entry] = JumpEntry { tag: jump_tag(mode, rip), host, rip_page };
     }
 
     /// The block remembered for an indirect branch to `rip`: its host address and RIP page.
     pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u64, u64)> {
-        let cache = mode.jump_cache().filter(|&cache| self.jump_modes[cache] == Some(mode))?;
+        let right_mode = |&cache: &usize| !mode.is64() || self.jump_modes[cache] == Some(mode);
+        let cache = mode.jump_cache().filter(right_mode)?;
         let found = &hot.jump[cache][jump_index(rip)];
-        (found.tag == rip.wrapping_neg()).then_some((found.host, found.rip_page))
+        (found.tag == jump_tag(mode, rip)).then_some((found.host, found.rip_page))
     }
 
     /// Forget the block remembered for `rip`.
@@ -341,14 +349,10 @@ impl TlbDirectory {
         }
     }
 
-    /// The jump caches that translated code of `mode` will look into must hold blocks of that mode:
+    /// The jump caches that translated 64-bit code of `mode` will look into must hold blocks of that mode:
     /// STAC, CLAC, SYSCALL and SYSRET change the mode without the run loop.
     pub fn enter_mode(&mut self, hot: &mut HotState, mode: Mode) {
         self.keep_jumps_of(hot, mode);
-        if mode.code() == Width::W32 && mode.cpl() == 0 && !mode.single_step() {
-            self.keep_jumps_of(hot, mode.with_access_override(true));
-            self.keep_jumps_of(hot, mode.with_access_override(false));
-        }
         if mode.is64() && !mode.single_step() {
             let kernel = if mode.cpl() == 0 { mode } else { mode.kernel_side() };
             self.keep_jumps_of(hot, kernel.with_access_override(true));
@@ -360,7 +364,7 @@ impl TlbDirectory {
     }
 
     fn keep_jumps_of(&mut self, hot: &mut HotState, mode: Mode) {
-        if let Some(cache) = mode.jump_cache() {
+        if let Some(cache) = mode.jump_cache().filter(|_| mode.is64()) {
             if self.jump_modes[cache] != Some(mode) {
                 self.clear_jump_cache(hot, cache);
                 self.jump_modes[cache] = Some(mode);

@@ -8,7 +8,9 @@ use crate::frontend;
 use crate::mode::{Mode, Width};
 use crate::state::flag;
 use crate::system::execute::retires;
+use crate::system::known::Use;
 use crate::system::memory::AccessMode;
+use crate::system::operand::segment_index;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use std::sync::atomic::Ordering;
 use sublet_engine::Exit;
@@ -49,9 +51,11 @@ impl VcpuCore {
             }
             exit::INDIRECT => {
                 self.counters.indirect += 1;
-                self.cpu.state.rip = hot.target;
+                let mode = Mode(hot.mode as u32);
+                // The upper half of a narrow target may hold the mode, see `Mode::jump_tag`.
+                let rip = if mode.is64() { hot.target } else { hot.target & 0xffff_ffff };
+                self.cpu.state.rip = rip;
                 if std::mem::take(&mut hot.dead_entry) != 0 {
-                    let (mode, rip) = (Mode(hot.mode as u32), hot.target);
                     self.tlb.forget_jump(hot, mode, rip);
                 }
                 Next::Continue
@@ -113,6 +117,7 @@ impl VcpuCore {
         self.counters.system += 1;
         self.mode_stale = true;
         let instruction = self.cache.system_instruction(number);
+        self.carried_out.count(instruction.mnemonic());
         self.set_rip_in_page(instruction.ip() as i64);
         if !self.cpu.posted_writes.is_empty() {
             // Device accesses stay in order.
@@ -136,9 +141,28 @@ impl VcpuCore {
         let outcome = self.cpu.execute(&instruction);
         self.adjust_stepping(&instruction);
         match outcome {
-            Ok(()) => Next::Continue,
+            Ok(()) => {
+                self.note_descriptors(&instruction);
+                Next::Continue
+            }
             Err(Stop::Exception(exception)) => self.raise(exception),
             Err(Stop::Exit(exit)) => Next::Leave(exit),
+        }
+    }
+
+    /// Remember the descriptors that the instruction has loaded for the next time.
+    fn note_descriptors(&mut self, instruction: &iced_x86::Instruction) {
+        use crate::state::seg::{DS, ES, FS, GS};
+        let into = instruction.op0_register();
+        if !matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop) || !into.is_segment_register() {
+            return;
+        }
+        if self.cpu.state.cpl() == 0 {
+            match segment_index(into) {
+                index @ (ES | DS) => self.cpu.note_descriptor(index, Use::Flat),
+                index @ (FS | GS) => self.cpu.note_descriptor(index, Use::Whole),
+                _ => {}
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod requests;
 mod shared;
 mod signals;
 mod spin;
+mod tally;
 mod vcpu;
 mod vectors;
 mod vm;

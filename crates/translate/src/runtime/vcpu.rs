@@ -99,6 +99,8 @@ pub struct VcpuCore {
     pub(super) fetched: Box<[[u8; PAGE]; 2]>,
     pub(super) tlb: TlbDirectory,
     pub(super) counters: Counters,
+    /// Instructions that compiled code carried out, by mnemonic.
+    pub(super) carried_out: super::tally::Tally,
     pub(super) stopped: Option<Stop>,
     pub(super) store: super::access::PendingStore,
     pub(super) mmio_reads: Vec<u64>,
@@ -130,6 +132,8 @@ pub struct VcpuCore {
     pub(super) vectors_in_area: bool,
     pub(super) xcr0_host: u64,
     watch_key: u64,
+    /// What the known descriptors hold for.
+    tables: crate::system::known::Tables,
     pub(super) profile: Option<super::profile::Profile>,
 }
 
@@ -154,6 +158,7 @@ impl VcpuCore {
             fetched: Box::new([[0xff; PAGE]; 2]),
             tlb: TlbDirectory::default(),
             counters: Counters::default(),
+            carried_out: super::tally::Tally::default(),
             stopped: None,
             store: super::access::PendingStore::default(),
             mmio_reads: Vec::new(),
@@ -173,6 +178,7 @@ impl VcpuCore {
             vectors_in_area: true,
             xcr0_host: host_xcr0(),
             watch_key: 0,
+            tables: crate::system::known::Tables::default(),
             profile: None,
         });
         entry::prepare(&mut core.cpu.state.hot);
@@ -191,6 +197,11 @@ impl VcpuCore {
     /// Counters so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// How often compiled code carried out which instruction.
+    pub fn carried_out(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+        self.carried_out.counted()
     }
 
     /// Counters of the code cache.
@@ -324,10 +335,11 @@ impl VcpuCore {
         }
         self.apply_flushes();
         self.prepare_system_calls();
+        self.prepare_descriptors();
         self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
     }
 
-    /// Say whether SYSCALL and SYSRETQ can stay in the cache, and what they load.
+    /// Say whether SYSCALL, SYSRETQ, SYSENTER and SYSEXIT can stay in the cache, and what they load.
     fn prepare_system_calls(&mut self) {
         const ALL_FLAGS: u64 =
             flag::ARITHMETIC | flag::TF | flag::IF | flag::DF | flag::IOPL | flag::NT | flag::AC | flag::ID;
@@ -335,11 +347,26 @@ impl VcpuCore {
         let enabled = state.efer & 1 != 0 && state.long_mode();
         let masked = state.sfmask & ALL_FLAGS == ALL_FLAGS && is_canonical(state.lstar);
         let segments = self.cpu.system_call_segments();
+        let narrow = self.cpu.narrow_call_segments();
         let hot = &mut self.cpu.state.hot;
         hot.syscall_ready = u64::from(enabled && masked);
         hot.sysret_ready = u64::from(enabled);
         hot.syscall_segments = segments[0].each_ref().map(SegmentRegister::image);
         hot.sysret_segments = segments[1].each_ref().map(SegmentRegister::image);
+        hot.sysenter_ready = u64::from(narrow.is_some());
+        if let Some([enter, exit]) = narrow {
+            hot.sysenter_segments = enter.each_ref().map(SegmentRegister::image);
+            hot.sysexit_segments = exit.each_ref().map(SegmentRegister::image);
+        }
+    }
+
+    /// Known descriptors lie where they were.
+    fn prepare_descriptors(&mut self) {
+        let tables = self.cpu.tables();
+        if tables != self.tables {
+            self.tables = tables;
+            self.cpu.forget_descriptors();
+        }
     }
 
     pub(super) fn apply_flushes(&mut self) {

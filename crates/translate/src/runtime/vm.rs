@@ -550,6 +550,7 @@ impl Vcpu for TranslateVcpu {
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
+        .chain(self.core.carried_out().map(|(name, count)| (format!("vcpu.system.{name}"), count)))
         .collect()
     }
 }

@@ -11,6 +11,7 @@ pub mod flags;
 pub(crate) mod frame;
 pub mod interrupt;
 pub mod io;
+pub mod known;
 pub mod legacy;
 pub mod memory;
 pub mod msr;

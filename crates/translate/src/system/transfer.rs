@@ -552,6 +552,16 @@ impl Cpu {
         Ok(())
     }
 
+    /// CS and SS after SYSENTER and after SYSEXIT outside long mode; `None` where either faults.
+    pub(crate) fn narrow_call_segments(&self) -> Option<[[SegmentRegister; 2]; 2]> {
+        let cs = self.sysenter_selector().ok().filter(|_| !self.state.long_mode())?;
+        let user = cs & 0xfffc;
+        Some([
+            [flat(cs, FLAT_CODE_32, 0), flat(user + 8, FLAT_STACK, 0)],
+            [flat(user + 16, FLAT_CODE_32, 3), flat(user + 24, FLAT_STACK, 3)],
+        ])
+    }
+
     fn sysenter_selector(&self) -> Result<u64, Exception> {
         let cs = self.state.sysenter_cs;
         if self.amd && self.state.long_mode() {
