@@ -6,39 +6,39 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import typer
 
 from sublet.cli import EXIT_INTERRUPTED
-from sublet.cli.disk import disk
-from sublet.cli.guests import guests
-from sublet.cli.info import info
 from sublet.cli.messages import report, report_internal
-from sublet.cli.net import net
-from sublet.cli.ps import ps
-from sublet.cli.run import RUN_EPILOG, run
-from sublet.cli.screen import screenshot, type_keys
-from sublet.cli.version import version
+from sublet.cli.verbs import Group
 from sublet.errors import InternalError, SubletError, UsageError
 
-app = typer.Typer(
+_COMMAND: Final = Group(
     name="sublet",
     help="Virtual machines for any x86-64 Linux host, with hardware virtualization or without.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    verbs={
+        "run": "sublet.cli.run:run",
+        "ps": "sublet.cli.ps:ps",
+        "info": "sublet.cli.info:info",
+        "guests": "sublet.cli.guests:guests",
+        "version": "sublet.cli.version:version",
+        "screenshot": "sublet.cli.screen:screenshot",
+        "type": "sublet.cli.screen:type_keys",
+        "disk": "sublet.cli.disk:disk",
+        "net": "sublet.cli.net:net",
+    },
 )
-app.command(epilog=RUN_EPILOG)(run)
-for verb in (ps, info, guests, version):
-    app.command()(verb)
-app.command()(screenshot)
-app.command("type")(type_keys)
-app.add_typer(disk)
-app.add_typer(net)
 
 
-@app.callback()
+def command_for(words: Sequence[str]) -> typer.Typer:
+    """The command that is to take ``words``."""
+    command = _COMMAND.build(words)
+    command.callback()(_root)
+    return command
+
+
 def _root() -> None:
     """Virtual machines for any x86-64 Linux host, with hardware virtualization or without.
 
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        status = app(args=_with_default_stats(words), prog_name="sublet", standalone_mode=False)
+        command = command_for(words)
+        status = command(args=_with_default_stats(words), prog_name="sublet", standalone_mode=False)
     except SubletError as error:
         return report(error)
     except typer.TyperException as error:
@@ -92,11 +93,8 @@ def _with_default_stats(words: list[str]) -> list[str]:
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
 
 
-_VERBS = {"run", "ps", "screenshot", "type", "disk", "net", "info", "guests", "version"}
-
-
 def _help_command(words: list[str]) -> str:
-    verb = next((word for word in words if word in _VERBS), None)
+    verb = next((word for word in words if word in _COMMAND.verbs), None)
     return f"sublet {verb} --help" if verb else "sublet --help"
 
 

@@ -7,12 +7,12 @@ import sys
 import time
 import traceback
 from types import TracebackType
-from typing import Final
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Final
 
 from sublet.errors import InternalError, SubletError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _DEBUG_VARIABLE: Final = "SUBLET_DEBUG"
 
@@ -62,14 +62,12 @@ class ProgressDisplay:
     _LINE_INTERVAL_S = 10.0
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._message = ""
         self._last_line = 0.0
-        if console.is_terminal:
-            columns = (TextColumn("sublet: {task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=console, transient=True)
+        if sys.stderr.isatty():
+            self._bar = _make_bar()
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -99,3 +97,12 @@ class ProgressDisplay:
         share = f" {100 * done // total} %" if total and done else ""
         say(f"{message}{share}")
         self._message, self._last_line = message, now
+
+
+def _make_bar() -> Progress:
+    # Loaded for a terminal alone: it takes as long as converting a small disk.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("sublet: {task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -24,7 +24,7 @@ _GUEST_PANEL = "What to boot"
 _MACHINE_PANEL = "The machine"
 _RUN_PANEL = "The run"
 
-RUN_EPILOG: Final = """
+EPILOG: Final = """
 **Examples**
 
 - `sublet run` — the default guest, at a shell

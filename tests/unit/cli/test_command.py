@@ -113,10 +113,10 @@ def test_every_failure_ends_in_a_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(**_: object) -> None:
+    def fail(_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(app, "app", fail)
+    monkeypatch.setattr(app, "command_for", fail)
     assert main([]) == status
     error = capsys.readouterr().err
     assert text in error

@@ -1,0 +1,46 @@
+"""``sublet disk dd``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sublet.cli.disk.arguments import Allow, AsJson, Format, read_size
+from sublet.cli.disk.output import print_json
+from sublet.cli.messages import ProgressDisplay
+from sublet.errors import UsageError
+
+
+def dd(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", show_default=False)],
+    block_size: Annotated[str, typer.Option("--bs", help="Unit of the next three.")] = "1M",
+    count: Annotated[int | None, typer.Option(min=0, help="Blocks to copy; by default all.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Blocks to skip in SOURCE.")] = 0,
+    seek: Annotated[int, typer.Option(min=0, help="Blocks to skip in TARGET.")] = 0,
+    format: Format = None,
+    target_format: Annotated[str | None, typer.Option("--target-format", "-F")] = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a range of one disk into another that exists."""
+    from sublet.block import open_image
+
+    unit = read_size(block_size)
+    folders = allow or ()
+    with open_image(source, format=format, readonly=True, folders=folders) as one:
+        with open_image(target, format=target_format, folders=folders) as other:
+            start, place = skip * unit, seek * unit
+            room = max(0, min(one.size - start, other.size - place))
+            size = max(0, one.size - start) if count is None else count * unit
+            if size > room:
+                raise UsageError(f"{size} bytes do not fit: {room} bytes are there to copy")
+            with ProgressDisplay() as progress:
+                for done in range(0, size, 1 << 20):
+                    piece = min(1 << 20, size - done)
+                    other.write(place + done, one.read(start + done, piece))
+                    progress("copying", done, size)
+    if as_json:
+        print_json({"copied": size})
