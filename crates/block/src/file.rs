@@ -45,8 +45,8 @@ pub fn write_at(fd: RawFd, data: &[u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The bytes that a call moved; `None` when a signal came before any.
-fn outcome(count: libc::ssize_t) -> io::Result<Option<usize>> {
+/// The bytes that a system call moved; `None` when a signal came before any.
+pub(crate) fn outcome(count: libc::ssize_t) -> io::Result<Option<usize>> {
     if let Ok(count) = usize::try_from(count) {
         return Ok(Some(count));
     }

@@ -411,23 +411,23 @@ impl GuestMemory {
         }
     }
 
+    /// A device has stored to `gpa .. gpa + size`, at the addresses of [`MemoryView::host_pieces`]: mark
+    /// it dirty and report code.
+    pub fn written(&self, view: &MemoryView, gpa: u64, size: u64) {
+        // As in `write`: the stores come before the look at the marks.
+        fence(Ordering::SeqCst);
+        let note = |slot: &Memslot, offset, _, size: usize| self.note_write(slot, offset, size as u64);
+        // Where there is no RAM, nothing was stored.
+        let _ = view.pieces(gpa, size, note);
+    }
+
     fn pieces(
         &self,
         gpa: u64,
         size: u64,
-        mut each: impl FnMut(&Memslot, u64, usize, usize),
+        each: impl FnMut(&Memslot, u64, usize, usize),
     ) -> Result<(), MemoryError> {
-        let view = self.view();
-        let mut done = 0;
-        while done < size {
-            let at = gpa.wrapping_add(done);
-            let slot = view.find(at).ok_or(MemoryError::OutOfRange { gpa, size })?;
-            let offset = at - slot.gpa;
-            let piece = (size - done).min(slot.size - offset);
-            each(slot, offset, done as usize, piece as usize);
-            done += piece;
-        }
-        Ok(())
+        self.view().pieces(gpa, size, each)
     }
 
     /// Host address of `size` bytes that lie in one slot, without marking anything.
@@ -543,6 +543,43 @@ impl MemoryView {
             Some(_) => gpa | SMM_SPACE,
             None => gpa,
         }
+    }
+
+    /// Call `each` with the slot, the offset in it, the bytes before and the bytes of every piece of
+    /// `gpa .. gpa + size`.
+    fn pieces(
+        &self,
+        gpa: u64,
+        size: u64,
+        mut each: impl FnMut(&Memslot, u64, usize, usize),
+    ) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < size {
+            let at = gpa.wrapping_add(done);
+            let slot = self.find(at).ok_or(MemoryError::OutOfRange { gpa, size })?;
+            let offset = at - slot.gpa;
+            let piece = (size - done).min(slot.size - offset);
+            each(slot, offset, done as usize, piece as usize);
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Call `each` with the host's address and the bytes of every piece of `gpa .. gpa + size`. They are
+    /// there as long as this view is. Who stores to them calls [`GuestMemory::written`] after.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`]; pieces may have been given before.
+    pub fn host_pieces(
+        &self,
+        gpa: u64,
+        size: u64,
+        mut each: impl FnMut(*mut u8, usize),
+    ) -> Result<(), MemoryError> {
+        self.pieces(gpa, size, |slot, offset, _, size| {
+            // SAFETY: `pieces` keeps `offset` inside the slot.
+            each(unsafe { slot.host_base().add(offset as usize) }, size);
+        })
     }
 
     /// Copy out of guest memory.

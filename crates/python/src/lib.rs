@@ -5,6 +5,7 @@
 //! `InternalError`. `src/sublet/core/_native.pyi` is the reference; a test compares the two.
 
 mod arguments;
+mod block;
 mod disk_copy;
 mod engine;
 mod error;
@@ -25,6 +26,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<memory::PyRamBlock>()?;
     module.add_class::<memory::PyGuestMemory>()?;
     module.add_class::<nat::PyNatEngine>()?;
+    module.add_class::<block::PyInPlace>()?;
+    module.add_function(wrap_pyfunction!(block::store_entries, module)?)?;
     module.add_function(wrap_pyfunction!(disk_copy::copy_pieces, module)?)?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<vm::PyVm>()?;

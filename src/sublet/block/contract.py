@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
+from sublet.core import InPlace
+
 
 class BlockStatus(enum.Enum):
     """What a range of an image holds."""
@@ -42,6 +44,13 @@ class BlockDevice(Protocol):
     @property
     def readonly(self) -> bool:
         """Whether writes are refused."""
+
+    @property
+    def in_place(self) -> InPlace | None:
+        """How the core reads and overwrites what stays where it is, past this object; None for no way.
+
+        Only for the request at hand: the next one asks again. What it does not take, the methods do.
+        """
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sublet.block.contract import BlockStatus, Extent
 from sublet.block.hostfile import Bytes, HostFiles, refuse_readonly
 from sublet.block.pieces import OTHER, PARENT, ZERO, Piece
+from sublet.core import InPlace
 from sublet.errors import InternalError, UsageError, WrongMoment
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ class Image(ABC):
     Subclasses set ``_size`` when the disk is resized. ``_lock`` is theirs to use.
     """
 
+    in_place: InPlace | None = None
+    """The core's way past the format, which is tried first; shut for good when the image closes."""
     format: str
     sequential = False
     """Whether data can only be written in order, from the disk's start to its end, and once."""
@@ -181,6 +184,10 @@ class Image(ABC):
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
+        if self.in_place is not None:
+            data = self.in_place.read(offset, size)
+            if data is not None:
+                return data
         self._check(offset, size)
         buffer = bytearray(size)
         self._readinto(offset, memoryview(buffer))
@@ -188,6 +195,8 @@ class Image(ABC):
 
     def readinto(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill ``buffer``."""
+        if self.in_place is not None and self.in_place.readinto(offset, buffer):
+            return
         view = memoryview(buffer).cast("B")
         self._check(offset, len(view))
         if view:
@@ -195,6 +204,8 @@ class Image(ABC):
 
     def write(self, offset: int, data: Bytes) -> None:
         """Write all of ``data``."""
+        if self.in_place is not None and self.in_place.write(offset, data):
+            return
         view = memoryview(data).cast("B")
         self._check_writable(offset, len(view))
         if view:
@@ -359,6 +370,8 @@ class Image(ABC):
                     self._flush()
             finally:
                 self._closed = True
+                if self.in_place is not None:
+                    self.in_place.shut()
                 self._close()
 
     def __enter__(self) -> Image:

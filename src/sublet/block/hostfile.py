@@ -16,13 +16,11 @@ import ctypes
 import enum
 import errno
 import fcntl
-import functools
 import mmap
 import os
 import stat
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -199,6 +197,11 @@ class OsFile:
             os.close(self.fd)
             raise
 
+    @property
+    def fast_fd(self) -> int:
+        """See ``descriptor``."""
+        return self.fd
+
     def size(self) -> int:
         """Bytes now; also right for a block device, whose status says 0."""
         return os.lseek(self.fd, 0, os.SEEK_END)
@@ -304,19 +307,12 @@ class OsFile:
             os.close(self.fd)
 
 
-def plain_calls(file: HostFile) -> tuple[Callable[[int, int], bytes], Callable[[Bytes, int], int]]:
-    """pread(size, offset) and pwrite(data, offset) of a file, for what is done for each small request.
+def descriptor(file: HostFile) -> int | None:
+    """The descriptor by which the core may move a file's bytes; None where each access needs its code.
 
-    Both may do less than they were asked for. On an ordinary file they are the system calls themselves.
+    With O_DIRECT the host refuses what is not aligned, and then the file's code is asked.
     """
-    if type(file) is OsFile:
-        return functools.partial(os.pread, file.fd), functools.partial(os.pwrite, file.fd)
-
-    def write(data: Bytes, offset: int) -> int:
-        file.write(offset, data)
-        return len(data)
-
-    return lambda size, offset: file.read(offset, size), write
+    return file.fast_fd if isinstance(file, OsFile) else None
 
 
 class DirectFile(OsFile):
@@ -340,6 +336,11 @@ class DirectFile(OsFile):
                 remedy="Its file system has no O_DIRECT: take another cache mode.",
             ) from error
         self._buffers = threading.local()
+
+    @property
+    def fast_fd(self) -> int:
+        """See ``descriptor``."""
+        return self._direct
 
     def _buffer(self) -> mmap.mmap:
         """Page-aligned memory of this thread."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from sublet.block.contract import BlockDevice, Extent
 from sublet.block.format import MapExtent
 from sublet.block.hostfile import Bytes
+from sublet.core import InPlace
 
 
 class Layer:
@@ -32,6 +33,11 @@ class Layer:
     def readonly(self) -> bool:
         """Whether writes are refused."""
         return self.below.readonly
+
+    @property
+    def in_place(self) -> InPlace | None:
+        """No way past this layer, unless it says so."""
+        return None
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
@@ -66,8 +72,18 @@ class Layer:
         self.below.close()
 
 
+def _reads_only(device: BlockDevice) -> InPlace | None:
+    places = device.in_place
+    return places.reads_only() if places is not None else None
+
+
 class Writethrough(Layer):
     """Every write is on stable storage when it returns."""
+
+    @property
+    def in_place(self) -> InPlace | None:
+        """Reads need nothing of this layer."""
+        return _reads_only(self.below)
 
     def write(self, offset: int, data: Bytes) -> None:
         """Write and flush."""
@@ -177,6 +193,11 @@ class CopyOnRead(Layer):
         super().__init__(below)
         self._image = below
         self._lock = threading.Lock()
+
+    @property
+    def in_place(self) -> InPlace | None:
+        """What is read where it is came from no parent."""
+        return _reads_only(self.below)
 
     def read(self, offset: int, size: int) -> bytes:
         """Read, and keep what came from a parent."""

@@ -23,8 +23,9 @@ from sublet.block.format import (
     MapExtent,
     read_options,
 )
-from sublet.block.hostfile import Bytes, HostFile, HostFiles
+from sublet.block.hostfile import HostFile, HostFiles, descriptor
 from sublet.block.pieces import Piece, is_plain, stored_in
+from sublet.core import InPlace
 from sublet.errors import ImageError, UsageError
 
 
@@ -54,21 +55,12 @@ class RawImage(Image):
             self._file.close()
             raise
         super().__init__(path, size, readonly=readonly, block_size=self._file.block_size)
+        self.in_place: InPlace = InPlace.flat(descriptor(self._file), size, not readonly)
 
     @property
     def file(self) -> HostFile:
         """The host's file."""
         return self._file
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes; a file that shrank underneath reads as zeroes."""
-        self._check(offset, size)
-        return self._file.read(offset, size)
-
-    def write(self, offset: int, data: Bytes) -> None:
-        """Write all of ``data``."""
-        self._check_writable(offset, len(data))
-        self._file.write(offset, data)
 
     def block_status(self, offset: int, size: int) -> Extent:
         """Holes are zero; all else is data."""
@@ -118,7 +110,10 @@ class RawImage(Image):
     def _resize(self, size: int) -> None:
         self._file.truncate(size)
         self._file.flush()
+        self.in_place.shut()
         self._size = size
+        self.in_place.resize(size)
+        self.in_place.open()
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         return CheckReport()

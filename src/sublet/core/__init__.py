@@ -22,6 +22,7 @@ from sublet.core._native import (
     Exit,
     GuestMemory,
     HostError,
+    InPlace,
     InternalError,
     InvalidError,
     MemoryRangeError,
@@ -33,6 +34,7 @@ from sublet.core._native import (
     Vm,
     copy_pieces,
     core_version,
+    store_entries,
 )
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Exit",
     "GuestMemory",
     "HostError",
+    "InPlace",
     "InternalError",
     "InvalidError",
     "MemoryRangeError",
@@ -62,4 +65,5 @@ __all__ = [
     "Vm",
     "copy_pieces",
     "core_version",
+    "store_entries",
 ]

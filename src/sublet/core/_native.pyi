@@ -1,5 +1,6 @@
 """The Rust core, as Python sees it. Only ``sublet.core`` imports this module."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
@@ -50,6 +51,64 @@ class GuestMemory:
     def write_u64(self, gpa: int, value: int) -> None: ...
     def slots(self) -> list[tuple[int, int, int, bool]]:
         """(slot, gpa, size, readonly), by address."""
+
+@final
+class InPlace:
+    """The way past a disk's format: what of a disk is read and overwritten where it lies in a host file.
+
+    Any thread may call any method. What cannot be done here, a mistake among it, is answered with None,
+    False or 0, and is for the format to do; so is everything while the gate is shut. Offsets and sizes are
+    bytes of the disk. The interpreter lock is released while bytes move.
+    """
+    @staticmethod
+    def flat(fd: int | None, size: int, writable: bool) -> InPlace:
+        """Byte n of the disk is byte n of the file. Without a file nothing is done here."""
+    @staticmethod
+    def clusters(fd: int | None, size: int, bits: int, extended: bool, writable: bool) -> InPlace:
+        """QCOW2's clusters of ``1 << bits`` bytes, named by the tables that are attached."""
+    def reads_only(self) -> InPlace:
+        """The same, for reads."""
+    def read(self, offset: int, size: int) -> bytes | None: ...
+    def readinto(self, offset: int, buffer: bytearray | memoryview) -> bool: ...
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> bool: ...
+    def resize(self, size: int) -> None:
+        """The disk has another size. The gate is shut."""
+    def set_writable(self, writable: bool) -> None:
+        """Whether anything is overwritten here. The gate is shut, or nobody else has the object yet."""
+    def attach(self, index: int, table: array[int], own: bool) -> None:
+        """Let an L2 table answer for L1 entry ``index``; ``own``: no other L1 table names it.
+
+        It is kept in memory until it is detached, and changes by ``store_entries`` alone.
+        """
+    def detach(self, index: int) -> None: ...
+    def clear(self) -> None:
+        """Detach all tables."""
+    def take_used(self, index: int) -> bool:
+        """Whether the table of L1 entry ``index`` was looked at since the last call."""
+    def enter(self) -> None:
+        """Count in a write that is done elsewhere, to a place that was looked up under the format's lock."""
+    def leave(self) -> None:
+        """Count it out."""
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way that looked its place up before."""
+    def shut(self) -> None:
+        """Let nothing begin, and wait until nothing is under way. Calls add up."""
+    def open(self) -> None:
+        """Undo one ``shut``."""
+    def serve(self, memory: object, ring: tuple[int, int, int, int, bool, int, int], limit: int) -> int:
+        """Serve plain reads and writes from a virtio block queue's next request on; returns how many.
+
+        ``ring``: size, descriptor table, available ring, used ring, indirect tables allowed, positions of
+        the next chain to take and to return. The caller moves both on. ``memory`` has to be the core's.
+        """
+    def transfer_segments(
+        self, memory: object, offset: int, segments: Sequence[tuple[int, int]], to_disk: bool
+    ) -> bool:
+        """Move bytes between the disk and ranges of the core's ``GuestMemory``, (gpa, size) each."""
+
+def store_entries(table: array[int], start: int, values: array[int]) -> None:
+    """Change entries of a table that ``InPlace`` may be looking at."""
 
 @final
 class Exit:

@@ -9,6 +9,9 @@ from sublet.errors import UsageError, WrongMoment
 class RamDisk:
     """``size`` zero bytes to begin with (``block.BlockDevice``); counts flushes and can be made to fail."""
 
+    in_place = None
+    """The core has no way past it."""
+
     def __init__(self, size: int, *, readonly: bool = False, block_size: int = 512) -> None:
         self.data = bytearray(size)
         self.flushes = 0

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from sublet.block.contract import Extent
 from sublet.block.format import Image, MapExtent
 from sublet.block.hostfile import Bytes, HostFiles, OsFiles
+from sublet.core import InPlace
 from sublet.errors import WrongMoment
 
 Range = tuple[int, int]
@@ -53,6 +54,9 @@ class Drive:
         self._watcher: Watcher | None = None
         self._job: str | None = None
         self._closing = False
+        self._barred = 0
+        """How many keep requests from passing by this object."""
+        self._watching = ExitStack()
 
     # The device's side
 
@@ -70,6 +74,11 @@ class Drive:
     def readonly(self) -> bool:
         """Whether writes are refused."""
         return self._image.readonly
+
+    @property
+    def in_place(self) -> InPlace | None:
+        """The image's way past both, while nobody has the drive alone, holds a range or watches."""
+        return None if self._barred else self._image.in_place
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
@@ -184,37 +193,39 @@ class Drive:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no request is under way, and keep new ones waiting meanwhile."""
-        with self._lock:
-            self._waiting += 1
-            while self._alone:
-                self._changed.wait()
-            self._alone = True
-            while self._requests:
-                self._changed.wait()
-            self._waiting -= 1
-        try:
-            yield
-        finally:
+        with self._barring():
             with self._lock:
-                self._alone = False
-                self._changed.notify_all()
+                self._waiting += 1
+                while self._alone:
+                    self._changed.wait()
+                self._alone = True
+                while self._requests:
+                    self._changed.wait()
+                self._waiting -= 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._alone = False
+                    self._changed.notify_all()
 
     @contextmanager
     def hold(self, offset: int, size: int) -> Iterator[None]:
         """Wait until no write to the range is under way, and keep new ones waiting meanwhile."""
         span = (offset, offset + size)
-        with self._lock:
-            self._waiting += 1
-            self._held.append(span)
-            while _overlaps(self._writes, span):
-                self._changed.wait()
-            self._waiting -= 1
-        try:
-            yield
-        finally:
+        with self._barring():
             with self._lock:
-                self._held.remove(span)
-                self._changed.notify_all()
+                self._waiting += 1
+                self._held.append(span)
+                while _overlaps(self._writes, span):
+                    self._changed.wait()
+                self._waiting -= 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._held.remove(span)
+                    self._changed.notify_all()
 
     def exchange(self, image: Image) -> Image:
         """Let ``image`` answer from now on; returns the one before. Precondition: the drive is alone."""
@@ -223,9 +234,32 @@ class Drive:
 
     def watch(self, watcher: Watcher | None) -> None:
         """Let ``watcher`` follow every write from now on. Precondition: the drive is alone."""
+        if watcher is not None and self._watcher is None:
+            self._watching.enter_context(self._barring())
+        elif watcher is None:
+            self._watching.close()
         self._watcher = watcher
 
     # Inside
+
+    @contextmanager
+    def _barring(self) -> Iterator[None]:
+        """Let no request pass by this object, once those under way have ended.
+
+        An image that is exchanged meanwhile stays barred: somebody may still have its way in hand.
+        """
+        with self._lock:
+            self._barred += 1
+            image = self._image
+        if image.in_place is not None:
+            image.in_place.shut()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if image.in_place is not None and image is self._image:
+                    image.in_place.open()
+                self._barred -= 1
 
     def _enter(self) -> None:
         with self._lock:

@@ -15,7 +15,6 @@ Reference: "QCOW2 image format" (QEMU 7.2, docs/interop/qcow2.txt).
 from __future__ import annotations
 
 import enum
-import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -33,7 +32,7 @@ from sublet.block.format import (
     Snapshot,
     read_parent,
 )
-from sublet.block.hostfile import Bytes, HostFile, plain_calls
+from sublet.block.hostfile import Bytes, HostFile, descriptor
 from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
 from sublet.block.qcow2 import bitmap_store
 from sublet.block.qcow2 import layout as q
@@ -42,10 +41,9 @@ from sublet.block.qcow2.compression import compress, decompress
 from sublet.block.qcow2.refcounts import Refcounts
 from sublet.block.qcow2.snapshots import read_snapshots
 from sublet.block.qcow2.tables import L2Table, Tables
+from sublet.core import InPlace
 from sublet.errors import CorruptImage, UsageError
 
-_HOT_MAXIMUM: Final = 131072
-"""Clusters whose place is kept for the fast path."""
 _PLAIN_MAXIMUM: Final = 8
 """Decompressed clusters that are kept."""
 
@@ -60,7 +58,6 @@ class Kind(enum.IntEnum):
 
 
 _PLACELESS: Final = {Kind.ZERO: ZERO, Kind.UNALLOCATED: PARENT, Kind.COMPRESSED: OTHER}
-_WRITERS_POLL_S: Final = 0.0005
 
 Run = tuple[Kind, int, int]
 """(kind, bytes, host offset; the L2 entry for COMPRESSED)."""
@@ -96,25 +93,17 @@ class Qcow2Image(Image):
         self._cluster = header.cluster_size
         self._in_cluster = header.cluster_size - 1
         self._l2_entries = header.l2_entries
-        self._hot: dict[int, int] = {}
-        self._hot_writable: dict[int, int] = {}
         self._plain: OrderedDict[int, bytes] = OrderedDict()
-        self._exclusive = False
-        self._writers: list[None] = []
-        """An entry for each write to clusters that stay in place; changed without the lock, in one step."""
         self._compressed_next = 0
         self._compressed_end = 0
-        self.tables = Tables(file, header)
+        shape = (header.size, header.cluster_bits, header.extended_l2)
+        self.in_place: InPlace = InPlace.clusters(descriptor(self._data), *shape, not readonly)
+        self.tables = Tables(file, header, self.in_place)
         self.refcounts = Refcounts(file, header, self._switch_reftable)
         self.snapshot_records = read_snapshots(file, header)
         self._data_end = -(-self._data.size() // self._cluster) * self._cluster
         self.reserve_tables()
         self.bitmaps = Bitmaps(file, header)
-        pread, pwrite = plain_calls(self._data)
-        shape = (self._bits, self._in_cluster, self._cluster)
-        # What the fast paths need, in one look-up.
-        self._fast_read = (self._hot, *shape, pread)
-        self._fast_write = (self._hot_writable, *shape, pwrite, self._writers, self.bitmaps.bits)
 
     def reserve_tables(self) -> None:
         """Keep the allocator away from the header and the top tables, whatever the counts say."""
@@ -137,19 +126,6 @@ class Qcow2Image(Image):
         return self.header.has_data_file
 
     # Reading
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes."""
-        # The fast path: within a cluster whose place is known; everything else takes the tables.
-        places, bits, mask, cluster, pread = self._fast_read
-        start = places.get(offset >> bits)
-        if start is not None:
-            inside = offset & mask
-            if 0 < size <= cluster - inside:
-                data = pread(size, start + inside)
-                if len(data) == size:
-                    return data
-        return super().read(offset, size)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
         done = 0
@@ -201,8 +177,6 @@ class Qcow2Image(Image):
         size = self._cluster - inside
         if kind is Kind.COMPRESSED:
             return kind, min(limit, size), host
-        if kind is Kind.NORMAL:
-            self._remember(offset >> self._bits, table.entries[index], host)
         clusters = self._count_alike(table, index, kind, host, (limit - size >> self._bits) + 1)
         return kind, min(limit, size + (clusters << self._bits)), host + inside
 
@@ -277,41 +251,7 @@ class Qcow2Image(Image):
         ):
             raise CorruptImage(f"{self.path}: L2 entry {entry:#x} has the invalid bitmap {bitmap:#x}")
 
-    def _remember(self, cluster: int, entry: int, host: int) -> None:
-        """Keep the place of a normal cluster, if it is within the disk as a whole, for the fast path."""
-        if self._closed or self._exclusive or cluster + 1 << self._bits > self._size:
-            return
-        if len(self._hot) >= _HOT_MAXIMUM:
-            self._forget_places()
-        self._hot[cluster] = host
-        if entry & q.COPIED and not self._readonly:
-            self._hot_writable[cluster] = host
-
-    def _forget_places(self) -> None:
-        self._hot.clear()
-        self._hot_writable.clear()
-
     # Writing
-
-    def write(self, offset: int, data: Bytes) -> None:
-        """Write all of ``data``."""
-        places, bits, mask, cluster, pwrite, writers, recorded = self._fast_write
-        inside = offset & mask
-        if recorded or not 0 < len(data) <= cluster - inside:
-            super().write(offset, data)
-            return
-        # First the count, then the place: whoever frees a cluster forgets its place, then looks at the count.
-        writers.append(None)
-        try:
-            start = places.get(offset >> bits)
-            if start is not None:
-                done = pwrite(data, start + inside)
-                if done < len(data):
-                    self._data.write(start + inside + done, memoryview(data).cast("B")[done:])
-                return
-        finally:
-            writers.pop()
-        super().write(offset, data)
 
     def _write(self, offset: int, view: memoryview) -> None:
         self.bitmaps.mark(offset, len(view))
@@ -320,7 +260,7 @@ class Qcow2Image(Image):
             with self._lock:
                 size, host = self._in_place(offset + done, len(view) - done)
                 if size:
-                    self._writers.append(None)
+                    self.in_place.enter()
                 else:
                     size = self._write_new(offset + done, view[done:])
                     self._limit_dirty()
@@ -330,11 +270,11 @@ class Qcow2Image(Image):
             done += size
 
     def _write_in_place(self, host: int, data: Bytes) -> None:
-        """Write outside the lock. Precondition: ``_writers`` counts this one."""
+        """Write outside the lock. Precondition: ``in_place`` counts this one."""
         try:
             self._data.write(host, data)
         finally:
-            self._writers.pop()
+            self.in_place.leave()
 
     def _limit_dirty(self) -> None:
         if self.tables.full:
@@ -366,14 +306,14 @@ class Qcow2Image(Image):
         host, count = self._allocate_data(offset & ~self._in_cluster, wanted)
         size = min(len(view), (count << self._bits) - inside)
         self._fill_new(offset, view[:size], host, count)
-        self._point_to(table, l1_index, index, host, count)
+        self._point_to(table, index, host, count)
         return size
 
-    def _point_to(self, table: L2Table, l1_index: int, index: int, host: int, count: int) -> None:
+    def _point_to(self, table: L2Table, index: int, host: int, count: int) -> None:
         """Point L2 entries to ``count`` clusters of this image alone, side by side from ``host`` on."""
         start = host | q.COPIED
         new = array("Q", range(start, start + (count << self._bits), self._cluster))
-        self._set_entries(table, l1_index, index, new)
+        self._set_entries(table, index, new)
 
     def _count_new(self, table: L2Table, index: int, limit: int) -> int:
         """Clusters from ``index``, up to ``limit``, that cannot be overwritten where they are."""
@@ -433,7 +373,7 @@ class Qcow2Image(Image):
         if kind is Kind.COMPRESSED or (kind is Kind.NORMAL and not entry & q.COPIED):
             place, _ = self._allocate_data(start, 1)
             self._fill_new(offset, view, place, 1)
-            self._set_extended(table, index, start, place | q.COPIED, q.ALL_ALLOCATED)
+            self._set_extended(table, index, place | q.COPIED, q.ALL_ALLOCATED)
             return
         fresh = kind is Kind.UNALLOCATED
         if fresh:
@@ -449,29 +389,19 @@ class Qcow2Image(Image):
         self._data.write(host + inside - len(head), b"".join((head, view, tail)))
         self._data_end = max(self._data_end, host + self._cluster)
         touched = (1 << last + 1) - (1 << first)
-        self._set_extended(table, index, start, host | q.COPIED, (bitmap | touched) & ~(touched << 32))
+        self._set_extended(table, index, host | q.COPIED, (bitmap | touched) & ~(touched << 32))
 
-    def _set_extended(self, table: L2Table, index: int, guest: int, entry: int, bitmap: int) -> None:
+    def _set_extended(self, table: L2Table, index: int, entry: int, bitmap: int) -> None:
         """Change an extended L2 entry and release what the old one held alone."""
         old = table.entries[2 * index]
-        table.entries[2 * index] = entry
-        table.entries[2 * index + 1] = bitmap
-        self.tables.change(table, 2 * index, 2 * index + 2)
-        self._hot.pop(guest >> self._bits, None)
-        self._hot_writable.pop(guest >> self._bits, None)
+        self.tables.change(table, 2 * index, array("Q", (entry, bitmap)))
         if old & q.OFFSET_MASK != entry & q.OFFSET_MASK or old & q.COMPRESSED:
             self._release(old)
 
-    def _set_entries(self, table: L2Table, l1_index: int, index: int, new: array[int]) -> None:
+    def _set_entries(self, table: L2Table, index: int, new: array[int]) -> None:
         """Change standard L2 entries and release what the old ones held alone."""
-        end = index + len(new)
-        old = table.entries[index:end]
-        table.entries[index:end] = new
-        self.tables.change(table, index, end)
-        if self._hot:
-            for cluster in range(l1_index * self._l2_entries + index, l1_index * self._l2_entries + end):
-                self._hot.pop(cluster, None)
-                self._hot_writable.pop(cluster, None)
+        old = table.entries[index : index + len(new)]
+        self.tables.change(table, index, new)
         for before, after in zip(old, new, strict=True):
             if before and (before & q.COMPRESSED or before & q.OFFSET_MASK != after & q.OFFSET_MASK):
                 self._release(before)
@@ -558,7 +488,7 @@ class Qcow2Image(Image):
         old = table.entries[index : index + count]
         new = array("Q", (self._cleared(entry, zero, keep) for entry in old))
         if new != old:
-            self._set_entries(table, l1_index, index, new)
+            self._set_entries(table, index, new)
 
     def _cleared(self, entry: int, zero: int, keep: bool) -> int:
         if not entry and self._backing is None:
@@ -576,11 +506,10 @@ class Qcow2Image(Image):
             keep = entry if (not unmap or self.external_data) and entry & q.COPIED else 0
             keep = 0 if entry & q.COMPRESSED else keep
             if (entry, table.entries[2 * position + 1]) != (keep, bitmap):
-                self._set_extended(table, position, guest + (position - index << self._bits), keep, bitmap)
+                self._set_extended(table, position, keep, bitmap)
 
     def clear_behind(self, start: int, stop: int) -> None:
-        """Make what lies from the shorter to the longer of two sizes read as zeroes, the lock held."""
-        self._forget_places()
+        """Make what lies from the shorter to the longer of two sizes read as zeroes, the image alone."""
         limit = self.header.l1_entries * self._l2_entries << self._bits
         self._size = max(start, stop)
         self._write_zeroes(start, min(stop, limit) - start, unmap=True)
@@ -619,9 +548,9 @@ class Qcow2Image(Image):
             self._data_end = max(self._data_end, host + len(packed) + self._in_cluster & ~self._in_cluster)
             entry = q.compressed_entry(host, len(packed), self._bits)
             if self.header.extended_l2:
-                self._set_extended(table, index, offset, entry, 0)
+                self._set_extended(table, index, entry, 0)
             else:
-                self._set_entries(table, l1_index, index, array("Q", (entry,)))
+                self._set_entries(table, index, array("Q", (entry,)))
             self._limit_dirty()
 
     def _allocate_packed(self, size: int) -> int:
@@ -653,10 +582,15 @@ class Qcow2Image(Image):
         if not repair:
             return
         self.bitmaps.begin_writing()
+        self._pass_writes()
         kept = header.autoclear & (q.AUTOCLEAR_DATA_FILE_RAW | q.AUTOCLEAR_BITMAPS)
         if header.autoclear != kept:
             header.autoclear = kept
             self.write_header()
+
+    def _pass_writes(self) -> None:
+        """Let writes pass by the tables unless a bitmap has to hear of them."""
+        self.in_place.set_writable(not self._readonly and not self.bitmaps.active)
 
     def _barrier(self) -> None:
         """What was written before is stable before what is written after."""
@@ -690,7 +624,7 @@ class Qcow2Image(Image):
         if self.tables.write_l1():
             self._barrier()
             self.tables.l1_dirty.clear()
-        if not self._writers:
+        if not self.in_place.busy:
             self._free_released()
 
     def _free_released(self) -> None:
@@ -717,10 +651,10 @@ class Qcow2Image(Image):
 
     def reload(self) -> None:
         """Forget all metadata in memory and read what the header names."""
-        self._forget_places()
         self._plain.clear()
         self._compressed_next = self._compressed_end = 0
         self._size = self.header.size
+        self.in_place.resize(self._size)
         self.tables.load(self.header)
         self.refcounts.load(self.header)
         self.snapshot_records = read_snapshots(self.file, self.header)
@@ -728,7 +662,6 @@ class Qcow2Image(Image):
         self.reserve_tables()
 
     def _close(self) -> None:
-        self._forget_places()
         try:
             if self._data is not self.file:
                 self._data.close()
@@ -741,16 +674,13 @@ class Qcow2Image(Image):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock when no write is under way: those that begin find no place and wait for the lock."""
+        """Hold the lock while no request is under way: those that begin find no way past it."""
         with self._lock:
-            nested, self._exclusive = self._exclusive, True
-            self._forget_places()
+            self.in_place.shut()
             try:
-                while self._writers:
-                    time.sleep(_WRITERS_POLL_S)
                 yield
             finally:
-                self._exclusive = nested
+                self.in_place.open()
 
     def _map(self, offset: int, size: int) -> MapExtent:
         with self._lock:
@@ -806,7 +736,7 @@ class Qcow2Image(Image):
         if host < self._data_end and not self.external_data:
             self._data.write_zeroes(host, min(count << self._bits, self._data_end - host))
         self._data_end = max(self._data_end, host + (count << self._bits))
-        self._point_to(table, l1_index, index, host, count)
+        self._point_to(table, index, host, count)
         return min(size, (count << self._bits) - inside), host + inside
 
     def _resize(self, size: int) -> None:
@@ -816,7 +746,7 @@ class Qcow2Image(Image):
             resize(self, size)
             self.bitmaps.resized(size)
             self._size = self.header.size
-            self._forget_places()
+            self.in_place.resize(self._size)
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         from sublet.block.qcow2.check import check
@@ -861,12 +791,14 @@ class Qcow2Image(Image):
         self._check_writable(0, 0)
         with self._alone():
             bitmap_store.add(self, name, granularity)
+            self._pass_writes()
 
     def remove_bitmap(self, name: str) -> None:
         """Forget a bitmap."""
         self._check_writable(0, 0)
         with self._alone():
             bitmap_store.remove(self, name)
+            self._pass_writes()
 
     def clear_bitmap(self, name: str) -> None:
         """Begin anew: nothing is dirty."""

@@ -1,4 +1,7 @@
-"""QCOW2 L1 and L2 tables in memory: read when needed, changed there, written in the image's order."""
+"""QCOW2 L1 and L2 tables in memory: read when needed, changed there, written in the image's order.
+
+The core looks at the same L2 tables without a lock (``core.InPlace``): only ``Tables.change`` changes them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Final
 
 from sublet.block.hostfile import HostFile, read_structure
 from sublet.block.qcow2.layout import COPIED, OFFSET_MASK, Header, table_from_bytes, table_to_bytes
+from sublet.core import InPlace, store_entries
 from sublet.errors import CorruptImage
 
 CACHE_BYTES: Final = 16 << 20
@@ -16,9 +20,16 @@ _SECTOR_ENTRIES: Final = 64
 
 
 class L2Table:
-    """An L2 table: ``entries[i]``, or extended ``entries[2i]`` and its bitmap ``entries[2i + 1]``."""
+    """An L2 table: ``entries[i]``, or extended ``entries[2i]`` and its bitmap ``entries[2i + 1]``.
 
-    def __init__(self, offset: int, entries: array[int]) -> None:
+    Args:
+        index: Of the L1 entry that names it.
+        offset: In the file.
+        entries: Not to be changed by the caller.
+    """
+
+    def __init__(self, index: int, offset: int, entries: array[int]) -> None:
+        self.index = index
         self.offset = offset
         self.entries = entries
         self.dirty_sectors: set[int] = set()
@@ -33,10 +44,15 @@ class L2Table:
 
 
 class Tables:
-    """The active L1 table and the L2 tables that it names. The image's lock guards it."""
+    """The active L1 table and the L2 tables that it names. The image's lock guards it.
 
-    def __init__(self, file: HostFile, header: Header) -> None:
+    Args:
+        in_place: Looks up in the tables that are kept here.
+    """
+
+    def __init__(self, file: HostFile, header: Header, in_place: InPlace) -> None:
         self._file = file
+        self._in_place = in_place
         self.l1: array[int] = array("Q")
         self.l1_dirty: set[int] = set()
         self._cache: OrderedDict[int, L2Table] = OrderedDict()
@@ -49,6 +65,7 @@ class Tables:
         data = read_structure(self._file, header.l1_offset, header.l1_entries * 8, "L1 table")
         self.l1 = table_from_bytes(data)
         self.l1_dirty.clear()
+        self._in_place.clear()
         self._cache.clear()
         self._changed.clear()
         self._limit = max(2, CACHE_BYTES // header.cluster_size)
@@ -80,32 +97,42 @@ class Tables:
         if offset % self._header.cluster_size:
             raise CorruptImage(f"{self._file.path}: L1 entry {index} is {entry:#x}, not at a cluster")
         data = read_structure(self._file, offset, self._header.cluster_size, f"L2 table {index}")
-        table = L2Table(offset, table_from_bytes(data))
+        table = L2Table(index, offset, table_from_bytes(data))
         self._insert(table)
         return table
 
     def _insert(self, table: L2Table) -> None:
         while len(self._cache) >= self._limit:
-            victim = next((o for o, t in self._cache.items() if not t.dirty_sectors), None)
+            victim = self._victim()
             if victim is None:
                 break
-            del self._cache[victim]
+            del self._cache[victim.offset]
+            self._in_place.detach(victim.index)
         self._cache[table.offset] = table
+        own = bool(self.l1[table.index] & COPIED)
+        self._in_place.attach(table.index, table.entries, own)
+
+    def _victim(self) -> L2Table | None:
+        """The table that was not used for longest, as far as is known, and has nothing to be written."""
+        clean = [table for table in self._cache.values() if not table.dirty_sectors]
+        return next((t for t in clean if not self._in_place.take_used(t.index)), clean[0] if clean else None)
 
     def replace_l2(self, index: int, offset: int, entries: array[int] | None) -> L2Table:
         """Give an L1 entry a new table at ``offset``: a copy of ``entries``, or empty."""
         blank = array("Q", bytes(self._header.cluster_size))
-        table = L2Table(offset, blank if entries is None else array("Q", entries))
+        table = L2Table(index, offset, blank if entries is None else array("Q", entries))
+        self._cache.pop(self.l1[index] & OFFSET_MASK, None)
+        self.l1[index] = offset | COPIED
+        self.l1_dirty.add(index)
         self._insert(table)
         table.mark_range(0, len(table.entries))
         self._changed[offset] = table
-        self.l1[index] = offset | COPIED
-        self.l1_dirty.add(index)
         return table
 
-    def change(self, table: L2Table, start: int, end: int) -> None:
-        """Numbers ``start`` to ``end`` of the table's ``entries`` changed."""
-        table.mark_range(start, end)
+    def change(self, table: L2Table, start: int, values: array[int]) -> None:
+        """Set the table's ``entries`` from ``start`` on."""
+        store_entries(table.entries, start, values)
+        table.mark_range(start, start + len(values))
         self._changed[table.offset] = table
 
     def write_l2(self) -> None:
