@@ -2,10 +2,15 @@
 
 use crate::in_place::{Direction, InPlace};
 use crate::pieces::Pieces;
-use sublet_memory::{GuestMemory, MemoryError, MemoryView};
+use sublet_memory::{GuestMemory, MemoryError, MemoryView, SMM_SPACE};
 
 /// Guest-physical address and bytes.
 pub type Segment = (u64, u64);
+
+/// Whether a range is one that a device can name: what only system-management mode sees is not.
+pub fn on_bus(gpa: u64, size: u64) -> bool {
+    gpa.checked_add(size).is_some_and(|end| end <= SMM_SPACE)
+}
 
 /// Move what `segments` name from or to the disk at `offset`; whether all of it could be done here.
 ///
@@ -17,9 +22,8 @@ pub fn transfer(
     segments: &[Segment],
     direction: Direction,
 ) -> bool {
-    let Some(size) = segments.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size)) else {
-        return false;
-    };
+    let sum = |sum: u64, (gpa, size): &Segment| sum.checked_add(*size).filter(|_| on_bus(*gpa, *size));
+    let Some(size) = segments.iter().try_fold(0u64, sum) else { return false };
     let view = memory.view();
     let mut pieces = Pieces::default();
     if find(&view, segments, &mut pieces).is_err() {

@@ -6,7 +6,7 @@
 //!
 //! Reference: virtio 1.2 §2.7 "Split Virtqueues", §5.2.6 "Device Operation".
 
-use crate::dma::{transfer, Segment};
+use crate::dma::{on_bus, transfer, Segment};
 use crate::in_place::{Direction, InPlace};
 use sublet_memory::{GuestMemory, MemoryView};
 
@@ -45,6 +45,15 @@ pub struct Ring {
     pub next_used: u16,
 }
 
+impl Ring {
+    /// Whether it has entries, and all of its parts are where a device may look.
+    fn is_sound(&self) -> bool {
+        let bytes = DESC_SIZE * u64::from(self.size) + 8;
+        self.size > 0
+            && [self.desc_table, self.avail_ring, self.used_ring].iter().all(|gpa| on_bus(*gpa, bytes))
+    }
+}
+
 /// What of a queue is served at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Share {
@@ -70,7 +79,7 @@ struct Request {
 pub fn serve(memory: &GuestMemory, ring: &Ring, disk: &InPlace, share: Share) -> u16 {
     let mut request = Request::default();
     let mut served = 0;
-    while served < share.limit && ring.size > 0 {
+    while served < share.limit && ring.is_sound() {
         let Some(written) = serve_one(memory, ring, disk, served, share.writes, &mut request) else { break };
         if give_back(memory, ring, served, request.head, written).is_none() {
             break;
@@ -177,9 +186,8 @@ impl Chain {
             if flags & DESC_F_INDIRECT != 0 {
                 return indirect_table(gpa, size, flags).map(Some);
             }
-            let end = gpa.checked_add(size).filter(|_| size > 0);
             let write = flags & DESC_F_WRITE != 0;
-            if end.is_none() || (!write && segments.len() > self.readable) {
+            if size == 0 || !on_bus(gpa, size) || (!write && segments.len() > self.readable) {
                 return None;
             }
             segments.push((gpa, size));
@@ -196,7 +204,7 @@ impl Chain {
 fn indirect_table(gpa: u64, size: u64, flags: u16) -> Option<Table> {
     let entries = size / DESC_SIZE;
     let right = size % DESC_SIZE == 0 && (1..=MAX_INDIRECT).contains(&entries) && flags & DESC_F_NEXT == 0;
-    gpa.checked_add(size).filter(|_| right).map(|_| Table { gpa, entries })
+    (right && on_bus(gpa, size)).then_some(Table { gpa, entries })
 }
 
 /// Take header and status byte off the segments, and leave the data's.
@@ -240,7 +248,7 @@ mod tests {
     use std::os::fd::{AsRawFd, FromRawFd};
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
-    use sublet_memory::RamBlock;
+    use sublet_memory::{RamBlock, SMM_SPACE};
 
     const RAM: u64 = 1 << 20;
     const TABLE: u64 = 0x1000;
@@ -262,6 +270,7 @@ mod tests {
     fn guest() -> Guest {
         let memory = GuestMemory::new();
         let ram = Arc::new(RamBlock::new(RAM).expect("the host has a MiB"));
+        memory.set_memslot(1, SMM_SPACE, RAM, ram.clone(), 0, false, false).expect("it is the first slot");
         memory.set_memslot(0, 0, RAM, ram, 0, false, true).expect("it is the only slot");
         // SAFETY: the name is a C string; a failed call gives -1, which every later call refuses.
         let file = unsafe { File::from_raw_fd(libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC)) };
@@ -368,6 +377,10 @@ mod tests {
             ("past the address space", |g| {
                 g.descriptor(TABLE, 1, u64::MAX - 5, 1024, DESC_F_NEXT | DESC_F_WRITE);
             }),
+            ("memory of system-management mode", |g| {
+                g.descriptor(TABLE, 1, SMM_SPACE | DATA, 1024, DESC_F_NEXT | DESC_F_WRITE);
+            }),
+            ("a ring in that memory", |g| g.ring.desc_table |= SMM_SPACE),
             ("a short header", |g| g.descriptor(TABLE, 0, HEADERS, 15, DESC_F_NEXT)),
             ("no status", |g| g.descriptor(TABLE, 0, HEADERS, 16, 0)),
             ("a status that is read", |g| g.descriptor(TABLE, 2, STATUS, 1, 0)),
