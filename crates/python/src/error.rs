@@ -15,9 +15,12 @@ mod classes {
     import_exception!(sublet.core.exceptions, UnsupportedError);
     import_exception!(sublet.core.exceptions, InternalError);
     import_exception!(sublet.core.exceptions, MemoryRangeError);
+    import_exception!(sublet.core.exceptions, GuestFault);
 }
 
-pub use classes::{HostError, InternalError, InvalidError, MemoryRangeError, NativeError, UnsupportedError};
+pub use classes::{
+    GuestFault, HostError, InternalError, InvalidError, MemoryRangeError, NativeError, UnsupportedError,
+};
 
 /// Add the exception classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -27,6 +30,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("HostError", py.get_type::<HostError>())?;
     module.add("UnsupportedError", py.get_type::<UnsupportedError>())?;
     module.add("InternalError", py.get_type::<InternalError>())?;
+    module.add("GuestFault", py.get_type::<GuestFault>())?;
     module.add("MemoryRangeError", py.get_type::<MemoryRangeError>())
 }
 

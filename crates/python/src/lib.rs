@@ -12,6 +12,7 @@ mod error;
 mod exit;
 mod memory;
 mod nat;
+mod packet_queue;
 mod sregs;
 mod vcpu;
 mod vm;
@@ -29,6 +30,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<block::PyInPlace>()?;
     module.add_function(wrap_pyfunction!(block::store_entries, module)?)?;
     module.add_function(wrap_pyfunction!(disk_copy::copy_pieces, module)?)?;
+    module.add_class::<packet_queue::PyPacketQueue>()?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<vm::PyVm>()?;
     module.add_class::<vcpu::PyVcpu>()?;

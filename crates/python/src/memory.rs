@@ -2,10 +2,12 @@
 
 use crate::arguments::{with_bytes, with_bytes_mut};
 use crate::error::{host_error, memory_error, MemoryRangeError};
+use crate::packet_queue::PyPacketQueue;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
 use sublet_memory::{GuestMemory, MemoryError, RamBlock, SMM_SPACE};
+use sublet_virtio::{Placement, Positions};
 
 /// Zero-filled host memory that backs guest RAM (a memfd).
 #[pyclass(frozen, name = "RamBlock", module = "sublet.core._native")]
@@ -86,6 +88,38 @@ impl PyGuestMemory {
 
 #[pymethods]
 impl PyGuestMemory {
+    /// RAM from address 0 on that is no machine's.
+    #[staticmethod]
+    fn alone(ram: &PyRamBlock) -> PyResult<Self> {
+        let memory = GuestMemory::new();
+        memory.set_memslot(0, 0, ram.ram.size(), ram.ram.clone(), 0, false, false).map_err(memory_error)?;
+        Ok(Self { memory: Arc::new(memory) })
+    }
+
+    #[pyo3(signature = (size, desc_table, avail_ring, used_ring, event_idx, indirect, positions))]
+    #[allow(clippy::too_many_arguments)]
+    fn packet_queue(
+        &self,
+        size: u16,
+        desc_table: u64,
+        avail_ring: u64,
+        used_ring: u64,
+        event_idx: bool,
+        indirect: bool,
+        positions: (u16, u16, u16),
+    ) -> PyResult<PyPacketQueue> {
+        let at = Placement {
+            size,
+            descriptors: desc_table,
+            available: avail_ring,
+            used: used_ring,
+            event_idx,
+            indirect,
+        };
+        let (available, used, signalled) = positions;
+        PyPacketQueue::place(self.memory.clone(), at, Positions { available, used, signalled })
+    }
+
     fn read<'py>(&self, py: Python<'py>, gpa: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
         self.check_size(gpa, size)?;
         PyBytes::new_with(py, size, |data| self.read_bytes(gpa, data))

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from sublet.core.exceptions import GuestFault as GuestFault
 from sublet.core.exceptions import HostError as HostError
 from sublet.core.exceptions import InternalError as InternalError
 from sublet.core.exceptions import InvalidError as InvalidError
@@ -51,6 +52,30 @@ class GuestMemory:
     def write_u64(self, gpa: int, value: int) -> None: ...
     def slots(self) -> list[tuple[int, int, int, bool]]:
         """(slot, gpa, size, readonly), by address."""
+    @staticmethod
+    def alone(ram: RamBlock) -> GuestMemory:
+        """RAM from address 0 on that is no machine's, for tests."""
+    def packet_queue(
+        self,
+        size: int,
+        desc_table: int,
+        avail_ring: int,
+        used_ring: int,
+        event_idx: bool,
+        indirect: bool,
+        positions: tuple[int, int, int],
+    ) -> PacketQueue:
+        """A network card's virtqueue at these addresses; GuestFault where none can be."""
+
+@final
+class PacketQueue:
+    """A virtqueue that carries packets; ``sublet.hw.PacketQueue``."""
+    def put(self, packets: Sequence[bytes], header_size: int, merge: bool) -> tuple[int, int, int, bool]: ...
+    def take(self, limit: int, budget: int, least: int, most: int) -> list[bytes | None]: ...
+    def give_back(self, done: int) -> bool: ...
+    def enable_notifications(self) -> bool: ...
+    def disable_notifications(self) -> None: ...
+    def save_state(self) -> dict[str, int]: ...
 
 @final
 class InPlace:

@@ -33,5 +33,9 @@ class InternalError(NativeError, errors.InternalError):
     """A bug of ours, a panic of the core among them."""
 
 
+class GuestFault(NativeError, errors.GuestError):
+    """The guest's driver broke a rule."""
+
+
 class MemoryRangeError(NativeError, errors.GuestError):
     """A guest-physical range is not RAM; it came from the guest more often than not."""

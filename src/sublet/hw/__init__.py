@@ -6,6 +6,41 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 
+class PacketQueue(Protocol):
+    """A network card's virtqueue, walked in the core; raises ``GuestError`` where the driver breaks a rule.
+
+    The calls of one queue follow each other.
+    """
+
+    def put(self, packets: Sequence[bytes], header_size: int, merge: bool) -> tuple[int, int, int, bool]:
+        """Lay packets into the driver's buffers, with the header cut to ``header_size`` (10 or 12).
+
+        Returns:
+            Packets done with, from the first on; those of them that no buffer had room for; bytes of the
+            frames that were laid; whether the driver wants an interrupt. When fewer than all are done, it
+            has been asked to notify of more buffers.
+        """
+
+    def take(self, limit: int, budget: int, least: int, most: int) -> list[bytes | None]:
+        """Buffers of the driver, at most ``limit`` and of at most ``budget`` bytes together.
+
+        None stands for one that has not ``least`` to ``most`` bytes.
+        """
+
+    def give_back(self, done: int) -> bool:
+        """Return the first of the buffers taken last, and leave the others to be taken again.
+
+        Returns:
+            Whether the driver wants an interrupt.
+        """
+
+    def enable_notifications(self) -> bool:
+        """Ask to be notified of the next buffer; whether there is one already."""
+
+    def disable_notifications(self) -> None: ...
+    def save_state(self) -> dict[str, Any]: ...
+
+
 class GuestMemory(Protocol):
     """RAM by guest-physical address; raises ``GuestError`` outside RAM."""
 
@@ -20,6 +55,17 @@ class GuestMemory(Protocol):
     def write_u16(self, gpa: int, value: int) -> None: ...
     def write_u32(self, gpa: int, value: int) -> None: ...
     def write_u64(self, gpa: int, value: int) -> None: ...
+    def packet_queue(
+        self,
+        size: int,
+        desc_table: int,
+        avail_ring: int,
+        used_ring: int,
+        event_idx: bool,
+        indirect: bool,
+        positions: tuple[int, int, int],
+    ) -> PacketQueue:
+        """The queue at these addresses; ``positions``: next available, next used, last signalled used."""
 
 
 class IrqLine(Protocol):

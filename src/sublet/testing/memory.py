@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from sublet.errors import GuestError
+from sublet.hw import PacketQueue
 
 
 class FakeGuestMemory:
@@ -25,6 +26,19 @@ class FakeGuestMemory:
         """A copy of ``size`` bytes."""
         index = self._index(gpa, size)
         return bytes(self.ram[index : index + size])
+
+    def packet_queue(
+        self,
+        size: int,
+        desc_table: int,
+        avail_ring: int,
+        used_ring: int,
+        event_idx: bool,
+        indirect: bool,
+        positions: tuple[int, int, int],
+    ) -> PacketQueue:
+        """Only the core's memory has them (``GuestMemory.alone``)."""
+        raise NotImplementedError
 
     def read_into(self, gpa: int, buffer: bytearray | memoryview) -> None:
         """Fill ``buffer``."""

@@ -5,16 +5,17 @@ Reference: virtio 1.2 §3.1.1 "Driver Requirements: Device Initialization".
 
 from __future__ import annotations
 
+from sublet.core import GuestMemory, RamBlock
 from sublet.devices.pci import IntxRouter, PciHost, Window
 from sublet.devices.virtio import VirtioDevice, VirtioPci
 from sublet.testing.interrupts import RecordingIrqLine, RecordingMsiSink
-from sublet.testing.memory import FakeGuestMemory
 from sublet.testing.pci import FakeAddressSpace, PciDriver
 from sublet.testing.virtqueue import DriverQueue
 
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 MSIX_CAPABILITY = 0x11
 QUEUE_SPACE = 0x10000
+MEMORY_SIZE = 1 << 20
 
 
 class VirtioDriver:
@@ -23,9 +24,9 @@ class VirtioDriver:
     ``memory`` is the machine's RAM; queue n lies at ``QUEUE_SPACE * (n + 1)`` and its buffers behind it.
     """
 
-    def __init__(self, device: VirtioDevice, memory: FakeGuestMemory | None = None) -> None:
+    def __init__(self, device: VirtioDevice, memory: GuestMemory | None = None) -> None:
         self.device = device
-        self.memory = memory or FakeGuestMemory()
+        self.memory = memory or GuestMemory.alone(RamBlock(MEMORY_SIZE))
         self.lines = [RecordingIrqLine() for _ in range(8)]
         self.msi = RecordingMsiSink()
         self.bus = FakeAddressSpace()

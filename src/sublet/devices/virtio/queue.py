@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sublet.errors import GuestError
-from sublet.hw import GuestMemory
+from sublet.hw import GuestMemory, PacketQueue
 
 Segment = tuple[int, int]
 """Guest-physical address and length in bytes (at least 1)."""
@@ -239,6 +239,18 @@ class Virtqueue:
         """Order our stores before the loads that follow: taking a lock is a full barrier on x86."""
         with self._fence_lock:
             pass
+
+    def for_packets(self) -> PacketQueue:
+        """The same queue, walked in the core from here on."""
+        return self.memory.packet_queue(
+            self.size,
+            self._desc_table,
+            self._avail_ring,
+            self._used_ring,
+            event_idx=self._event_idx,
+            indirect=self._indirect,
+            positions=(self._next_avail, self._next_used, self._signalled_used),
+        )
 
     # Snapshots
 

@@ -9,25 +9,23 @@ Reference: virtio 1.2 §5.1.6 "Device Operation".
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
 from sublet.devices.virtio.device import F_VERSION_1, ROUNDS, VirtioDevice
 from sublet.devices.virtio.net import config as c
 from sublet.devices.virtio.net import control
-from sublet.devices.virtio.net.buffers import ReceiveBuffers
 from sublet.devices.virtio.net.filter import ReceiveFilter
 from sublet.devices.virtio.net.steering import Steering
 from sublet.devices.virtio.queue import (
     DescriptorChain,
     Virtqueue,
     read_segments,
-    split_segments,
     write_segments,
 )
 from sublet.errors import GuestError
-from sublet.hw import Executor
+from sublet.hw import Executor, PacketQueue
 from sublet.net import HEADER_SIZE, MAX_PACKET_SIZE, MIN_PACKET_SIZE, Offload, PacketSink
 from sublet.net.offload import complete
 
@@ -35,10 +33,11 @@ QUEUE_SIZE: Final = 256
 MAX_PAIRS: Final = 8
 TRANSMIT_BATCH: Final = 32
 """Chains handed to the sink at once: up to 2 MiB."""
-INLINE_CHAINS: Final = 2
+TRANSMIT_BYTES: Final = 1 << 33
+"""As many as they are: longer buffers than packets are not read."""
+INLINE_BUFFERS: Final = 4
 INLINE_BYTES: Final = 4096
 """What is sent on the vCPU's own thread, which is sooner done than waking another."""
-_BUFFERS: Final = slice(HEADER_SIZE - 2, HEADER_SIZE)
 _DESTINATION: Final = slice(HEADER_SIZE, HEADER_SIZE + 6)
 
 
@@ -75,7 +74,9 @@ class VirtioNet(VirtioDevice):
         self._sink = sink
         self._sending = threading.Lock()
         self._steering = Steering()
-        self._unfinished: list[deque[bytes]] = [deque() for _ in range(pairs)]
+        self._unfinished: list[list[bytes]] = [[] for _ in range(pairs)]
+        self._rings: list[PacketQueue | None] = [None] * (2 * pairs)
+        """The queues of packets, where live; guarded as ``_queues``, which says so too."""
         self._forget_driver()
         sink.attach(self)
 
@@ -140,7 +141,25 @@ class VirtioNet(VirtioDevice):
         self._header_size = HEADER_SIZE if features & (F_VERSION_1 | c.F_MRG_RXBUF) else c.LEGACY_HEADER_SIZE
         self.filter.filters_vlans = bool(features & c.F_CTRL_VLAN)
         self._set_offloads(features)
+        self._take_over(queues, features)
         super().activate(queues, features)
+
+    def _take_over(self, queues: Sequence[Virtqueue | None], features: int) -> None:
+        """Have the core walk the queues of packets; the control queue is not one, whatever its number."""
+        control = 2 * self._pairs if features & c.F_MQ else 2
+        for index in range(len(self._rings)):
+            queue = queues[index] if index < min(len(queues), control) else None
+            with self._locks[index]:
+                self._rings[index] = None if queue is None else queue.for_packets()
+
+    def queue_states(self) -> list[dict[str, Any] | None]:
+        """Positions, of queues of packets as the core has them."""
+        states = super().queue_states()
+        for index, ring in enumerate(self._rings):
+            with self._locks[index]:
+                if ring is not None and states[index] is not None:
+                    states[index] = ring.save_state()
+        return states
 
     def _set_offloads(self, features: int) -> None:
         negotiated = c.guest_offloads(features)
@@ -168,111 +187,81 @@ class VirtioNet(VirtioDevice):
     def _receive_on(self, pair: int, packets: Sequence[bytes]) -> int:
         index = 2 * pair
         with self._locks[index]:
-            queue = self._queues[index]
-            if queue is None:
+            ring = self._rings[index]
+            if ring is None:
                 self.counters["dropped.no_driver"] += len(packets)
                 return len(packets)
             try:
-                return self._fill(index, queue, packets)
+                return self._fill(index, ring, packets)
             except GuestError as error:
-                self._queues[index] = None
-                self.transport.needs_reset(str(error))
+                self._break_queue(index, error)
                 return len(packets)
 
-    def _fill(self, index: int, queue: Virtqueue, packets: Sequence[bytes]) -> int:
+    def _break_queue(self, index: int, error: GuestError) -> None:
+        self._queues[index] = self._rings[index] = None
+        self.transport.needs_reset(str(error))
+
+    def _fill(self, index: int, ring: PacketQueue, packets: Sequence[bytes]) -> int:
         """Give the driver what it has room for, in order, and one interrupt; returns the packets done."""
-        used: list[tuple[int, int]] = []
-        buffers = ReceiveBuffers(queue, self._header_size)
-        try:
-            done = self._lay_out(queue, buffers, packets, self._unfinished[index // 2], used)
-        finally:
-            buffers.close()
-        if used:
-            queue.push_batch(used)
-            if queue.needs_interrupt():
-                self.transport.queue_interrupt(index)
+        unfinished = self._unfinished[index // 2]
+        ready = [*unfinished]
+        ends, reasons = self._prepare(packets, ready)
+        laid, too_large, size, interrupt = ring.put(
+            ready, self._header_size, bool(self.features & c.F_MRG_RXBUF)
+        )
+        self.counters["received.packets"] += laid - too_large
+        self.counters["received.bytes"] += size
+        if too_large:
+            self.counters["dropped.size"] += too_large
+        done = self._count_done(ends, reasons, len(unfinished), laid)
+        # Of a packet that was cut, the pieces without room wait here: it has been taken.
+        rest = ready[laid : max(laid, ends[done - 1] if done else len(unfinished))]
+        unfinished.clear()
+        unfinished.extend(rest)
+        if interrupt:
+            self.transport.queue_interrupt(index)
         return done
 
-    def _lay_out(
-        self,
-        queue: Virtqueue,
-        buffers: ReceiveBuffers,
-        packets: Sequence[bytes],
-        unfinished: deque[bytes],
-        used: list[tuple[int, int]],
-    ) -> int:
-        done = 0
-        while True:
-            while unfinished and self._put(queue, buffers, unfinished[0], used):
-                unfinished.popleft()
-            if unfinished or done == len(packets):
-                return done
-            packet = packets[done]
-            done += 1
-            if not self._wanted(packet):
-                continue
-            if packet[0] | packet[1]:
-                unfinished.extend(complete(packet, self._guest_offloads))
-            elif not self._put(queue, buffers, packet, used):
-                return done - 1
+    def _prepare(self, packets: Sequence[bytes], ready: list[bytes]) -> tuple[list[int], list[str]]:
+        """Append what the guest takes of packets, as far as a queue may have room.
 
-    def _wanted(self, packet: bytes) -> bool:
+        Returns:
+            Of each packet, how many are ready with it, and why it goes nowhere, if it does.
+        """
+        ends: list[int] = []
+        reasons: list[str] = []
+        for packet in packets:
+            if len(ready) > QUEUE_SIZE:
+                break
+            reason = self._refusal(packet)
+            if not reason:
+                if packet[0] | packet[1]:
+                    ready += complete(packet, self._guest_offloads)
+                else:
+                    ready.append(packet)
+            ends.append(len(ready))
+            reasons.append(reason)
+        return ends, reasons
+
+    def _count_done(self, ends: list[int], reasons: list[str], first: int, laid: int) -> int:
+        """How many packets are done with once ``laid`` of what was ready have been; counts the refused."""
+        start = first
+        for number, (end, reason) in enumerate(zip(ends, reasons, strict=True)):
+            if start > laid or (start == laid and end > start):
+                return number
+            if reason:
+                self.counters[reason] += 1
+            start = end
+        return len(ends)
+
+    def _refusal(self, packet: bytes) -> str:
+        """The counter of those that the card does not take, as this one; empty for one that it takes."""
         if not MIN_PACKET_SIZE <= len(packet) <= MAX_PACKET_SIZE:
-            self.counters["dropped.size"] += 1
-            return False
+            return "dropped.size"
         if packet[_DESTINATION] == self.mac and self.filter.wants_own:
-            return True
-        if not self.filter.wants(packet[HEADER_SIZE : HEADER_SIZE + 18], self.mac):
-            self.counters["dropped.filtered"] += 1
-            return False
-        return True
-
-    def _put(
-        self, queue: Virtqueue, buffers: ReceiveBuffers, packet: bytes, used: list[tuple[int, int]]
-    ) -> bool:
-        """Write a packet into one buffer, or several where they may be merged; False when they lack."""
-        if self._header_size != HEADER_SIZE:
-            packet = packet[: self._header_size] + packet[HEADER_SIZE:]
-        rest = len(packet)
-        chains = self._take_buffers(buffers, rest)
-        if not chains:
-            return chains is not None
-        segments = chains[0].writable
-        if len(chains) > 1:
-            segments = [segment for chain in chains for segment in chain.writable]
-        write_segments(queue.memory, segments, packet)
-        if self._header_size == HEADER_SIZE and packet[_BUFFERS] != len(chains).to_bytes(2, "little"):
-            _write_buffer_count(queue, segments, len(chains))
-        self.counters["received.packets"] += 1
-        self.counters["received.bytes"] += rest - self._header_size
-        for chain in chains:
-            written = min(chain.writable_size, rest)
-            used.append((chain.head, written))
-            rest -= written
-        return True
-
-    def _take_buffers(self, buffers: ReceiveBuffers, size: int) -> list[DescriptorChain] | None:
-        """Chains with room for ``size`` bytes; None until the driver has added more; none to drop it."""
-        chains: list[DescriptorChain] = []
-        room = 0
-        while room < size:
-            chain = buffers.take()
-            if chain is None:
-                buffers.put_back(chains)
-                return None
-            chains.append(chain)
-            room += chain.writable_size
-            if room < size and not self.features & c.F_MRG_RXBUF:
-                buffers.put_back(chains)
-                return self._refuse_small_buffer(room, size)
-        return chains
-
-    def _refuse_small_buffer(self, room: int, size: int) -> list[DescriptorChain]:
-        """A packet larger than the buffers that a driver must supply is lost; otherwise it is at fault."""
-        if room < c.FULL_BUFFER_SIZE and size <= c.FULL_BUFFER_SIZE:
-            raise GuestError(f"receive buffer of {room} bytes for a packet of {size}")
-        self.counters["dropped.size"] += 1
-        return []
+            return ""
+        wanted = self.filter.wants(packet[HEADER_SIZE : HEADER_SIZE + 18], self.mac)
+        return "" if wanted else "dropped.filtered"
 
     # Packets from the guest
 
@@ -282,81 +271,77 @@ class VirtioNet(VirtioDevice):
             self.schedule(2 * pair + 1)
 
     def notify(self, index: int) -> None:
-        """A few short packets are sent at once, as a question or its answer is; the rest by the worker."""
+        """A few packets are sent at once, as a question or its answer is; the rest by the worker."""
         if index % 2 == 0 or index == self._control_index or not self._transmit_inline(index):
             super().notify(index)
 
     def _transmit_inline(self, index: int) -> bool:
         """Send what is available if it is little; whether nothing is left to do. vCPU thread."""
-        if index >= len(self._queues) or self._scheduled[index]:
+        if index >= len(self._rings) or self._scheduled[index]:
             return False
         if not self._locks[index].acquire(blocking=False):
             return False
         try:
-            queue = self._queues[index]
-            return queue is not None and self._transmit_little(index, queue)
+            ring = self._rings[index]
+            return ring is not None and self._transmit_few(index, ring)
         except GuestError:
             return False  # the worker meets it again, and knows what to do about it
         finally:
             self._locks[index].release()
 
-    def _transmit_little(self, index: int, queue: Virtqueue) -> bool:
-        chains = queue.pop_batch(INLINE_CHAINS + 1)
-        little = len(chains) <= INLINE_CHAINS and sum(c.readable_size for c in chains) <= INLINE_BYTES
-        if not chains or not little:
-            queue.undo_pop(len(chains))
+    def _transmit_few(self, index: int, ring: PacketQueue) -> bool:
+        buffers = self._take(ring, INLINE_BUFFERS, INLINE_BYTES)
+        if not buffers or not self._return_sent(index, ring, buffers):
             return False
-        done = self._return_sent(index, queue, chains)
-        return done and not queue.enable_notifications()
+        return not ring.enable_notifications()
 
     def process(self, index: int, queue: Virtqueue) -> None:
         """Transmit, carry out commands, or say that there are receive buffers again."""
+        ring = self._rings[index] if index < len(self._rings) else None
         if index == self._control_index:
             super().process(index, queue)
+        elif ring is None:
+            return
         elif index % 2:
-            self._transmit(index, queue)
+            self._transmit(index, ring)
         else:
-            self._refill(index, queue)
+            self._fill(index, ring, ())
+            self._sink.receive_ready()
 
     @property
     def _control_index(self) -> int:
         """§5.1.2: it follows the pairs that are possible, or the first when there are no others."""
         return 2 * self._pairs if self.features & c.F_MQ else 2
 
-    def _refill(self, index: int, queue: Virtqueue) -> None:
-        if index // 2 < self._pairs:
-            self._fill(index, queue, ())
-            self._sink.receive_ready()
+    def _take(self, ring: PacketQueue, limit: int, budget: int) -> list[bytes | None]:
+        missing = HEADER_SIZE - self._header_size
+        return ring.take(limit, budget, MIN_PACKET_SIZE - missing, MAX_PACKET_SIZE - missing)
 
-    def _transmit(self, index: int, queue: Virtqueue) -> None:
+    def _transmit(self, index: int, ring: PacketQueue) -> None:
         for _ in range(ROUNDS):
-            chains = queue.pop_batch(TRANSMIT_BATCH)
-            if not chains:
-                if not queue.enable_notifications():
+            buffers = self._take(ring, TRANSMIT_BATCH, TRANSMIT_BYTES)
+            if not buffers:
+                if not ring.enable_notifications():
                     return
                 continue
-            queue.disable_notifications()
-            if not self._return_sent(index, queue, chains):
+            ring.disable_notifications()
+            if not self._return_sent(index, ring, buffers):
                 return
         self.schedule(index)
 
-    def _return_sent(self, index: int, queue: Virtqueue, chains: list[DescriptorChain]) -> bool:
-        """Send chains and give them back; those that the sink has no room for stay. Whether it had."""
-        done = self._send(index, queue, chains)
-        if done:
-            queue.push_batch([(chain.head, 0) for chain in chains[:done]])
-            if queue.needs_interrupt():
-                self.transport.queue_interrupt(index)
-        if done < len(chains):
-            queue.undo_pop(len(chains) - done)
-        return done == len(chains)
+    def _return_sent(self, index: int, ring: PacketQueue, buffers: Sequence[bytes | None]) -> bool:
+        """Send buffers and give them back; those that the sink has no room for stay. Whether it had."""
+        done = self._send(index, buffers)
+        if ring.give_back(done):
+            self.transport.queue_interrupt(index)
+        return done == len(buffers)
 
-    def _send(self, index: int, queue: Virtqueue, chains: list[DescriptorChain]) -> int:
-        """Hand chains to the sink; returns how many it is done with, counted from the first."""
+    def _send(self, index: int, buffers: Sequence[bytes | None]) -> int:
+        """Hand buffers to the sink; returns how many it is done with, counted from the first."""
         packets: list[bytes] = []
         ends: list[int] = []
-        for chain in chains:
-            packets += self._gather(queue, chain)
+        for buffer in buffers:
+            packets += self._packets(buffer)
             ends.append(len(packets))
         if self._active_pairs > 1:
             self._steering.learn(packets, index // 2)
@@ -364,21 +349,17 @@ class VirtioNet(VirtioDevice):
             taken = self._sink.send(packets) if packets else 0
         self.counters["sent.packets"] += taken
         self.counters["sent.bytes"] += sum(map(len, packets[:taken])) - HEADER_SIZE * taken
-        # A packet that was cut and taken in part is done: its rest is lost, not sent twice.
-        return next(
-            (i + (taken > (ends[i - 1] if i else 0)) for i, end in enumerate(ends) if end > taken), len(ends)
-        )
+        return _buffers_done(ends, taken)
 
-    def _gather(self, queue: Virtqueue, chain: DescriptorChain) -> list[bytes]:
-        """The packets of one chain: none, one, or those that the sink does not cut itself."""
-        size = chain.readable_size + HEADER_SIZE - self._header_size
-        if not MIN_PACKET_SIZE <= size <= MAX_PACKET_SIZE:
+    def _packets(self, buffer: bytes | None) -> list[bytes]:
+        """The packets of one buffer: none, one, or those that the sink does not cut itself."""
+        if buffer is None:
             self.counters["dropped.size"] += 1
             return []
         if not self.link_up:
             self.counters["dropped.link_down"] += 1
             return []
-        packet = read_segments(queue.memory, chain.readable)
+        packet = buffer
         if self._header_size != HEADER_SIZE:
             packet = packet[: self._header_size] + b"\0\0" + packet[self._header_size :]
         if not packet[0] | packet[1]:
@@ -431,6 +412,9 @@ class VirtioNet(VirtioDevice):
     def reset(self) -> None:
         """Also forgets segments that wait, the filter and the address that the driver set."""
         super().reset()
+        for index in range(len(self._rings)):
+            with self._locks[index]:
+                self._rings[index] = None
         self._forget_driver()
         self._sink.set_guest_offloads(Offload.NONE)
         for index, unfinished in enumerate(self._unfinished):
@@ -467,10 +451,10 @@ class VirtioNet(VirtioDevice):
         self._sink.close()
 
 
-def _chains_done(ends: list[int], taken: int) -> int:
-    """How many chains are done when ``taken`` packets are; ``ends`` counts packets up to each chain's end.
+def _buffers_done(ends: list[int], taken: int) -> int:
+    """How many buffers are done when ``taken`` packets are; ``ends`` counts packets up to each one's end.
 
-    A chain whose packet was cut, and taken in part, is done: its rest is lost rather than sent twice.
+    A buffer whose packet was cut, and taken in part, is done: its rest is lost rather than sent twice.
     """
     before = 0
     for index, end in enumerate(ends):
@@ -478,12 +462,3 @@ def _chains_done(ends: list[int], taken: int) -> int:
             return index + (taken > before)
         before = end
     return len(ends)
-
-
-def _write_buffer_count(queue: Virtqueue, segments: list[tuple[int, int]], count: int) -> None:
-    """num_buffers, the last field of the header; the driver may have cut the header anywhere."""
-    data = count.to_bytes(2, "little")
-    if segments[0][1] >= HEADER_SIZE:
-        queue.memory.write(segments[0][0] + HEADER_SIZE - 2, data)
-    else:
-        write_segments(queue.memory, split_segments(segments, HEADER_SIZE - 2)[1], data)
