@@ -1,9 +1,9 @@
 //! A TFTP server, for firmware that boots from the network: reading only, within one folder.
 //!
-//! One block is under way at a time, and every block is read from the file when it is sent, so a transfer
-//! costs an open file and a few numbers.
+//! A window of blocks is under way at a time, one unless the client asks for more, and every block is read
+//! from the file when it is sent, so a transfer costs an open file and a few numbers.
 //!
-//! Reference: RFC 1350 "The TFTP Protocol"; RFC 2347 to RFC 2349 for options.
+//! Reference: RFC 1350 "The TFTP Protocol"; RFC 2347 to RFC 2349 and RFC 7440 for options.
 
 use crate::config::BootConfig;
 use crate::context::Context;
@@ -25,6 +25,9 @@ pub const PORT: u16 = 69;
 const TRANSFERS_MAXIMUM: usize = 16;
 const BLOCK_DEFAULT: u16 = 512;
 const BLOCK_RANGE: (u16, u16) = (8, 65_464);
+const WINDOW_MAXIMUM: u16 = 64;
+/// Bytes of the longest blocks that a window may have: what may wait for a guest that takes nothing.
+const WINDOW_BYTES: u16 = u16::MAX;
 const TIMEOUT_NS: u64 = 1_000_000_000;
 const RETRIES_MAXIMUM: u32 = 8;
 /// Ports of transfers start here, as the guest sees them.
@@ -49,12 +52,17 @@ struct Transfer {
     file: File,
     size: u64,
     block_size: u16,
+    /// Blocks sent before an acknowledgment is waited for.
+    window: u16,
+    /// The options taken, until the client has acknowledged them.
+    options: Option<Vec<u8>>,
     /// Blocks acknowledged; on the wire the number wraps.
-    block: u64,
-    /// What was sent last, to send it again.
-    last: Vec<u8>,
+    acknowledged: u64,
+    /// Blocks sent at least once.
+    sent: u64,
+    /// The last block, once it has been sent: the first that is not full.
+    last: Option<u64>,
     retries: u32,
-    done: bool,
 }
 
 /// All transfers, by machine and by our port.
@@ -122,8 +130,8 @@ impl Tftp {
                 let port = self.choose_port();
                 let transfer = Transfer::new(file, metadata.len(), &request, context.config.mtu);
                 let from = SocketAddr::new(server.ip(), port);
-                send(context, from, guest, &transfer.last);
-                self.transfers.insert((guest, port), transfer);
+                let transfer = self.transfers.entry((guest, port)).insert_entry(transfer).into_mut();
+                transfer.send_window(context, from, guest);
                 self.arm(context);
             }
             _ => send(context, server, guest, &error(NOT_FOUND, "there is no such file")),
@@ -145,20 +153,15 @@ impl Tftp {
     ) {
         let key = (guest, server.port());
         let Some(transfer) = self.transfers.get_mut(&key) else { return };
-        let expected = operation == ACKNOWLEDGMENT && read_u16(payload, 2) == Ok(transfer.block as u16);
-        if !expected {
-            // An old acknowledgment is no reason to send again (RFC 1123 §4.2.3.1).
-            if operation == ERROR {
-                self.transfers.remove(&key);
-            }
-            return;
-        }
-        if transfer.done || transfer.next_block().is_err() {
+        let number = read_u16(payload, 2).ok().filter(|_| operation == ACKNOWLEDGMENT);
+        // An old acknowledgment is no reason to send again (RFC 1123 §4.2.3.1).
+        let news = number.is_some_and(|number| transfer.acknowledge(number));
+        if operation == ERROR || transfer.is_over() {
             self.transfers.remove(&key);
-            return;
+        } else if news {
+            transfer.send_window(context, server, guest);
+            self.arm(context);
         }
-        send(context, server, guest, &transfer.last);
-        self.arm(context);
     }
 
     fn arm<H: Host>(&mut self, context: &mut Context<H>) {
@@ -175,7 +178,7 @@ impl Tftp {
         for ((guest, port), transfer) in &mut self.transfers {
             transfer.retries += 1;
             let from = SocketAddr::new(context.config.gateway_like(guest.ip()), *port);
-            send(context, from, *guest, &transfer.last);
+            transfer.send_window(context, from, *guest);
         }
         self.transfers.retain(|_, transfer| transfer.retries < RETRIES_MAXIMUM);
         if !self.transfers.is_empty() {
@@ -190,20 +193,20 @@ impl Transfer {
             file,
             size,
             block_size: BLOCK_DEFAULT,
-            block: 0,
-            last: Vec::new(),
+            window: 1,
+            options: None,
+            acknowledged: 0,
+            sent: 0,
+            last: None,
             retries: 0,
-            done: false,
         };
         let accepted = transfer.negotiate(request, mtu);
-        if accepted.is_empty() {
-            // A file that cannot be read ends as an empty one does: the client sees its size.
-            let _ = transfer.next_block();
-        } else {
-            transfer.last = OPTIONS.to_be_bytes().to_vec();
+        if !accepted.is_empty() {
+            let mut message = OPTIONS.to_be_bytes().to_vec();
             for (name, value) in accepted {
-                transfer.last.extend([name.as_bytes(), &[0], value.as_bytes(), &[0]].concat());
+                message.extend([name.as_bytes(), &[0], value.as_bytes(), &[0]].concat());
             }
+            transfer.options = Some(message);
         }
         transfer
     }
@@ -218,6 +221,10 @@ impl Transfer {
                     self.block_size.to_string()
                 }),
                 "tsize" => Some(self.size.to_string()),
+                "windowsize" => value.parse().ok().filter(|count| *count > 0).map(|count: u16| {
+                    self.window = count.min(WINDOW_MAXIMUM).min(WINDOW_BYTES / (mtu - HEADERS)).max(1);
+                    self.window.to_string()
+                }),
                 "timeout" => Some((*value).to_owned()).filter(|value| value == "1"),
                 _ => None,
             };
@@ -226,24 +233,62 @@ impl Transfer {
         accepted
     }
 
-    /// Make the next block the last one sent.
-    fn next_block(&mut self) -> io::Result<()> {
-        let mut data = vec![0; usize::from(self.block_size)];
-        let mut filled = 0;
-        let start = self.block * u64::from(self.block_size);
-        while filled < data.len() {
-            match self.file.read_at(&mut data[filled..], start + filled as u64)? {
-                0 => break,
-                count => filled += count,
+    /// Take the number of an acknowledged block; whether it is news.
+    fn acknowledge(&mut self, number: u16) -> bool {
+        if self.options.is_some() {
+            if number == 0 {
+                self.options = None;
+                self.retries = 0;
+            }
+            return number == 0;
+        }
+        let more = u64::from(number.wrapping_sub(self.acknowledged as u16));
+        if more == 0 || more > self.sent - self.acknowledged {
+            return false;
+        }
+        self.acknowledged += more;
+        self.retries = 0;
+        true
+    }
+
+    fn is_over(&self) -> bool {
+        self.last.is_some_and(|last| self.acknowledged >= last)
+    }
+
+    /// Send what follows the last acknowledgment: the options, or a window of blocks (RFC 7440 §4).
+    fn send_window<H: Host>(&mut self, context: &mut Context<H>, from: SocketAddr, to: SocketAddr) {
+        if let Some(options) = &self.options {
+            return send(context, from, to, options);
+        }
+        for block in self.acknowledged + 1..=self.acknowledged + u64::from(self.window) {
+            let (message, full) = self.read_block(block);
+            send(context, from, to, &message);
+            self.sent = self.sent.max(block);
+            if !full {
+                self.last = Some(block);
+                return;
             }
         }
-        self.block += 1;
-        self.retries = 0;
-        self.done = filled < data.len();
-        self.last = DATA.to_be_bytes().to_vec();
-        self.last.extend((self.block as u16).to_be_bytes());
-        self.last.extend(&data[..filled]);
-        Ok(())
+    }
+
+    /// A block's message, and whether it is full. A file that cannot be read ends where that is: the client
+    /// knows its size.
+    fn read_block(&self, block: u64) -> (Vec<u8>, bool) {
+        const HEADER: usize = 4;
+        let mut message = vec![0; HEADER + usize::from(self.block_size)];
+        message[..2].copy_from_slice(&DATA.to_be_bytes());
+        message[2..HEADER].copy_from_slice(&(block as u16).to_be_bytes());
+        let start = (block - 1) * u64::from(self.block_size);
+        let mut filled = 0;
+        while HEADER + filled < message.len() {
+            match self.file.read_at(&mut message[HEADER + filled..], start + filled as u64) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => filled += count,
+            }
+        }
+        let full = filled == usize::from(self.block_size);
+        message.truncate(HEADER + filled);
+        (message, full)
     }
 }
 

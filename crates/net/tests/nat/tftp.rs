@@ -83,6 +83,42 @@ fn rfc2348_options_are_negotiated() {
     assert_eq!(only(&network.udp(2000, from, &[0, 4, 0, 0])).1.len(), 1004);
 }
 
+/// Numbers of the blocks in some packets.
+fn blocks(packets: &[Packet]) -> Vec<u16> {
+    let number = |packet: &Packet| match packet {
+        Packet::Udp(_, _, payload) => u16::from_be_bytes([payload[2], payload[3]]),
+        _ => panic!("a datagram expected: {packet:?}"),
+    };
+    packets.iter().map(number).collect()
+}
+
+#[test]
+fn rfc7440_4_a_window_of_blocks_is_sent_and_goes_on_after_what_came() {
+    let folder = Folder::new("window");
+    let mut network = folder.network();
+    let request = read_request(&["boot", "octet", "blksize", "100", "windowsize", "4"]);
+    let (from, answer) = only(&network.udp(2000, SERVER.parse().unwrap(), &request));
+    assert_eq!(answer, b"\0\x06blksize\x00100\0windowsize\x004\0");
+    assert_eq!(blocks(&network.udp(2000, from, &[0, 4, 0, 0])), [1, 2, 3, 4]);
+    assert_eq!(blocks(&network.udp(2000, from, &[0, 4, 0, 2])), [3, 4, 5, 6], "3 was lost");
+    assert_eq!(blocks(&network.wait(SECOND)), [3, 4, 5, 6], "so was the acknowledgment");
+    assert_eq!(network.udp(2000, from, &[0, 4, 0, 9]), [], "a block that was never sent");
+    assert_eq!(blocks(&network.udp(2000, from, &[0, 4, 0, 6])), [7, 8, 9, 10]);
+    assert_eq!(blocks(&network.udp(2000, from, &[0, 4, 0, 10])), [11], "the empty end");
+    assert_eq!(network.udp(2000, from, &[0, 4, 0, 11]), []);
+    assert_eq!(network.wait(10 * SECOND), []);
+}
+
+#[test]
+fn rfc2349_a_client_that_wanted_only_the_size_ends_with_an_error() {
+    let folder = Folder::new("size");
+    let mut network = folder.network();
+    let request = read_request(&["boot", "octet", "tsize", "0"]);
+    let (from, _) = only(&network.udp(2000, SERVER.parse().unwrap(), &request));
+    assert_eq!(network.udp(2000, from, &[0, 5, 0, 0, 0]), []);
+    assert_eq!(network.wait(10 * SECOND), []);
+}
+
 #[test]
 fn rfc1350_2_a_lost_block_is_sent_again_and_given_up_in_the_end() {
     let folder = Folder::new("lost");
