@@ -6,7 +6,8 @@
 //! batch at a time.
 
 use crate::config::{Config, Forward};
-use crate::host::linux::{Event, LinuxHost, Poller};
+use crate::host::linux::LinuxHost;
+use crate::host::poller::{Event, Poller};
 use crate::host::Token;
 use crate::outbox::Frame;
 use crate::stack::Stack;

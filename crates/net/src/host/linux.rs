@@ -2,26 +2,23 @@
 //!
 //! Reference: Linux man-pages 6.03: socket(7), ip(7), ipv6(7), tcp(7), udp(7), icmp(7), epoll(7), cmsg(3).
 
+use super::address::{check, owned, set_option, size, RawAddress};
+use super::error_queue::{queue_errors, receive_error};
+use super::poller::{control, Poller};
+use super::resolv_conf::parse_resolv_conf;
 use super::route::{self, Routes};
-use super::{Host, NetworkError, Ready, Token};
-use crate::wire::icmp;
+use super::{Host, NetworkError, Token};
 use std::io::{self, Error};
-use std::mem::{size_of, size_of_val, zeroed};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RESOLV_CONF_MAXIMUM: u64 = 64 << 10;
-const RESOLVERS_MAXIMUM: usize = 3;
-const DNS_PORT: u16 = 53;
 const BACKLOG: i32 = 128;
 const RESERVE: RawFd = 128;
 const DATAGRAM_MAXIMUM: usize = 65_536;
-const CONTROL_SIZE: usize = 512;
 /// Datagrams are taken in bursts; the default of the kernel holds few large ones.
 const UDP_BUFFER: i32 = 1 << 20;
-/// The kernel doubles it; more than that of one connection is waste with thousands.
-const EVENTS_AT_ONCE: usize = 64;
 
 /// Sockets of this process.
 pub struct LinuxHost {
@@ -29,121 +26,6 @@ pub struct LinuxHost {
     /// Descriptors from here on are left to the rest of the process: its disks, its terminal.
     reserved: RawFd,
     routes: Routes,
-}
-
-/// What `epoll_wait` reports.
-#[derive(Clone, Copy, Debug)]
-pub struct Event {
-    /// What was registered, see [`Token::pack`].
-    pub number: u64,
-    /// What became possible.
-    pub ready: Ready,
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        return Err(Error::last_os_error());
-    }
-    Ok(result)
-}
-
-fn owned(fd: i32) -> io::Result<OwnedFd> {
-    let fd = check(fd)?;
-    // SAFETY: the system call that gave this descriptor gave it to us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn size<T>() -> libc::socklen_t {
-    size_of::<T>() as libc::socklen_t
-}
-
-fn set_option<T>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
-    let pointer: *const T = value;
-    // SAFETY: `pointer` is to a live `T` of the length given.
-    check(unsafe { libc::setsockopt(fd, level, name, pointer.cast(), size::<T>()) })?;
-    Ok(())
-}
-
-/// A socket address as the kernel takes it.
-struct RawAddress {
-    storage: libc::sockaddr_storage,
-    length: libc::socklen_t,
-}
-
-impl RawAddress {
-    fn empty() -> Self {
-        // SAFETY: all zeros is a valid `sockaddr_storage`.
-        Self { storage: unsafe { zeroed() }, length: size::<libc::sockaddr_storage>() }
-    }
-
-    fn new(address: SocketAddr) -> Self {
-        let mut raw = Self::empty();
-        let target: *mut libc::sockaddr_storage = &mut raw.storage;
-        match address {
-            SocketAddr::V4(v4) => {
-                let sin = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as u16,
-                    sin_port: v4.port().to_be(),
-                    sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
-                    sin_zero: [0; 8],
-                };
-                // SAFETY: `sockaddr_storage` is as large and as aligned as every socket address.
-                unsafe { target.cast::<libc::sockaddr_in>().write(sin) };
-                raw.length = size::<libc::sockaddr_in>();
-            }
-            SocketAddr::V6(v6) => {
-                let sin6 = libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as u16,
-                    sin6_port: v6.port().to_be(),
-                    sin6_flowinfo: 0,
-                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
-                    sin6_scope_id: v6.scope_id(),
-                };
-                // SAFETY: as above.
-                unsafe { target.cast::<libc::sockaddr_in6>().write(sin6) };
-                raw.length = size::<libc::sockaddr_in6>();
-            }
-        }
-        raw
-    }
-
-    fn pointer(&self) -> *const libc::sockaddr {
-        let pointer: *const libc::sockaddr_storage = &self.storage;
-        pointer.cast()
-    }
-
-    fn pointer_mut(&mut self) -> *mut libc::sockaddr {
-        let pointer: *mut libc::sockaddr_storage = &mut self.storage;
-        pointer.cast()
-    }
-
-    fn address(&self) -> io::Result<SocketAddr> {
-        // SAFETY: the storage is larger than any address that its family can have, and initialized.
-        unsafe { read_address(self.pointer()) }
-    }
-}
-
-/// The address behind a pointer.
-///
-/// # Safety
-/// `pointer` is to as many initialized bytes as a `sockaddr_in6` has, aligned for one.
-unsafe fn read_address(pointer: *const libc::sockaddr) -> io::Result<SocketAddr> {
-    // SAFETY: the caller's promise covers both families.
-    unsafe {
-        match i32::from((*pointer).sa_family) {
-            libc::AF_INET => {
-                let sin = pointer.cast::<libc::sockaddr_in>().read_unaligned();
-                let address = Ipv4Addr::from(u32::from_be(sin.sin_addr.s_addr));
-                Ok(SocketAddr::new(address.into(), u16::from_be(sin.sin_port)))
-            }
-            libc::AF_INET6 => {
-                let sin6 = pointer.cast::<libc::sockaddr_in6>().read_unaligned();
-                let address = Ipv6Addr::from(sin6.sin6_addr.s6_addr);
-                Ok(SocketAddr::new(address.into(), u16::from_be(sin6.sin6_port)))
-            }
-            _ => Err(Error::from_raw_os_error(libc::EAFNOSUPPORT)),
-        }
-    }
 }
 
 fn open(v4: bool, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
@@ -162,16 +44,6 @@ fn bind(socket: &OwnedFd, at: SocketAddr) -> io::Result<()> {
     // SAFETY: the address is of the length given.
     check(unsafe { libc::bind(socket.as_raw_fd(), raw.pointer(), raw.length) })?;
     Ok(())
-}
-
-/// Have errors of the network queued for `receive_error`.
-fn queue_errors(socket: &OwnedFd, v4: bool) -> io::Result<()> {
-    let fd = socket.as_raw_fd();
-    if v4 {
-        set_option(fd, libc::IPPROTO_IP, libc::IP_RECVERR, &1i32)
-    } else {
-        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &1i32)
-    }
 }
 
 impl LinuxHost {
@@ -211,62 +83,6 @@ fn descriptor_limit() -> RawFd {
         return RawFd::MAX;
     }
     RawFd::try_from(limit.rlim_cur).unwrap_or(RawFd::MAX)
-}
-
-fn control(epoll: &OwnedFd, operation: i32, fd: RawFd, number: u64) -> io::Result<()> {
-    let interest = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
-    let mut event = libc::epoll_event { events: interest as u32, u64: number };
-    // SAFETY: `event` lives over the call.
-    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &mut event) })?;
-    Ok(())
-}
-
-/// Waits for readiness.
-pub struct Poller {
-    epoll: OwnedFd,
-}
-
-impl Poller {
-    /// Register a descriptor that is no socket of the stack under a number of its own.
-    ///
-    /// # Errors
-    /// The system call's.
-    pub fn add(&self, fd: RawFd, number: u64) -> io::Result<()> {
-        control(&self.epoll, libc::EPOLL_CTL_ADD, fd, number)
-    }
-
-    /// Wait for events; without `timeout_ms`, until there is one.
-    ///
-    /// # Errors
-    /// The system call's, but for an interruption, which reports no events.
-    pub fn wait(&self, timeout_ms: Option<u32>, events: &mut Vec<Event>) -> io::Result<()> {
-        let mut raw = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_AT_ONCE];
-        let timeout = timeout_ms.map_or(-1, |ms| i32::try_from(ms).unwrap_or(i32::MAX));
-        // SAFETY: `raw` has room for as many events as are asked for.
-        let result = check(unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), raw.as_mut_ptr(), EVENTS_AT_ONCE as i32, timeout)
-        });
-        let count = match result {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            other => other? as usize,
-        };
-        events.clear();
-        events.extend(
-            raw[..count].iter().map(|event| Event { number: event.u64, ready: readiness(event.events) }),
-        );
-        Ok(())
-    }
-}
-
-fn readiness(bits: u32) -> Ready {
-    let has = |bit: i32| bits & bit as u32 != 0;
-    let error = has(libc::EPOLLERR) || has(libc::EPOLLHUP);
-    Ready {
-        readable: has(libc::EPOLLIN) || has(libc::EPOLLRDHUP) || error,
-        writable: has(libc::EPOLLOUT) || error,
-        error,
-        ended: has(libc::EPOLLRDHUP) || error,
-    }
 }
 
 impl Host for LinuxHost {
@@ -466,126 +282,14 @@ fn prepare_stream(socket: &OwnedFd) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1i32)
 }
 
-/// The `nameserver` lines (resolv.conf(5)).
-fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
-    let address = |line: &str| {
-        let mut words = line.split_whitespace();
-        let named = words.next() == Some("nameserver");
-        let word = words.next().filter(|_| named)?;
-        let plain = word.split('%').next()?;
-        plain.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, DNS_PORT))
-    };
-    text.lines().filter_map(address).take(RESOLVERS_MAXIMUM).collect()
-}
-
-/// `struct sock_extended_err` of linux/errqueue.h.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct ExtendedError {
-    errno: u32,
-    origin: u8,
-    kind: u8,
-    code: u8,
-    pad: u8,
-    info: u32,
-    data: u32,
-}
-
-/// Where a control message comes from; its buffer is aligned as `cmsghdr` asks.
-#[repr(C, align(8))]
-struct ControlBuffer([u8; CONTROL_SIZE]);
-
-fn receive_error(socket: &OwnedFd) -> Option<NetworkError> {
-    let mut raw = RawAddress::empty();
-    let mut control = ControlBuffer([0; CONTROL_SIZE]);
-    // What was sent: for a ping socket, an ICMP header; it stays zero as far as there is less.
-    let mut sent = [0u8; icmp::SIZE];
-    let mut iov = libc::iovec { iov_base: sent.as_mut_ptr().cast(), iov_len: sent.len() };
-    // SAFETY: all zeros is a valid `msghdr`.
-    let mut message: libc::msghdr = unsafe { zeroed() };
-    message.msg_name = raw.pointer_mut().cast();
-    message.msg_namelen = raw.length;
-    message.msg_iov = &mut iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control.0);
-    // SAFETY: all pointers in `message` are to live buffers of the lengths it says.
-    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_ERRQUEUE) };
-    if count < 0 {
-        return None;
-    }
-    let (error, reporter) = extended_error(&message)?;
-    Some(NetworkError {
-        destination: raw.address().ok()?,
-        reporter: reporter.map(|address| address.ip()),
-        errno: error.errno as i32,
-        expired: matches!((error.origin, error.kind), (2, 11) | (3, 3)),
-        mtu: error.info,
-        sequence: u16::from_be_bytes([sent[6], sent[7]]),
-    })
-}
-
-/// The error in a message's control data, and who reported it.
-fn extended_error(message: &libc::msghdr) -> Option<(ExtendedError, Option<SocketAddr>)> {
-    // SAFETY: the kernel has written well-formed control messages, which these macros walk within the
-    // length that it left in `message`; what is read lies inside one message, as its length is checked.
-    unsafe {
-        let mut header = libc::CMSG_FIRSTHDR(message);
-        while !header.is_null() {
-            let kind = ((*header).cmsg_level, (*header).cmsg_type);
-            let room = (*header).cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
-            let ours = kind == (libc::IPPROTO_IP, libc::IP_RECVERR)
-                || kind == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR);
-            if ours && room >= size_of::<ExtendedError>() {
-                let data = libc::CMSG_DATA(header);
-                let error = data.cast::<ExtendedError>().read_unaligned();
-                let offender = data.add(size_of::<ExtendedError>());
-                let whole = room >= size_of::<ExtendedError>() + size_of::<libc::sockaddr_in>();
-                let reporter = whole.then(|| read_offender(offender)).flatten();
-                return Some((error, reporter));
-            }
-            header = libc::CMSG_NXTHDR(message, header);
-        }
-    }
-    None
-}
-
-/// The address after an extended error; its family is `AF_UNSPEC` when nobody reported it.
-///
-/// # Safety
-/// `pointer` is to a socket address as the kernel writes it, inside a buffer of `CONTROL_SIZE`.
-unsafe fn read_offender(pointer: *const u8) -> Option<SocketAddr> {
-    // SAFETY: the caller's promise; the buffer goes on past a short address.
-    unsafe { read_address(pointer.cast()).ok() }
-}
-
 /// Whether an address is one of an interface of this host, for hosts where routes cannot be asked for.
 pub(super) fn is_interface_address(address: IpAddr) -> bool {
     route::interface_addresses().is_ok_and(|all| all.contains(&address))
 }
 
-/// An address from a list that `getifaddrs` gave.
-///
-/// # Safety
-/// `pointer` is null or to a socket address of its family's size.
-pub(super) unsafe fn interface_address(pointer: *const libc::sockaddr) -> Option<IpAddr> {
-    if pointer.is_null() {
-        return None;
-    }
-    // SAFETY: the caller's promise.
-    unsafe { read_address(pointer).ok().map(|address| address.ip()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn resolv_conf_lines() {
-        let text = "# x\nsearch a.test\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver x\n";
-        let expected = ["192.0.2.1:53".parse().unwrap(), "[fe80::1]:53".parse().unwrap()];
-        assert_eq!(parse_resolv_conf(text), expected);
-    }
 
     #[test]
     fn the_host_knows_its_own_addresses() {

@@ -1,6 +1,10 @@
 //! What the stack needs of the host: sockets, and a few facts. Nothing here blocks.
 
+mod address;
+mod error_queue;
 pub mod linux;
+pub mod poller;
+mod resolv_conf;
 pub mod route;
 
 use crate::slab::Id;

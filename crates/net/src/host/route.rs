@@ -5,7 +5,7 @@
 //!
 //! Reference: Linux man-pages 6.03 rtnetlink(7), netlink(7).
 
-use super::linux;
+use super::{address, linux};
 use std::io::{self, Error};
 use std::mem::size_of;
 use std::net::IpAddr;
@@ -136,7 +136,7 @@ pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
     while !entry.is_null() {
         // SAFETY: entries form a list that ends with null, and live until `freeifaddrs`.
         unsafe {
-            addresses.extend(linux::interface_address((*entry).ifa_addr));
+            addresses.extend(address::interface_address((*entry).ifa_addr));
             entry = (*entry).ifa_next;
         }
     }
