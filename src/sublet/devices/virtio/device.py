@@ -101,17 +101,21 @@ class VirtioDevice:
     def process(self, index: int, queue: Virtqueue) -> None:
         """Serve a queue until it is empty; on the executor, with the queue's lock held."""
         for _ in range(ROUNDS):
-            chains = queue.pop_batch(BATCH)
-            if not chains:
+            if not self.serve_batch(index, queue):
                 if not queue.enable_notifications():
                     return
                 continue
-            queue.disable_notifications()
-            used = [(chain.head, self.handle(index, queue, chain)) for chain in chains]
-            queue.push_batch(used)
             if queue.needs_interrupt():
                 self.transport.queue_interrupt(index)
         self.schedule(index)
+
+    def serve_batch(self, index: int, queue: Virtqueue, limit: int = BATCH) -> int:
+        """Take up to ``limit`` requests, carry them out and return them to the driver; how many."""
+        chains = queue.pop_batch(limit)
+        if chains:
+            queue.disable_notifications()
+            queue.push_batch([(chain.head, self.handle(index, queue, chain)) for chain in chains])
+        return len(chains)
 
     # What the transport calls
 

@@ -186,6 +186,18 @@ class Virtqueue:
             index = entry[3]
         raise GuestError("indirect descriptor table loops")
 
+    # Leaving both to the core
+
+    def ring(self) -> tuple[int, int, int, int, bool, int, int]:
+        """What ``core.InPlace.serve`` has to know."""
+        parts = (self._desc_table, self._avail_ring, self._used_ring)
+        return (self.size, *parts, self._indirect, self._next_avail, self._next_used)
+
+    def served(self, count: int) -> None:
+        """The next ``count`` chains were taken and returned by the core."""
+        self._next_avail = (self._next_avail + count) & 0xFFFF
+        self._next_used = (self._next_used + count) & 0xFFFF
+
     # Returning them
 
     def push_batch(self, used: list[tuple[int, int]]) -> None:
