@@ -64,7 +64,7 @@ class Floppies:
                 opened.callback(drives[-1].close)
             opened.pop_all()
         self.dma = IsaDma(memory)
-        self.controller = FloppyController(drives, irq, self.dma.channel(fdc.DMA_CHANNEL), workers)
+        self.controller = FloppyController(drives, irq, self.dma.channel(fdc.DMA_CHANNEL), workers.branch(1))
         ports.add(*dma.FIRST_PORTS, self.dma.first)
         ports.add(*dma.SECOND_PORTS, self.dma.second)
         ports.add(*dma.PAGE_PORTS, self.dma.pages)

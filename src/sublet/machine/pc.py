@@ -40,7 +40,7 @@ class Pc(FirmwareBoard):
             ata_drives(self.config, "ide", self.drives),
             lines,
             self.vm.memory,
-            self.workers,
+            self.workers.branch(ide.CHANNELS),
             data_ports=[DataPort(self.vm, port) for port in ide.COMMAND_BASES],
         )
         self.closing.callback(function.close)

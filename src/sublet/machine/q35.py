@@ -53,7 +53,7 @@ class Q35(FirmwareBoard):
         """ICH9 in slot 31."""
         self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block))
         drives = ata_drives(self.config, "ahci", self.drives)
-        ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers)
+        ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers.branch(len(drives)))
         self.closing.callback(ahci.close)
         self.pci.plug(31, ahci, function=2)
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from sublet.devices.storage.serial_queue import SerialQueue
 from sublet.machine.console import InputRoute
 from sublet.machine.control import Control, Request
 from sublet.machine.host import GsiLine, MsiPort, SharedLine, WorkerPool
@@ -60,6 +61,19 @@ def test_a_disk_that_waits_keeps_no_other_from_working(pool: WorkerPool) -> None
     release.set()
     assert pool.close()
     slow.submit(lambda: pytest.fail("ran after close"))
+
+
+def test_cables_with_a_thread_each_do_not_wait_for_each_other(pool: WorkerPool) -> None:
+    release, done = threading.Event(), threading.Event()
+    threads = pool.branch(3)
+    cables = [SerialQueue(threads) for _ in range(3)]
+    for slow in cables[:2]:
+        for _ in range(3):
+            slow.submit(release.wait)
+    cables[2].submit(done.set)
+    assert done.wait(10)
+    release.set()
+    assert pool.close()
 
 
 def test_an_exception_is_reported_and_the_worker_goes_on(pool: WorkerPool, errors: list[Exception]) -> None:

@@ -42,7 +42,7 @@ class Ich9Ahci(PciDevice):
         drives: At most six; None where a port is empty.
         memory: For command lists and data.
         msi: Where messages go.
-        executor: Where commands run.
+        executor: Where commands run: each port's one after the other, so on a thread each none waits.
     """
 
     def __init__(

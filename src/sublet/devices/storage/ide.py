@@ -45,7 +45,7 @@ class PiixIde(PciDevice):
         drives: At most four; None where a place is empty.
         irqs: IRQ 14 and 15 (edge).
         memory: For DMA.
-        executor: Where host work runs.
+        executor: Where host work runs: each channel's one after the other, so on a thread each none waits.
         device_id: ``PIIX3_DEVICE`` or ``PIIX4_DEVICE``.
         data_ports: Of both channels, or none: see `IdeChannel`.
     """
