@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,6 +122,58 @@ def capture(
         say(f"{name} ended; recorded to {out}")
         return
     say(f"recorded {result['recorded']} packets to {out}, missed {result['missed']}")
+
+
+@net.command(name="setup")
+def setup(
+    device: Annotated[str, typer.Argument(help="Name of the device to make, such as tap0.")],
+    user: Annotated[str | None, typer.Option(help="Whose it is to be; without it, who called sudo.")] = None,
+    bridge: Annotated[
+        str | None, typer.Option(help="Plug it into this bridge, so that machines are on its LAN.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Without --bridge: this host's address on a network of the device's own.")
+    ] = "192.168.88.1/24",
+    queues: Annotated[int, typer.Option(min=1, max=8, help="Queues; the machine asks for as many.")] = 1,
+    undo: Annotated[bool, typer.Option("--undo", help="Remove the device again.")] = False,
+) -> None:
+    """Give a user without privileges a device on a network of this host. For root, once.
+
+    The user then runs `sublet run ... --net tap,interface=DEVICE`.
+    """
+    from sublet.net.tap.setup import Plan, remove_device, set_up_device
+
+    if undo:
+        done = remove_device(device) or [f"there is no {device}"]
+    else:
+        plan = Plan(device, _owner(user), bridge, _interface_address(address), queues)
+        done = set_up_device(plan)
+        asked = f",queues={queues}" if queues > 1 else ""
+        done.append(f"{plan.user} runs: sublet run ... --net tap,interface={device}{asked}")
+        done.append(f"to undo it: sublet net setup {device} --undo")
+    for sentence in done:
+        typer.echo(sentence)
+
+
+def _owner(user: str | None) -> str:
+    from sublet.errors import UsageError
+
+    name = user or os.environ.get("SUDO_USER")
+    if not name:
+        raise UsageError("nobody is named who is to have the device", remedy="Give --user NAME.")
+    return name
+
+
+def _interface_address(text: str) -> ipaddress.IPv4Interface:
+    from sublet.errors import UsageError
+
+    try:
+        address = ipaddress.IPv4Interface(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no address", remedy="Give one such as 192.168.88.1/24.") from error
+    if not 8 <= address.network.prefixlen <= 29:
+        raise UsageError(f"{text!r} is no host in a network of 8 to 29 bits")
+    return address
 
 
 def _show(operation: str, name: str | None, as_json: bool, **parameters: Any) -> None:
