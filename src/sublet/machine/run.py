@@ -57,8 +57,8 @@ def run_machine(config: MachineConfig, console: Console) -> MachineResult:
     """Boot the machine and keep it until it powers off, panics, fails, or the user leaves.
 
     Call it on the main thread: SIGINT and SIGHUP leave at once. The first SIGTERM presses the power
-    button; a second one, or `POWER_BUTTON_LIMIT_S` without a power-off, leaves. On another thread it
-    works without signals.
+    button; a second one, a reset, or `POWER_BUTTON_LIMIT_S` without a power-off, leaves. On another
+    thread it works without signals.
 
     Raises:
         UsageError: The definition asks for something impossible.
@@ -136,10 +136,12 @@ def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:
             return Request.LEFT
         if message.request is Request.FAILED:
             raise _failure(message)
+        pressed = deadline is not None
+        if pressed and message.request in (*_REBOOTS, Request.POWER_BUTTON):
+            # Told to end, it starts again (firmware with nothing to boot does): it would go on for ever.
+            return Request.LEFT
         if message.request is not Request.POWER_BUTTON:
             return message.request
-        if deadline is not None:
-            return Request.LEFT
         deadline = time.monotonic() + POWER_BUTTON_LIMIT_S
         cycle.board.press_power_button()
 

@@ -226,6 +226,17 @@ def test_a_guest_that_ignores_the_power_button_is_stopped(
     assert run_on(fake, config).exit_code == 130
 
 
+def test_a_guest_that_resets_when_told_to_end_is_stopped(run_on: Run, config: MachineConfig) -> None:
+    def boot() -> Iterator[FakeExit]:
+        if len(fake.vms) == 1:
+            yield from press_power_button(fake)
+        yield from RESET
+
+    fake = FakeEngine(boot)
+    assert run_on(fake, config).exit_code == 130
+    assert len(fake.vms) == 1
+
+
 def test_input_reaches_the_guest(run_on: Run, config: MachineConfig, console: RecordingConsole) -> None:
     def boot() -> Iterator[FakeExit]:
         vcpu = fake.vms[0].vcpus[0]
