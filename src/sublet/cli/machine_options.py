@@ -20,6 +20,13 @@ class MachineChoice(enum.StrEnum):
     Q35 = "q35"
 
 
+class VirtioChoice(enum.StrEnum):
+    """Values of ``--virtio``."""
+
+    TRANSITIONAL = "transitional"
+    MODERN = "modern"
+
+
 @dataclass(frozen=True)
 class MachineOptions:
     """What the user said of the machine; None and empty: nothing."""
@@ -31,6 +38,7 @@ class MachineOptions:
     """Names of boot devices, with commas."""
     cdroms: tuple[Path, ...] = ()
     floppies: tuple[Path, ...] = ()
+    virtio: VirtioChoice | None = None
 
     @property
     def needs_firmware(self) -> bool:
@@ -64,6 +72,7 @@ class MachineOptions:
             "boot": _boot_order(self.boot),
             "cdroms": self.cdroms,
             "floppies": self.floppies,
+            "virtio": None if self.virtio is None else self.virtio.value,
         }
 
     def _machine(self, with_firmware: bool) -> MachineChoice:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sublet.cli.firmware_files import provide_firmware
-from sublet.cli.machine_options import MachineChoice, MachineOptions
+from sublet.cli.machine_options import MachineChoice, MachineOptions, VirtioChoice
 from sublet.cli.messages import ProgressDisplay, say
 from sublet.cli.statistics import StatisticsFormat, print_statistics
 from sublet.errors import UsageError
@@ -130,6 +130,15 @@ def run(
             metavar="FILE", help="Image in a floppy drive; at most two.", rich_help_panel=_MACHINE_PANEL
         ),
     ] = None,
+    virtio: Annotated[
+        VirtioChoice | None,
+        typer.Option(
+            help="Whether virtio devices also serve drivers of before virtio 1.0 (transitional: the default "
+            "on pc) or not (modern: elsewhere).",
+            show_default=False,
+            rich_help_panel=_MACHINE_PANEL,
+        ),
+    ] = None,
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -220,7 +229,7 @@ def run(
     from sublet.machine import run_machine
 
     memory_mib = None if memory is None else _memory_mib(memory)
-    options = MachineOptions(machine, firmware, boot, tuple(cdrom or ()), tuple(floppy or ()))
+    options = MachineOptions(machine, firmware, boot, tuple(cdrom or ()), tuple(floppy or ()), virtio)
     with _Boot(guest, kernel, initrd, append, options, has_disks=bool(disk)) as source:
         config = source.configure(
             memory_mib, cpus, disk or [], net or ["nat"], engine, name, reboot=not no_reboot

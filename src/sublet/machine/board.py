@@ -97,7 +97,11 @@ class Board(ABC):
     def pci_cards(self) -> list[PciDevice]:
         """What is plugged into PCI slots on every board: virtio devices, then other network cards."""
         memory = self.vm.memory
-        virtio = [VirtioPci(device, memory, MsiPort(self.vm)) for device in self.virtio.all]
+        transitional = self.config.virtio_is_transitional
+        virtio = [
+            VirtioPci(device, memory, MsiPort(self.vm), transitional=transitional)
+            for device in self.virtio.all
+        ]
         return [*virtio, *self.networks.pci]
 
     @abstractmethod

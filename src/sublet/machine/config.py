@@ -72,6 +72,8 @@ class MachineConfig(BaseModel):
     """Floppy images, of pc and q35."""
     memory_mib: int = 512
     """Guest RAM in MiB; `sublet.machine.memory_map` says which values are possible."""
+    virtio: Literal["transitional", "modern"] | None = None
+    """Whether virtio devices have the legacy interface too; None: on pc, as its old systems need it."""
     cpus: int = 1
     """Number of vCPUs."""
     disks: tuple[DiskConfig, ...] = Field(default=())
@@ -82,6 +84,11 @@ class MachineConfig(BaseModel):
     """Whether to sample where the guest spends its time; translate only."""
     reboot: bool = True
     """Whether a guest reset boots again; otherwise it ends the run."""
+
+    @property
+    def virtio_is_transitional(self) -> bool:
+        """Whether virtio devices have the legacy interface beside the modern one."""
+        return self.virtio == "transitional" if self.virtio is not None else self.machine == "pc"
 
     def bus_of(self, disk: DiskConfig) -> DiskBus:
         """What a disk hangs on in this machine."""

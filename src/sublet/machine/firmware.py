@@ -29,8 +29,9 @@ FIRMWARE_DIRECTORIES: Final = tuple(
 FOLDERS_VARIABLE: Final = "SUBLET_FIRMWARE_FOLDERS"
 """Folders to look into in place of those, separated by colons; empty: none."""
 VIDEO_BIOS: Final = ("vgabios-stdvga.bin",)
-NETWORK_ROMS: Final = ("efi-e1000.rom",)
-"""Has an image for the BIOS and one for UEFI. That of virtio, of 2019, does not drive our modern devices."""
+E1000_ROM: Final = ("efi-e1000.rom",)
+VIRTIO_ROM: Final = ("efi-virtio.rom",)
+"""Of iPXE: each has an image for the BIOS and one for UEFI."""
 
 _BIOS: Final = ("bios-256k.bin", "bios.bin")
 _UEFI_CODE: Final = ("OVMF_CODE_4M.fd", "OVMF_CODE.4m.fd", "OVMF_CODE.fd")
@@ -84,7 +85,7 @@ def missing_packages(config: MachineConfig) -> tuple[str, ...]:
     elif find_image(_BIOS, config.firmware_folders) is None:
         needed = {"seabios": _BIOS}
     if "network" in config.boot:
-        needed["ipxe-qemu"] = NETWORK_ROMS
+        needed["ipxe-qemu"] = E1000_ROM
     return tuple(
         package for package, names in needed.items() if find_image(names, config.firmware_folders) is None
     )

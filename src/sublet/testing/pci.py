@@ -38,6 +38,19 @@ class FakeAddressSpace:
                 return device, address - base
         return None
 
+    def port_read(self, port: int, size: int) -> int:
+        """A guest's IN; all ones where nothing decodes."""
+        for (base, length), device in self.pio.items():
+            if base <= port < base + length:
+                return device.pio_read(port - base, size)
+        return (1 << (8 * size)) - 1
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """A guest's OUT; dropped where nothing decodes."""
+        for (base, length), device in self.pio.items():
+            if base <= port < base + length:
+                device.pio_write(port - base, size, value)
+
     def read(self, address: int, size: int) -> int:
         """A guest's MMIO read; all ones where nothing decodes."""
         found = self._find(address)
@@ -75,6 +88,10 @@ class PciDriver:
         low = self.config_read(cs.BAR0 + 4 * index, 4)
         high = self.config_read(cs.BAR0 + 4 * index + 4, 4) if low & 4 else 0
         return (low & ~15) | high << 32
+
+    def port(self, index: int) -> int:
+        """The base that an I/O BAR holds."""
+        return self.config_read(cs.BAR0 + 4 * index, 4) & ~3
 
     def capabilities(self) -> list[tuple[int, int]]:
         """(identifier, offset) of each, in list order."""

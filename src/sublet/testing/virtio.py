@@ -24,7 +24,10 @@ class VirtioDriver:
     ``memory`` is the machine's RAM; queue n lies at ``QUEUE_SPACE * (n + 1)`` and its buffers behind it.
     """
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory | None = None) -> None:
+    def __init__(
+        self, device: VirtioDevice, memory: GuestMemory | None = None, *, transitional: bool = False
+    ) -> None:
+        self.structures_bar = 4 if transitional else 0
         self.device = device
         self.memory = memory or GuestMemory.alone(RamBlock(MEMORY_SIZE))
         self.lines = [RecordingIrqLine() for _ in range(8)]
@@ -37,7 +40,7 @@ class VirtioDriver:
             memory64=Window(1 << 40, 1 << 30),
             io=Window(0xC000, 0x1000),
         )
-        self.function = VirtioPci(device, self.memory, self.msi)
+        self.function = VirtioPci(device, self.memory, self.msi, transitional=transitional)
         self.host.plug(1, self.function)
         self.host.assign_bars()
         self.pci = PciDriver(self.host, self.bus, 1)
@@ -51,11 +54,11 @@ class VirtioDriver:
 
     def read(self, offset: int, size: int) -> int:
         """Read BAR 0."""
-        return self.pci.read(0, offset, size)
+        return self.pci.read(self.structures_bar, offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write BAR 0."""
-        self.pci.write(0, offset, size, value)
+        self.pci.write(self.structures_bar, offset, size, value)
 
     @property
     def status(self) -> int:

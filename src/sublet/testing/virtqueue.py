@@ -12,15 +12,17 @@ DESC_F_NEXT, DESC_F_WRITE, DESC_F_INDIRECT = 1, 2, 4
 class DriverQueue:
     """A queue laid out from ``base`` on: table, avail ring, used ring, then room for buffers.
 
+    ``alignment``, a power of two, is the used ring's; drivers of the legacy interface take 4096.
+
     Reference: virtio 1.2 §2.7 "Split Virtqueues".
     """
 
-    def __init__(self, memory: GuestMemory, base: int, size: int) -> None:
+    def __init__(self, memory: GuestMemory, base: int, size: int, alignment: int = 4) -> None:
         self.memory = memory
         self.size = size
         self.desc_table = base
         self.avail_ring = base + 16 * size
-        self.used_ring = (self.avail_ring + 6 + 2 * size + 3) & ~3
+        self.used_ring = (self.avail_ring + 6 + 2 * size + alignment - 1) & -alignment
         self._next_buffer = (self.used_ring + 6 + 8 * size + 4095) & ~4095
         self._next_desc = 0
         self._avail_idx = 0

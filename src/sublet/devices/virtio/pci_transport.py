@@ -1,6 +1,7 @@
-"""virtio over PCI, modern interface only.
+"""virtio over PCI: the modern interface, and the identity of transitional functions.
 
-BAR 0 (64-bit memory, 16 KiB) holds the four structures, BAR 2 (32-bit memory, 4 KiB) the MSI-X table:
+BAR 0 (64-bit memory, 16 KiB) holds the four structures, BAR 2 (32-bit memory, 4 KiB) the MSI-X table. In
+a transitional function they are BARs 4 and 1, and BAR 0 is the legacy interface (`legacy`). The structures:
 
     0x0000 common configuration    0x1000 ISR status
     0x2000 device configuration    0x3000 notifications, 4 bytes a queue
@@ -25,15 +26,19 @@ from sublet.devices.virtio.device import (
     TRANSPORT_FEATURES,
     VirtioDevice,
 )
+from sublet.devices.virtio.legacy import legacy_bar
 from sublet.devices.virtio.queue import Virtqueue
 from sublet.errors import GuestError
 from sublet.hw import GuestMemory, MsiSink
 
 VENDOR_ID = 0x1AF4
 DEVICE_ID_BASE = 0x1040
+TRANSITIONAL_DEVICE_IDS = {1: 0x1000, 2: 0x1001, 3: 0x1003, 4: 0x1005}
+"""By device type (virtio 1.2 §4.1.2 "PCI Device Discovery"): network, block, console, entropy source."""
 SUBSYSTEM_ID_BASE = 0x1100
 
 BAR_INDEX, MSIX_BAR_INDEX = 0, 2
+TRANSITIONAL_BAR_INDEX, TRANSITIONAL_MSIX_BAR_INDEX = 4, 1
 BAR_SIZE = 0x4000
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 REGION_SIZE = 0x1000
@@ -64,38 +69,52 @@ class QueueConfig:
 class VirtioPci(PciDevice):
     """Makes a ``VirtioDevice`` a PCI function with one MSI-X vector a queue and one for configuration.
 
-    Locks: ``_registers`` guards the common configuration and is held while the device is activated or
+    Locks: ``registers`` guards the common configuration and is held while the device is activated or
     reset; ``_interrupts`` guards the ISR and may be taken with queue locks held, never before them.
 
-    Bad input, by design: registers accessed with another width than the field's read as zero and
-    ignore writes; queues past the last read as size 0; the driver's illegal status changes are ignored.
+    Bad input, by design: registers read wider than the field are zero, written with another width they
+    ignore it; queues past the last read as size 0; the driver's illegal status changes are ignored.
 
     Args:
         device: What to expose.
         memory: Guest RAM, for the queues.
         msi: Receives MSI-X messages.
+        transitional: Offer the legacy interface too, to drivers of virtio 0.9.5 and before.
     """
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory, msi: MsiSink) -> None:
+    status: int
+    """What the driver wrote, without DEVICE_NEEDS_RESET."""
+    driver_features: int
+    queue_select: int
+    config_vector: int
+
+    def __init__(
+        self, device: VirtioDevice, memory: GuestMemory, msi: MsiSink, *, transitional: bool = False
+    ) -> None:
+        kind = device.device_type
         super().__init__(
             vendor_id=VENDOR_ID,
-            device_id=DEVICE_ID_BASE + device.device_type,
+            device_id=TRANSITIONAL_DEVICE_IDS[kind] if transitional else DEVICE_ID_BASE + kind,
             class_code=device.pci_class,
-            revision=1,
+            revision=0 if transitional else 1,
             subsystem_vendor_id=VENDOR_ID,
-            subsystem_id=SUBSYSTEM_ID_BASE,
+            subsystem_id=kind if transitional else SUBSYSTEM_ID_BASE,
             interrupt_pin=1,
         )
         self.device = device
         device.transport = self
         self._memory = memory
-        self._registers = threading.RLock()
+        self.registers = threading.RLock()
         self._interrupts = threading.Lock()
         self._generation = 0
         self._isr = 0
         self._broken = False
-        self.add_bar(Bar(BAR_INDEX, BarKind.MEMORY64, BAR_SIZE, self))
-        self.msix = MsixTable(self, MSIX_BAR_INDEX, len(device.queue_sizes) + 1, msi)
+        self._bar = TRANSITIONAL_BAR_INDEX if transitional else BAR_INDEX
+        if transitional:
+            self.add_bar(legacy_bar(self))
+        self.add_bar(Bar(self._bar, BarKind.MEMORY64, BAR_SIZE, self))
+        msix_bar = TRANSITIONAL_MSIX_BAR_INDEX if transitional else MSIX_BAR_INDEX
+        self.msix = MsixTable(self, msix_bar, len(device.queue_sizes) + 1, msi)
         self._add_capabilities()
         self._set_initial_registers()
 
@@ -110,16 +129,16 @@ class VirtioPci(PciDevice):
 
     def _add_region(self, kind: int, offset: int, length: int, extra: bytes = b"") -> None:
         """virtio 1.2 §4.1.4 ``struct virtio_pci_cap``, after its identifier and next pointer."""
-        body = struct.pack("<BBBxxxII", 16 + len(extra), kind, BAR_INDEX, offset, length)
+        body = struct.pack("<BBBxxxII", 16 + len(extra), kind, self._bar, offset, length)
         self.config.add_capability(CAP_VENDOR, body + extra)
 
     def _set_initial_registers(self) -> None:
-        self._status = 0
+        self.status = 0
         self._device_feature_select = 0
         self._driver_feature_select = 0
-        self._driver_features = 0
-        self._config_vector = NO_VECTOR
-        self._queue_select = 0
+        self.driver_features = 0
+        self.config_vector = NO_VECTOR
+        self.queue_select = 0
         self._queues = [QueueConfig(size, size) for size in self.device.queue_sizes]
 
     @property
@@ -127,14 +146,14 @@ class VirtioPci(PciDevice):
         """All feature bits that the device and this transport offer."""
         return self.device.offered_features | TRANSPORT_FEATURES
 
-    # BAR 0
+    # The structures
 
     def mmio_read(self, offset: int, size: int) -> int:
         """Read one of the structures."""
         region, offset = offset & ~(REGION_SIZE - 1), offset & (REGION_SIZE - 1)
         if region == ISR:
-            return self._read_isr() if offset == 0 else 0
-        with self._registers:
+            return self.read_isr() if offset == 0 else 0
+        with self.registers:
             if region == COMMON:
                 return self._read_common(offset, size)
             if region == DEVICE:
@@ -144,18 +163,18 @@ class VirtioPci(PciDevice):
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """Write one of the structures; the notification area is the hot one."""
         if offset >= NOTIFY:
-            if self._status & STATUS_DRIVER_OK:
+            if self.status & STATUS_DRIVER_OK:
                 self.device.notify((offset - NOTIFY) // NOTIFY_MULTIPLIER)
             return
         region, offset = offset & ~(REGION_SIZE - 1), offset & (REGION_SIZE - 1)
-        with self._registers:
+        with self.registers:
             if region == COMMON:
                 self._write_common(offset, size, value)
             elif region == DEVICE:
                 data = (value & ((1 << (8 * size)) - 1)).to_bytes(size, "little")
                 self.device.write_config(offset, data)
 
-    def _read_isr(self) -> int:
+    def read_isr(self) -> int:
         """Reading clears the status and releases the pin (virtio 1.2 §4.1.4.5)."""
         with self._interrupts:
             isr, self._isr = self._isr, 0
@@ -166,7 +185,10 @@ class VirtioPci(PciDevice):
         if size == 8 and offset in _QUEUE_ADDRESSES:
             return self._read_common(offset, 4) | self._read_common(offset + 4, 4) << 32
         entry = _COMMON_FIELDS.get(offset)
-        return entry.read(self) if entry is not None and entry.size == size else 0
+        if entry is None or entry.size < size:
+            return 0
+        # Quirk: iPXE reads the lower half alone of 32-bit fields, and means the whole.
+        return entry.read(self) & ((1 << (8 * size)) - 1)
 
     def _write_common(self, offset: int, size: int, value: int) -> None:
         if size == 8 and offset in _QUEUE_ADDRESSES:
@@ -185,13 +207,13 @@ class VirtioPci(PciDevice):
 
     def _read_driver_feature(self) -> int:
         select = self._driver_feature_select
-        return self._driver_features >> (32 * select) & 0xFFFF_FFFF if select < 2 else 0
+        return self.driver_features >> (32 * select) & 0xFFFF_FFFF if select < 2 else 0
 
     def _write_driver_feature(self, value: int) -> None:
-        if self._driver_feature_select > 1 or self._status & STATUS_FEATURES_OK:
+        if self._driver_feature_select > 1 or self.status & STATUS_FEATURES_OK:
             return
         shift = 32 * self._driver_feature_select
-        self._driver_features = self._driver_features & ~(0xFFFF_FFFF << shift) | value << shift
+        self.driver_features = self.driver_features & ~(0xFFFF_FFFF << shift) | value << shift
 
     def _write_device_feature_select(self, value: int) -> None:
         self._device_feature_select = value
@@ -200,36 +222,41 @@ class VirtioPci(PciDevice):
         self._driver_feature_select = value
 
     def _write_config_vector(self, value: int) -> None:
-        self._config_vector = value if value < self.msix.vectors else NO_VECTOR
+        self.config_vector = self.valid_vector(value)
+
+    def valid_vector(self, value: int) -> int:
+        """The vector, or the one that means none where there is no such."""
+        return value if value < self.msix.vectors else NO_VECTOR
 
     def _read_status(self) -> int:
-        return self._status | (STATUS_NEEDS_RESET if self._broken else 0)
+        return self.status | (STATUS_NEEDS_RESET if self._broken else 0)
 
     def _write_status(self, value: int) -> None:
         if value == 0:
-            self._reset_device()
+            self.reset_device()
             return
-        added = value & ~self._status & ~STATUS_NEEDS_RESET
+        added = value & ~self.status & ~STATUS_NEEDS_RESET
         if added & STATUS_FEATURES_OK and not self._features_acceptable():
             # §2.2.2: the device "MUST NOT" accept FEATURES_OK for a set it does not support.
             added &= ~(STATUS_FEATURES_OK | STATUS_DRIVER_OK)
-        if added & STATUS_DRIVER_OK and not (self._status | added) & STATUS_FEATURES_OK:
+        if added & STATUS_DRIVER_OK and not (self.status | added) & STATUS_FEATURES_OK:
             added &= ~STATUS_DRIVER_OK
-        self._status |= added
+        self.status |= added
         if added & STATUS_DRIVER_OK:
-            self._activate()
+            self.activate()
 
     def _features_acceptable(self) -> bool:
-        unknown = self._driver_features & ~self.offered_features
-        return not unknown and bool(self._driver_features & F_VERSION_1)
+        unknown = self.driver_features & ~self.offered_features
+        return not unknown and bool(self.driver_features & F_VERSION_1)
 
-    def _activate(self) -> None:
+    def activate(self) -> None:
+        """Have the device serve the queues that are enabled."""
         try:
             queues = [self._make_queue(queue) if queue.enabled else None for queue in self._queues]
         except GuestError as error:
             self.needs_reset(str(error))
             return
-        self.device.activate(queues, self._driver_features)
+        self.device.activate(queues, self.driver_features)
 
     def _make_queue(self, config: QueueConfig) -> Virtqueue:
         return Virtqueue(
@@ -238,11 +265,12 @@ class VirtioPci(PciDevice):
             config.desc,
             config.driver,
             config.device,
-            event_idx=bool(self._driver_features & F_EVENT_IDX),
-            indirect=bool(self._driver_features & F_INDIRECT_DESC),
+            event_idx=bool(self.driver_features & F_EVENT_IDX),
+            indirect=bool(self.driver_features & F_INDIRECT_DESC),
         )
 
-    def _reset_device(self) -> None:
+    def reset_device(self) -> None:
+        """What writing 0 to the status does. Precondition: ``registers`` is held."""
         self.device.reset()
         self._set_initial_registers()
         with self._interrupts:
@@ -251,16 +279,16 @@ class VirtioPci(PciDevice):
             self.set_intx(False)
 
     def _write_queue_select(self, value: int) -> None:
-        self._queue_select = value
+        self.queue_select = value
 
-    def _selected(self) -> QueueConfig:
+    def selected_queue(self) -> QueueConfig:
         """The selected queue; past the last, one of size 0 that takes no writes."""
-        select = self._queue_select
+        select = self.queue_select
         return self._queues[select] if select < len(self._queues) else QueueConfig(0, 0)
 
     def _writable_queue(self) -> QueueConfig:
         """The selected queue, or a throw-away one when the driver may not configure it any more."""
-        queue = self._selected()
+        queue = self.selected_queue()
         return QueueConfig(0, 0) if queue.enabled else queue
 
     def _write_queue_size(self, value: int) -> None:
@@ -269,15 +297,15 @@ class VirtioPci(PciDevice):
             queue.size = value
 
     def _write_queue_vector(self, value: int) -> None:
-        self._selected().vector = value if value < self.msix.vectors else NO_VECTOR
+        self.selected_queue().vector = self.valid_vector(value)
 
     def _write_queue_enable(self, value: int) -> None:
         # §4.1.4.3.2: the driver "MUST NOT write a 0"; queues cannot join after DRIVER_OK.
-        if value == 1 and not self._status & STATUS_DRIVER_OK:
-            self._selected().enabled = 1
+        if value == 1 and not self.status & STATUS_DRIVER_OK:
+            self.selected_queue().enabled = 1
 
     def _read_notify_offset(self) -> int:
-        return self._queue_select if self._queue_select < len(self._queues) else 0
+        return self.queue_select if self.queue_select < len(self._queues) else 0
 
     # Interrupts
 
@@ -291,10 +319,10 @@ class VirtioPci(PciDevice):
     def config_interrupt(self) -> None:
         """Tell the driver that the configuration changed. Any thread."""
         self._generation = (self._generation + 1) & 0xFF
-        if not self._status & STATUS_DRIVER_OK:
+        if not self.status & STATUS_DRIVER_OK:
             return
         if self.msix.enabled:
-            self.msix.notify(self._config_vector)
+            self.msix.notify(self.config_vector)
         else:
             self._raise_isr(ISR_CONFIG)
 
@@ -337,22 +365,24 @@ class VirtioPci(PciDevice):
         base = self._window_capability
         bar = self.config.get(base + 4, 1)
         offset, length = self.config.get(base + 8, 4), self.config.get(base + 12, 4)
-        legal = bar == BAR_INDEX and length in (1, 2, 4) and offset % length == 0
+        legal = bar == self._bar and length in (1, 2, 4) and offset % length == 0
         return (offset, length) if legal and offset + length <= BAR_SIZE else None
 
     # Lifecycle
 
     def reset(self) -> None:
         """Power-on state of device, transport and function."""
-        with self._registers:
-            self._reset_device()
+        with self.registers:
+            self.reset_device()
             self.msix.reset()
             super().reset()
 
     def save_state(self) -> dict[str, Any]:
         """Everything the guest could observe. The machine is paused and no request is in flight."""
-        with self._registers:
-            state: dict[str, Any] = {name: getattr(self, "_" + name) for name in _STATE_FIELDS}
+        with self.registers:
+            state: dict[str, Any] = {
+                name: getattr(self, attribute) for name, attribute in _STATE_FIELDS.items()
+            }
             state["queues"] = [_queue_tuple(queue) for queue in self._queues]
             state["positions"] = self.device.queue_states()
             state["msix"] = self.msix.save_state()
@@ -362,15 +392,15 @@ class VirtioPci(PciDevice):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``save_state`` on a device with the same queues."""
-        with self._registers:
-            self._reset_device()
+        with self.registers:
+            self.reset_device()
             super().load_state(state["pci"])
             self.msix.load_state(state["msix"])
-            for name in _STATE_FIELDS:
-                setattr(self, "_" + name, state[name])
+            for name, attribute in _STATE_FIELDS.items():
+                setattr(self, attribute, state[name])
             self._queues = [QueueConfig(*values) for values in state["queues"]]
             self.device.load_state(state["device"])
-            if self._status & STATUS_DRIVER_OK:
+            if self.status & STATUS_DRIVER_OK:
                 self._reactivate(state["positions"])
 
     def _reactivate(self, positions: list[dict[str, Any] | None]) -> None:
@@ -380,7 +410,7 @@ class VirtioPci(PciDevice):
             if queue is not None and position is not None:
                 queue.load_state(position)
             queues.append(queue)
-        self.device.activate(queues, self._driver_features)
+        self.device.activate(queues, self.driver_features)
 
 
 def _queue_tuple(queue: QueueConfig) -> tuple[int, ...]:
@@ -395,17 +425,18 @@ def _queue_tuple(queue: QueueConfig) -> tuple[int, ...]:
     )
 
 
-_STATE_FIELDS = (
-    "status",
-    "device_feature_select",
-    "driver_feature_select",
-    "driver_features",
-    "config_vector",
-    "queue_select",
-    "generation",
-    "isr",
-    "broken",
-)
+_STATE_FIELDS = {
+    "status": "status",
+    "device_feature_select": "_device_feature_select",
+    "driver_feature_select": "_driver_feature_select",
+    "driver_features": "driver_features",
+    "config_vector": "config_vector",
+    "queue_select": "queue_select",
+    "generation": "_generation",
+    "isr": "_isr",
+    "broken": "_broken",
+}
+"""Names in a saved state, and the attributes that they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +454,7 @@ def _address_field(name: str, high: bool) -> _Field:
     keep = 0xFFFF_FFFF if high else 0xFFFF_FFFF << 32
 
     def read(transport: VirtioPci) -> int:
-        return int(getattr(transport._selected(), name)) >> shift & 0xFFFF_FFFF
+        return int(getattr(transport.selected_queue(), name)) >> shift & 0xFFFF_FFFF
 
     def write(transport: VirtioPci, value: int) -> None:
         queue = transport._writable_queue()
@@ -439,14 +470,14 @@ _COMMON_FIELDS: dict[int, _Field] = {
     4: _Field(4, VirtioPci._read_device_feature),
     8: _Field(4, lambda t: t._driver_feature_select, VirtioPci._write_driver_feature_select),
     12: _Field(4, VirtioPci._read_driver_feature, VirtioPci._write_driver_feature),
-    16: _Field(2, lambda t: t._config_vector, VirtioPci._write_config_vector),
+    16: _Field(2, lambda t: t.config_vector, VirtioPci._write_config_vector),
     18: _Field(2, lambda t: len(t._queues)),
     20: _Field(1, VirtioPci._read_status, VirtioPci._write_status),
     21: _Field(1, lambda t: t._generation),
-    22: _Field(2, lambda t: t._queue_select, VirtioPci._write_queue_select),
-    24: _Field(2, lambda t: t._selected().size, VirtioPci._write_queue_size),
-    26: _Field(2, lambda t: t._selected().vector, VirtioPci._write_queue_vector),
-    28: _Field(2, lambda t: t._selected().enabled, VirtioPci._write_queue_enable),
+    22: _Field(2, lambda t: t.queue_select, VirtioPci._write_queue_select),
+    24: _Field(2, lambda t: t.selected_queue().size, VirtioPci._write_queue_size),
+    26: _Field(2, lambda t: t.selected_queue().vector, VirtioPci._write_queue_vector),
+    28: _Field(2, lambda t: t.selected_queue().enabled, VirtioPci._write_queue_enable),
     30: _Field(2, VirtioPci._read_notify_offset),
     32: _address_field("desc", high=False),
     36: _address_field("desc", high=True),
