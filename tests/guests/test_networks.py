@@ -120,6 +120,10 @@ def test_host_only_network_reaches_the_host_and_vanishes_even_after_a_kill(lan: 
         assert (
             run("ip", "netns", "exec", lan.host, sys.executable, "-c", _LISTEN, address) == "from the guest\n"
         )
+        mac = guest.run("cat /sys/class/net/eth0/address").strip()
+        words = ["ip", "netns", "exec", lan.host, *SUBLET_RUN, "--net", f"{options},mac={mac}"]
+        twin = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert f"another machine has the address {mac} on slh-dev" in twin.stderr
         name = f"hostonly-{os.getpid()}"
         assert address in run(*SUBLET_RUN[:-1], "net", "leases", name)
     assert "slh-dev" in links(lan), "killed, the machine could not remove it"

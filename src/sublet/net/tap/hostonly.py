@@ -77,8 +77,10 @@ class HostOnlySink(TapSink):
             return self._server.answer(message, Kind.ACK, None)
         if message.kind is Kind.DISCOVER or (message.kind is Kind.REQUEST and ours):
             return self._give(message)
-        if message.kind in (Kind.RELEASE, Kind.DECLINE) and ours:
+        if message.kind is Kind.RELEASE and ours:
             self._leases.release(message.mac)
+        if message.kind is Kind.DECLINE and ours and message.requested is not None:
+            self._leases.decline(message.mac, message.requested)
         return None
 
     def _give(self, message: Message) -> bytes | None:

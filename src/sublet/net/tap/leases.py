@@ -19,6 +19,8 @@ from typing import Any, Final
 
 MAX_LEASES: Final = 1024
 _MAX_FILE: Final = 1 << 18
+_DECLINED: Final = b"\1\0"
+"""Begins the key of an address that somebody uses without a lease; no machine's address begins so."""
 _NS: Final = 10**9
 
 
@@ -85,6 +87,17 @@ class LeaseFile:
         with self._changed() as leases:
             leases.pop(mac, None)
 
+    def decline(self, mac: bytes, address: ipaddress.IPv4Address) -> None:
+        """A machine says that somebody else uses the address that it was given: nobody gets it for a while.
+
+        Reference: RFC 2131 §4.3.3 "DHCPDECLINE message".
+        """
+        with self._changed() as leases:
+            lease = leases.get(mac)
+            if lease is not None and lease.address == address:
+                del leases[mac]
+                leases[_DECLINED + address.packed] = Lease(address, self._now_ns() + self._lease_ns)
+
     def rows(self) -> list[dict[str, Any]]:
         """For ``sublet net leases``."""
         with self._changed() as leases:
@@ -95,6 +108,7 @@ class LeaseFile:
                     "seconds_left": (lease.ends_ns - self._now_ns()) // _NS,
                 }
                 for mac, lease in leases.items()
+                if not mac.startswith(_DECLINED)
             ]
 
     @contextmanager

@@ -26,6 +26,7 @@ from sublet.net.kinds import Nic
 from sublet.net.options import NetOptions
 from sublet.net.sink import PacketSink
 from sublet.net.switch.rendezvous import check_network_name
+from sublet.net.tap.claim import claim_address
 from sublet.net.tap.device import TapSink, create_tap, refused, set_up
 from sublet.net.tap.dhcp import LEASE_S, Server
 from sublet.net.tap.hostonly import HostOnlySink
@@ -83,29 +84,43 @@ def open_hostonly(options: NetOptions, nic: Nic) -> PacketSink:
             _check_free(found, options, address)
             bridge = found.add_bridge(bridge_name, address)
         host = found.address(bridge) or address
-        descriptors = _plug_in(found, bridge, nic)
+        claim = _claim(bridge, bridge_name, nic)
+        descriptors = _plug_in(found, bridge, nic, claim)
         server = Server(host, found.mac(bridge))
-        path = nic.directory() / f"hostonly-{name}.leases"
+        path = nic.directory() / f"hostonly-{name}-{_namespace()}.leases"
         leases = LeaseFile(path, host, LEASE_S, partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
         mac = _allowed_mac(options, nic)
         if not options.flag("dhcp", default=True):
-            return TapSink(descriptors, mac, lambda: _clean_up(nic))
-        return HostOnlySink(descriptors, mac, server, leases, lambda: _clean_up(nic))
+            return TapSink(descriptors, mac, lambda: _clean_up(nic, claim))
+        return HostOnlySink(descriptors, mac, server, leases, lambda: _clean_up(nic, claim))
 
 
 def _on_bridge(found: Links, bridge: int, options: NetOptions, nic: Nic) -> TapSink:
-    return TapSink(_plug_in(found, bridge, nic), _allowed_mac(options, nic), lambda: _clean_up(nic))
+    claim = _claim(bridge, options.required("interface"), nic)
+    descriptors = _plug_in(found, bridge, nic, claim)
+    return TapSink(descriptors, _allowed_mac(options, nic), lambda: _clean_up(nic, claim))
 
 
-def _plug_in(found: Links, bridge: int, nic: Nic) -> list[int]:
-    """Descriptors of a new TAP device that is a port of the bridge."""
-    name, descriptors = create_tap(TAP_PATTERN, nic.queues)
+def _claim(bridge: int, name: str, nic: Nic) -> int:
+    """The card's address on a bridge, until the descriptor is closed."""
+    return claim_address(nic.directory() / f"addresses-{bridge}-{_namespace()}", nic.mac, name)
+
+
+def _namespace() -> int:
+    """The network namespace: one user's machines may be in several, and their networks are not the same."""
+    return os.stat("/proc/self/ns/net").st_ino
+
+
+def _plug_in(found: Links, bridge: int, nic: Nic, claim: int) -> list[int]:
+    """Descriptors of a new TAP device that is a port of the bridge; lets go of the claim if it fails."""
+    descriptors: list[int] = []
     try:
+        name, descriptors = create_tap(TAP_PATTERN, nic.queues)
         port = found.find(name)
         assert port is not None, "just made"
         found.add_port(bridge, port)
     except BaseException:
-        for descriptor in descriptors:
+        for descriptor in (*descriptors, claim):
             os.close(descriptor)
         raise
     return descriptors
@@ -209,7 +224,8 @@ def _sweep(found: Links) -> None:
             found.remove(index)
 
 
-def _clean_up(nic: Nic) -> None:
+def _clean_up(nic: Nic, claim: int) -> None:
+    os.close(claim)
     with contextlib.suppress(HostRefused), links("remove a bridge") as found, _guard(nic):
         _sweep(found)
 

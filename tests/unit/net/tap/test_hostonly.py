@@ -102,3 +102,43 @@ def test_nonsense_reaches_nobody(ends: tuple[FakeCard, socket.socket], frame: by
     assert [host.recv(4096)[HEADER_SIZE:] for _ in range(2)] == [plain, plain]
     card.send(request(Kind.DISCOVER))
     assert option(card.frame(), 53) == bytes((Kind.OFFER,))
+
+
+def lease(card: FakeCard) -> bytes:
+    """Ask for an address, and get it."""
+    card.send(request(Kind.DISCOVER))
+    yours = card.frame()[14 + 28 + 16 :][:4]
+    card.send(request(Kind.REQUEST, bytes((50, 4)) + yours))
+    assert option(card.frame(), 53) == bytes((Kind.ACK,))
+    return yours
+
+
+def test_a_declined_address_is_not_offered_again(ends: tuple[FakeCard, socket.socket]) -> None:
+    card, _ = ends
+    declined = lease(card)
+    card.send(request(Kind.DECLINE, bytes((50, 4)) + declined + bytes((54, 4)) + HOST.ip.packed))
+    assert lease(card) != declined
+
+
+def test_information_comes_without_a_lease(ends: tuple[FakeCard, socket.socket]) -> None:
+    """RFC 2131 §4.3.5: no yiaddr, no lease time, and nothing is given out."""
+    card, _ = ends
+    card.send(request(Kind.INFORM))
+    answer = card.frame()
+    assert option(answer, 53) == bytes((Kind.ACK,))
+    assert (answer[14 + 28 + 16 :][:4], option(answer, 51)) == (bytes(4), b"")
+    assert card.sink.inspect("leases") == []  # type: ignore[attr-defined]
+
+
+def test_a_released_address_is_free_for_others(ends: tuple[FakeCard, socket.socket]) -> None:
+    card, _ = ends
+    lease(card)
+    card.send(request(Kind.RELEASE, bytes((54, 4)) + HOST.ip.packed))
+    assert card.sink.inspect("leases") == []  # type: ignore[attr-defined]
+
+
+def test_what_is_said_to_another_server_changes_nothing(ends: tuple[FakeCard, socket.socket]) -> None:
+    card, _ = ends
+    lease(card)
+    card.send(request(Kind.RELEASE, bytes((54, 4, 192, 168, 77, 9))))
+    assert len(card.sink.inspect("leases")) == 1  # type: ignore[attr-defined]

@@ -62,3 +62,19 @@ def test_a_file_of_nonsense_is_forgotten(tmp_path: Path, text: bytes) -> None:
     leases = LeaseFile(tmp_path / "leases", HOST, 60, FakeClock().now_ns)
     assert leases.rows() == []
     assert leases.give(mac(1), None) is not None
+
+
+def test_an_address_that_somebody_else_uses_is_given_to_nobody_for_a_while(
+    leases: LeaseFile, clock: FakeClock
+) -> None:
+    """RFC 2131 §4.3.3."""
+    first = leases.give(mac(1), None)
+    assert first is not None
+    leases.decline(mac(2), first)
+    assert leases.give(mac(1), None) == first, "only who has it may decline it"
+    leases.decline(mac(1), first)
+    assert leases.rows() == []
+    assert leases.give(mac(1), None) != first
+    assert leases.give(mac(3), first) != first
+    clock.advance(61)
+    assert leases.give(mac(4), first) == first
