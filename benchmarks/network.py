@@ -12,6 +12,9 @@ of ``internal``, which only sends, from when the command is typed until it ends.
     connect         connections, one after the     open      connections that are open at once, then
                     other, opened, used, closed              each is used and closed; a second
 
+Beside the rate of ``connect`` and ``open`` is told what memory of its own the machine's process held before,
+and holds a second after: what connections take is to come back. QEMU's has the guest's memory in it.
+
     python benchmarks/network.py --rounds 5 --json result.json
 """
 
@@ -138,6 +141,13 @@ class Console:
         while b"." not in number:
             number += self.read_until(b".")
         return int(number.partition(b".")[0])
+
+    def memory(self) -> float:
+        """MiB of the host's memory that the machine's process holds, the guest's not counted (proc(5))."""
+        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) / 1024
+        raise ValueError("this kernel does not tell of RssAnon")
 
     def close(self) -> None:
         """Kill the guest."""
@@ -310,7 +320,11 @@ def run_task(
     amount = getattr(options, task)
     server.begin()
     target = BRIDGE_HOST if side in TAP_SIDES else GATEWAY
+    before = console.memory()
     status = console.run(f"/work/network {target} {server.port} {task} {amount}")
+    if task in ("connect", "open"):
+        time.sleep(1)
+        print(f"{side} {task}: {before:.1f} MiB before, {console.memory():.1f} MiB after", flush=True)
     time.sleep(0.2)
     if status != 0:
         return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +136,26 @@ def switch_process(directory: Path) -> int:
                 found.append(int(entry.parent.name))
     assert len(found) == 1, "one switch"
     return found[0]
+
+
+def switches(pid: int) -> int:
+    """How often the threads of a process went to sleep, so far."""
+    statuses = (task / "status" for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int(re.findall(r"\nvoluntary_ctxt_switches:\t(\d+)", one.read_text())[0]) for one in statuses)
+
+
+def test_an_idle_network_wakes_nobody(plug: Plug, tmp_path: Path) -> None:
+    cards = [plug(1), plug(2)]
+    cards[0].send(frame(2, 1, b"ping"))
+    assert cards[1].frame() == frame(2, 1, b"ping")
+    time.sleep(0.2)
+    ports = [thread.native_id for thread in threading.enumerate() if thread.name == "net"]
+    tasks = [Path(f"/proc/self/task/{number}/status") for number in ports]
+    process = switch_process(tmp_path)
+    before = switches(process), [task.read_text().split("voluntary")[1] for task in tasks]
+    time.sleep(1)
+    assert len(tasks) == 2
+    assert (switches(process), [task.read_text().split("voluntary")[1] for task in tasks]) == before
 
 
 @pytest.mark.parametrize("message", [b"\x01", b'{"a"', b"\xff" * 200_000, b"[]"])
