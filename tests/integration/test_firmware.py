@@ -16,6 +16,9 @@ pytestmark = pytest.mark.guest
 
 needs_bios = pytest.mark.skipif(find_image(("bios-256k.bin",)) is None, reason="needs the package seabios")
 needs_uefi = pytest.mark.skipif(find_image(("OVMF_CODE_4M.fd",)) is None, reason="needs the package ovmf")
+needs_secure = pytest.mark.skipif(
+    find_image(("OVMF_CODE_4M.secboot.fd",)) is None, reason="needs the package ovmf"
+)
 
 SECTOR = 512
 # Print the NUL-terminated text at 0x7c40 by INT 10h; then what comes at 0x7c20.
@@ -130,6 +133,7 @@ def test_uefi_says_that_a_disk_does_not_boot(start_guest: StartGuest, disk: Path
         (["--firmware", "{disk}", "--memory", "32M"], 4, "no firmware image"),
         (["--machine", "pc", "--memory", "2M"], 2, "too little"),
         (["--firmware", "uefi", "--memory", "32M"], 2, "too little"),
+        (["--machine", "pc", "--firmware", "uefi-secure"], 2, "Give --machine q35"),
         (["--cdrom", "{disk}.iso"], 3, ".iso"),
     ],
 )
@@ -178,3 +182,10 @@ def test_the_bios_starts_a_guest_by_name(start_guest: StartGuest, machine: str, 
     assert "BIOS" in guest.run("dmesg | grep DMI:")
     guest.type("poweroff\n")
     assert guest.wait() == 0, guest.report("another exit code")
+
+
+@needs_secure
+def test_secure_boot_firmware_keeps_its_variables_in_smm(start_guest: StartGuest, disk: Path) -> None:
+    """Its boot entries are variables, which only code in system-management mode can write."""
+    guest = start_guest("--firmware", "uefi-secure", "--memory", "256M", "--net", "none", "--disk", str(disk))
+    guest.expect("failed to load Boot0001 .*disk0.*Not Found", timeout_s=120)

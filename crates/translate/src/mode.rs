@@ -51,6 +51,7 @@ mod bit {
     pub const CS_LIMITED: u32 = 1 << 25;
     pub const FS_WHOLE: u32 = 1 << 26;
     pub const GS_WHOLE: u32 = 1 << 27;
+    pub const BEYOND_64K: u32 = 1 << 31;
 }
 
 /// What a block's translation assumes of the processor's state; part of its key.
@@ -86,8 +87,14 @@ fn flat(state: &CpuState, index: usize) -> bool {
 
 /// Whether an instruction pointer of `code` bits can be beyond the limit of CS.
 fn limited_code(state: &CpuState, code: Width) -> bool {
-    let highest = if code == Width::W16 { 0xffff } else { u32::MAX };
-    state.segments[seg::CS].limit < highest
+    let limit = state.segments[seg::CS].limit;
+    // Only a branch of 32 bits leads 16-bit code further; what runs on past 64 KiB is caught where it enters.
+    limit != u32::MAX && (code != Width::W16 || limit != 0xffff)
+}
+
+/// Whether 16-bit code may lie beyond the first 64 KiB of its segment, as that of an SMI's handler may.
+fn beyond_64k(state: &CpuState, code: Width) -> bool {
+    code == Width::W16 && state.segments[seg::CS].limit > 0xffff
 }
 
 impl Mode {
@@ -109,6 +116,7 @@ impl Mode {
             set(flat(state, seg::SS), STACK_FLAT);
             set(state.segments[seg::CS].base != 0, CS_BASE);
             set(limited_code(state, code), CS_LIMITED);
+            set(beyond_64k(state, code), BEYOND_64K);
             set(whole(state, seg::FS), FS_WHOLE);
             set(whole(state, seg::GS), GS_WHOLE);
         } else {
@@ -254,6 +262,10 @@ impl Mode {
     /// The limit of CS says where code ends: each block is checked against it when it is entered.
     pub fn code_limited(self) -> bool {
         self.has(bit::CS_LIMITED)
+    }
+    /// 16-bit code whose instruction pointer may have more than 16 bits.
+    pub fn beyond_64k(self) -> bool {
+        self.has(bit::BEYOND_64K)
     }
     /// No access through segment register `index` is refused; outside 64-bit code.
     pub fn whole(self, index: usize) -> bool {

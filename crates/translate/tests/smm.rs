@@ -136,6 +136,37 @@ fn open_smram_answers_everybody() {
     }
 }
 
+/// The handler's segments have 4 GiB: a branch of 32 bits leads 16-bit code beyond the first 64 KiB, as in OVMF's
+/// handler; one of 16 bits leads back (SDM vol. 2A "JMP—Jump").
+#[test]
+fn a_handler_runs_beyond_64_kib() {
+    let mut machine = Machine::new(&|asm| report(asm, 1), &|asm| {
+        asm.mov(ebp, 0x1_2000)?;
+        asm.jmp(ebp)
+    });
+    let far = assemble(16, 0x2000, &|asm| {
+        let mut on = asm.create_label();
+        asm.test(bp, bp)?;
+        asm.nop()?;
+        report(asm, 7)?;
+        asm.cmp(bp, 0)?;
+        asm.je(on)?;
+        asm.set_label(&mut on)?;
+        report(asm, 8)?;
+        asm.db(&[0xe9])?; // jmp rel16 to 0x9000
+        asm.dw(&[0x9000u16.wrapping_sub(0x2000 + 19)])
+    });
+    assert_eq!(far.len(), 19);
+    machine.vm.memory().write(SMBASE + 0x1_2000, &far).unwrap();
+    let near = assemble(16, 0x9000, &|asm| {
+        report(asm, 9)?;
+        rsm(asm)
+    });
+    machine.vm.memory().write(SMM_SPACE | (SMBASE + 0x9000), &near).unwrap();
+    machine.send(SMI);
+    assert_eq!([(); 4].map(|()| machine.next()), [7, 8, 9, 1]);
+}
+
 /// §32.3.1: in the mode another SMI waits for RSM, one at most; INIT waits too.
 #[test]
 fn smis_and_inits_wait_for_rsm() {

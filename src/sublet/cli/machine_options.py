@@ -20,6 +20,9 @@ class MachineChoice(enum.StrEnum):
     Q35 = "q35"
 
 
+_UEFI: Final = ("uefi", "uefi-secure")
+
+
 class VirtioChoice(enum.StrEnum):
     """Values of ``--virtio``."""
 
@@ -33,7 +36,7 @@ class MachineOptions:
 
     machine: MachineChoice | None = None
     firmware: str | None = None
-    """``bios``, ``uefi`` or the path of an image."""
+    """``bios``, ``uefi``, ``uefi-secure`` or the path of an image."""
     boot: str | None = None
     """Names of boot devices, with commas."""
     cdroms: tuple[Path, ...] = ()
@@ -80,10 +83,10 @@ class MachineOptions:
             return self.machine
         if not with_firmware:
             return MachineChoice.MICROVM
-        return MachineChoice.Q35 if self.firmware == "uefi" else MachineChoice.PC
+        return MachineChoice.Q35 if self.firmware in _UEFI else MachineChoice.PC
 
     def _firmware(self) -> str | Path | None:
-        if self.firmware in (None, "bios", "uefi"):
+        if self.firmware in (None, "bios", *_UEFI):
             return self.firmware
         return Path(str(self.firmware))
 

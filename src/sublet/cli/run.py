@@ -109,7 +109,9 @@ def run(
     firmware: Annotated[
         str | None,
         typer.Option(
-            metavar="bios|uefi|FILE", help="Firmware of pc and q35.", rich_help_panel=_MACHINE_PANEL
+            metavar="bios|uefi|uefi-secure|FILE",
+            help="Firmware of pc and q35.",
+            rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
     boot: Annotated[

@@ -60,8 +60,9 @@ class MachineConfig(BaseModel):
     """Kernel command line, without NUL."""
     machine: MachineName = "microvm"
     """microvm: no firmware, boots ``kernel`` directly; pc: i440FX and PIIX3; q35: Q35 and ICH9."""
-    firmware: Literal["bios", "uefi"] | Path | None = None
-    """Of pc and q35; a path is an image of the user's own. None: the BIOS."""
+    firmware: Literal["bios", "uefi", "uefi-secure"] | Path | None = None
+    """Of pc and q35; a path is an image of the user's own. None: the BIOS. uefi-secure: Secure Boot with the
+    keys of Microsoft and of the firmware's distributor enrolled; q35 alone."""
     firmware_folders: tuple[Path, ...] = Field(default=())
     """Where firmware and ROMs are looked for where the host has none installed."""
     boot: tuple[BootDevice, ...] = Field(default=())
@@ -89,6 +90,11 @@ class MachineConfig(BaseModel):
     def virtio_is_transitional(self) -> bool:
         """Whether virtio devices have the legacy interface beside the modern one."""
         return self.virtio == "transitional" if self.virtio is not None else self.machine == "pc"
+
+    @property
+    def is_uefi(self) -> bool:
+        """Whether the firmware is UEFI, as far as is known: an image of the user's own counts as a BIOS."""
+        return self.firmware in ("uefi", "uefi-secure")
 
     def bus_of(self, disk: DiskConfig) -> DiskBus:
         """What a disk hangs on in this machine."""

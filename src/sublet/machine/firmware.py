@@ -36,6 +36,14 @@ VIRTIO_ROM: Final = ("efi-virtio.rom",)
 _BIOS: Final = ("bios-256k.bin", "bios.bin")
 _UEFI_CODE: Final = ("OVMF_CODE_4M.fd", "OVMF_CODE.4m.fd", "OVMF_CODE.fd")
 _UEFI_VARIABLES: Final = ("OVMF_VARS_4M.fd", "OVMF_VARS.4m.fd", "OVMF_VARS.fd")
+_SECURE_CODE: Final = ("OVMF_CODE_4M.secboot.fd", "OVMF_CODE.secboot.4m.fd", "OVMF_CODE.secboot.fd")
+_SECURE_VARIABLES: Final = (
+    "OVMF_VARS_4M.ms.fd",
+    "OVMF_VARS.secboot.4m.fd",
+    "OVMF_VARS.ms.fd",
+    "OVMF_VARS.secboot.fd",
+)
+"""With keys enrolled."""
 _MAXIMUM_SIZE: Final = 16 * MIB
 _MINIMUM_SIZE: Final = 0x10000
 _BIOS_MEMORY_MIB: Final = 4
@@ -78,8 +86,8 @@ def missing_packages(config: MachineConfig) -> tuple[str, ...]:
     if config.machine == "microvm":
         return ()
     needed: dict[str, tuple[str, ...]] = {"seabios": VIDEO_BIOS}
-    if config.firmware == "uefi":
-        needed = {"ovmf": _UEFI_CODE}
+    if config.is_uefi:
+        needed = {"ovmf": _UEFI_CODE if config.firmware == "uefi" else _SECURE_CODE}
     elif config.firmware != "bios" and config.firmware is not None:
         needed = {}
     elif find_image(_BIOS, config.firmware_folders) is None:
@@ -101,14 +109,28 @@ def load_firmware(config: MachineConfig) -> Firmware:
     """
     if isinstance(config.firmware, Path):
         return Firmware(config.firmware, _read(config.firmware), None)
-    if config.firmware == "uefi":
+    if config.is_uefi:
         _check_memory(config, "UEFI", _UEFI_MEMORY_MIB)
+    if config.firmware == "uefi":
         code = _find("UEFI", "ovmf", _UEFI_CODE, config)
         variables = find_image(_UEFI_VARIABLES[_UEFI_CODE.index(code.name) :], config.firmware_folders)
         return Firmware(code, _read(code), None if variables is None else _read(variables))
+    if config.firmware == "uefi-secure":
+        return _load_secure(config)
     _check_memory(config, "the BIOS", _BIOS_MEMORY_MIB)
     path = _find("BIOS", "seabios", _BIOS, config)
     return Firmware(path, _read(path), None)
+
+
+def _load_secure(config: MachineConfig) -> Firmware:
+    if config.machine != "q35":
+        raise UsageError(
+            f"the machine {config.machine} has no Secure Boot: its chipset keeps no memory to itself",
+            remedy="Give --machine q35.",
+        )
+    code = _find("UEFI Secure Boot", "ovmf", _SECURE_CODE, config)
+    variables = _find("UEFI Secure Boot", "ovmf", _SECURE_VARIABLES, config)
+    return Firmware(code, _read(code), _read(variables))
 
 
 def _check_memory(config: MachineConfig, what: str, minimum_mib: int) -> None:

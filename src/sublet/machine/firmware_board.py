@@ -18,6 +18,9 @@ from sublet.devices.platform.hpet import HPET_BASE, HPET_SIZE, Hpet, LegacyLines
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
 from sublet.devices.platform.port92 import PORT92, Port92
+from sublet.devices.platform.smi import APM_PORT, APM_PORT_COUNT, ApmPorts
+from sublet.devices.platform.smi_features import SmiFeatures
+from sublet.devices.platform.smram import Smram
 from sublet.devices.storage import fdc
 from sublet.engine import Vm
 from sublet.errors import HostRefused
@@ -40,9 +43,10 @@ from sublet.machine.floppies import Floppies
 from sublet.machine.host import GsiLine, SharedLine
 from sublet.machine.memory import DeviceMemory, SystemMemory
 from sublet.machine.nonvolatile import Nonvolatile
-from sublet.machine.runloop import EndMachine
+from sublet.machine.runloop import EndMachine, in_system_management_mode
 from sublet.machine.screen import Screen
 from sublet.machine.shadow_ram import ShadowRam
+from sublet.machine.system_management import SmiSource, SystemManagementRam
 from sublet.machine.video import plug_video
 
 COM2_PORT: Final = 0x2F8
@@ -83,6 +87,11 @@ class FirmwareBoard(Board):
         nonvolatile: Nonvolatile,
     ) -> None:
         firmware = load_firmware(config)
+        if config.firmware == "uefi-secure" and not vm.has_smm():
+            raise HostRefused(
+                "Secure Boot needs system-management mode, which the engine kvm does not offer here",
+                remedy="Give --engine translate.",
+            )
         super().__init__(config, memory, vm, write, end, nonvolatile)
         self.end = end
         self._variables: DeviceMemory | None = None
@@ -101,6 +110,7 @@ class FirmwareBoard(Board):
         self._variables = self._add_flash(firmware, rom_base)
         memory.open_legacy_hole()
         self.shadow_ram = ShadowRam(memory, self._rom)
+        self.smi_features = SmiFeatures()
         self.power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
         self._pm_base: int | None = None
         self._pm_block = PmBlock(self._pm_parts())
@@ -109,15 +119,30 @@ class FirmwareBoard(Board):
         self.router = self.make_router(isa_lines)
         self.pci = self._make_pci_host(self.make_bridge())
         self.plug_chipset()
+        self._add_apm_ports()
         self.vga = plug_video(self, self.video_slot)
         self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
         describe_machine(self.fw_cfg, config, memory.layout)
         offer_kernel(self.fw_cfg, config, memory.layout)
         add_acpi_files(self)
+        self.describe_chipset()
         vm.write_cmos([*self.nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()
         self.hpet = self._make_hpet()
+
+    @property
+    def has_smi(self) -> bool:
+        """Whether the engine's vCPUs take SMIs."""
+        return self.vm.has_smm()
+
+    def _add_apm_ports(self) -> None:
+        source = SmiSource(self.vm, self.config.cpus, self.smi_features, self.takes_smi_command)
+        self.buses.ports.add(APM_PORT, APM_PORT_COUNT, ApmPorts(source.command))
+
+    def smram_changed(self) -> Callable[[Smram], None]:
+        """What the host bridge tells of SMRAM; nobody without system-management mode."""
+        return SystemManagementRam(self.memory, self.vm).apply if self.has_smi else lambda wanted: None
 
     def _make_hpet(self) -> Hpet:
         inputs = {gsi: self.apic_lines[gsi].input() for gsi in _HPET_INPUTS}
@@ -134,7 +159,9 @@ class FirmwareBoard(Board):
         size = len(firmware.variables)
         ram = DeviceMemory(self.memory, size)
         ram.buffer[:] = self.nonvolatile.variables(firmware.variables)
-        flash = Flash(ram, end - size, lambda: self.workers.submit(self._keep_variables))
+        # What Secure Boot trusts is the firmware's alone to change.
+        guard = in_system_management_mode if self.config.firmware == "uefi-secure" else None
+        flash = Flash(ram, end - size, lambda: self.workers.submit(self._keep_variables), guard)
         self.buses.mmio.add(end - size, size, flash)
         return ram
 
@@ -155,6 +182,10 @@ class FirmwareBoard(Board):
         """Put the chipset's other functions on the bus."""
 
     @abstractmethod
+    def takes_smi_command(self) -> bool:
+        """Whether a command at the APM port is to raise an SMI."""
+
+    @abstractmethod
     def card_slots(self) -> list[int]:
         """Slots for cards, in the order in which they are given out."""
 
@@ -165,6 +196,9 @@ class FirmwareBoard(Board):
             Part(self.gpe0_offset, 2 * self.gpe0_register_size, Gpe0(self.gpe0_register_size)),
             *self.more_pm_parts(),
         ]
+
+    def describe_chipset(self) -> None:
+        """Tell the firmware what is this chipset's alone."""
 
     def more_pm_parts(self) -> list[Part]:
         """What else the chipset has among its ACPI registers."""

@@ -42,14 +42,14 @@ def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryM
     fw_cfg.add_file("etc/show-boot-menu", struct.pack("<Q", 0))
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<Q", _BOOT_FAIL_WAIT_MS))
     fw_cfg.add_file("etc/system-states", _SLEEP_STATES)
-    if config.kernel is not None and config.firmware != "uefi":
+    if config.kernel is not None and not config.is_uefi:
         fw_cfg.add_file("bootorder", ROM_BOOT_PATH.encode() + b"\0")
     smbios = build_smbios(
         machine=config.machine,
         name=config.name,
         cpus=config.cpus,
         memory_mib=config.memory_mib,
-        version_3=config.firmware == "uefi",
+        version_3=config.is_uefi,
     )
     fw_cfg.add_file(ANCHOR_FILE, smbios.anchor)
     fw_cfg.add_file(TABLES_FILE, smbios.tables)

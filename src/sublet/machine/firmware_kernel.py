@@ -57,7 +57,7 @@ def offer_kernel(fw_cfg: fc.FwCfg, config: MachineConfig, layout: MemoryMap) -> 
     kernel = _measure(config.kernel, config.initrd)
     _check_memory(config, kernel.header.kernel_offset + kernel.header.kernel_size + kernel.initrd_size)
     cmdline = encode_cmdline(config.cmdline, kernel.header.cmdline_size)
-    if config.firmware == "uefi":
+    if config.is_uefi:
         _add_items(fw_cfg, kernel, kernel.setup, cmdline)
         return
     initrd = _place(kernel, layout)

@@ -24,10 +24,23 @@ class SystemMemory:
         self._lock = threading.Lock()
         self._next_slot = 0
         self._free_slots: list[int] = []
+        self._above_hole = 0
+        self._hidden = 0
         self._ram_slots = [self.map(r.gpa, r.size, self.ram, r.offset) for r in layout.ram]
 
-    def map(self, gpa: int, size: int, block: RamBlock, offset: int = 0, *, readonly: bool = False) -> int:
+    def map(
+        self,
+        gpa: int,
+        size: int,
+        block: RamBlock,
+        offset: int = 0,
+        *,
+        readonly: bool = False,
+        smm: bool = False,
+    ) -> int:
         """Map a piece of ``block`` at ``gpa``; all in bytes, multiples of 4 KiB.
+
+        With ``smm`` vCPUs in system-management mode find it there, in place of what all others do.
 
         Returns:
             The memslot, for `unmap`.
@@ -38,7 +51,7 @@ class SystemMemory:
             else:
                 slot = self._next_slot
                 self._next_slot += 1
-        self._vm.set_memslot(slot, gpa, size, block, offset, readonly=readonly)
+        self._vm.set_memslot(slot, gpa, size, block, offset, readonly=readonly, smm=smm)
         return slot
 
     def unmap(self, slot: int) -> None:
@@ -58,7 +71,18 @@ class SystemMemory:
         low = self.layout.ram[0]
         self.unmap(self._ram_slots[0])
         self.map(0, mm.VGA_BASE, self.ram, 0)
-        self.map(mm.HIGH_MEMORY, low.size - mm.HIGH_MEMORY, self.ram, mm.HIGH_MEMORY)
+        self._above_hole = self.map(mm.HIGH_MEMORY, low.size - mm.HIGH_MEMORY, self.ram, mm.HIGH_MEMORY)
+
+    def hide_low_end(self, size: int) -> None:
+        """Take the last ``size`` bytes of low RAM off the bus, and put back what was hidden before.
+
+        Precondition: The legacy hole is open, and there is more RAM above it.
+        """
+        if size == self._hidden:
+            return
+        self._hidden = size
+        shown = self.layout.low_ram_end - mm.HIGH_MEMORY - size
+        self._vm.set_memslot(self._above_hole, mm.HIGH_MEMORY, shown, self.ram, mm.HIGH_MEMORY)
 
 
 class DeviceMemory:

@@ -26,13 +26,18 @@ class Pc(FirmwareBoard):
 
     def make_bridge(self) -> PciDevice:
         """82441FX."""
-        return i440fx.HostBridge(self.shadow_ram.apply)
+        return i440fx.HostBridge(self.shadow_ram.apply, self.smram_changed())
 
     def plug_chipset(self) -> None:
         """PIIX3 in slot 1."""
         self.pci.plug(1, i440fx.IsaBridge(self.router))
         self.pci.plug(1, self._make_ide(), function=1)
-        self.pci.plug(1, i440fx.PowerManagement(self.move_pm_block), function=3)
+        self._power_management = i440fx.PowerManagement(self.move_pm_block, has_smi=self.has_smi)
+        self.pci.plug(1, self._power_management, function=3)
+
+    def takes_smi_command(self) -> bool:
+        """As DEVACTB says."""
+        return self.has_smi and self._power_management.take_command()
 
     def _make_ide(self) -> PiixIde:
         lines = [GsiLine(self.vm, irq) for irq in ide.IRQS]

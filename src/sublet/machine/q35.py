@@ -7,7 +7,8 @@ from collections.abc import Callable
 from sublet.devices.pci import PciDevice, PciEcam
 from sublet.devices.platform import q35
 from sublet.devices.platform.pirq import PirqRouter
-from sublet.devices.platform.pm_block import ICH9_SMI_ENABLE_OFFSET, Part, SmiControl
+from sublet.devices.platform.pm_block import ICH9_SMI_ENABLE_OFFSET, Part
+from sublet.devices.platform.smi import SmiAlwaysSetUp, SmiControl
 from sublet.devices.storage import Ich9Ahci
 from sublet.machine.acpi.firmware_tables import Range
 from sublet.machine.ata_drives import ata_drives
@@ -34,7 +35,7 @@ class Q35(FirmwareBoard):
     def make_bridge(self) -> PciDevice:
         """82G33."""
         self.extended_base: tuple[int, int] | None = None
-        return q35.MemoryController(self.shadow_ram.apply, self._move_extended)
+        return q35.MemoryController(self.shadow_ram.apply, self._move_extended, self.smram_changed())
 
     def _move_extended(self, place: tuple[int, int] | None) -> None:
         """Let extended configuration space decode at a base and size; nowhere where something else does."""
@@ -51,7 +52,7 @@ class Q35(FirmwareBoard):
 
     def plug_chipset(self) -> None:
         """ICH9 in slot 31."""
-        self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block))
+        self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block, self._smi))
         drives = ata_drives(self.config, "ahci", self.drives)
         ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers.branch(len(drives)))
         self.closing.callback(ahci.close)
@@ -59,7 +60,17 @@ class Q35(FirmwareBoard):
 
     def more_pm_parts(self) -> list[Part]:
         """SMI control."""
-        return [Part(ICH9_SMI_ENABLE_OFFSET, 8, SmiControl())]
+        self._smi = SmiControl() if self.has_smi else None
+        return [Part(ICH9_SMI_ENABLE_OFFSET, 8, self._smi or SmiAlwaysSetUp())]
+
+    def takes_smi_command(self) -> bool:
+        """As SMI_EN says."""
+        return self._smi is not None and self._smi.take_command()
+
+    def describe_chipset(self) -> None:
+        """Let the firmware ask for SMIs to all vCPUs."""
+        if self.has_smi:
+            self.smi_features.add_files(self.fw_cfg)
 
     @property
     def ecam(self) -> Range | None:

@@ -30,6 +30,21 @@ _HYPERCALL_UNKNOWN: Final = (1 << 64) - 1000
 """-KVM_ENOSYS in RAX: no such hypercall."""
 _JOIN_TIMEOUT_S: Final = 10.0
 
+_thread = threading.local()
+
+
+def current_vcpu() -> int:
+    """Index of the vCPU whose thread this is; the boot processor's on any other thread."""
+    index: int = getattr(_thread, "index", 0)
+    return index
+
+
+def in_system_management_mode() -> bool:
+    """Whether the access that this thread carries out is one of a vCPU in that mode."""
+    vcpu: Vcpu | None = getattr(_thread, "vcpu", None)
+    return vcpu is not None and vcpu.get_events()["smm"]
+
+
 EndMachine = Callable[[Request, Exception | None], None]
 """Ends a power cycle for the reason given; any thread."""
 
@@ -39,13 +54,14 @@ class VcpuRunner:
 
     Args:
         vcpu: Ready to run; used by this thread alone from `start` on, except for ``kick``.
-        index: For names.
+        index: Its number, for names and `current_vcpu`.
         buses: Where its I/O goes.
         end: Called on this thread at shutdown, reset and failure; stops every vCPU.
     """
 
     def __init__(self, vcpu: Vcpu, index: int, buses: Buses, end: EndMachine) -> None:
         self._vcpu = vcpu
+        self._index = index
         self._end = end
         self._stopping = False
         self._exits = dict.fromkeys(EXIT_NAMES, 0)
@@ -77,6 +93,7 @@ class VcpuRunner:
         profile.add(self._vcpu)
 
     def _main(self) -> None:
+        _thread.index, _thread.vcpu = self._index, self._vcpu
         try:
             self._loop()
         except Exception as error:

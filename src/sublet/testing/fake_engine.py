@@ -179,7 +179,15 @@ class FakeVm:
         self.cmos: dict[int, int] = {}
 
     def set_memslot(
-        self, slot: int, gpa: int, size: int, ram: Any, ram_offset: int = 0, *, readonly: bool = False
+        self,
+        slot: int,
+        gpa: int,
+        size: int,
+        ram: Any,
+        ram_offset: int = 0,
+        *,
+        readonly: bool = False,
+        smm: bool = False,
     ) -> None:
         """As ``Vm.set_memslot``; the RAM is the fake's own, and always writable."""
         self.memory.set_slot(slot, gpa, size)
@@ -187,6 +195,10 @@ class FakeVm:
     def remove_memslot(self, slot: int) -> None:
         """As ``Vm.remove_memslot``."""
         self.memory.remove_slot(slot)
+
+    def has_smm(self) -> bool:
+        """It has no system-management mode."""
+        return False
 
     def set_a20(self, open: bool) -> None:
         """There is no gate."""

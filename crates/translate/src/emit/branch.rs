@@ -21,7 +21,7 @@ impl Builder {
             Mnemonic::Call => self.call(instruction),
             Mnemonic::Ret => self.ret(instruction),
             _ if instruction.is_jcc_short_or_near() => {
-                self.conditional(condition_number(instruction.condition_code()), self.target(instruction));
+                self.conditional(instruction, condition_number(instruction.condition_code()));
                 Ok(())
             }
             Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => self.jump_if_rcx_zero(instruction),
@@ -46,6 +46,22 @@ impl Builder {
         let checked = self.mode.single_step() || self.mode.is_alone() || self.mode.code_limited();
         let links = self.optimisations.has(Optimisation::Links) && !checked;
         links && (0..4096).contains(&target) && !self.straddles
+    }
+
+    /// Leave for the target of a direct branch; ends the block. One with a 16-bit operand clears the upper half of
+    /// EIP (Intel SDM vol. 2A "JMP—Jump").
+    fn exit_to_target(&mut self, instruction: &Instruction, target: i64) {
+        if self.truncates(instruction) {
+            self.target_rip(target);
+            return self.exit_indirect(Width::W16);
+        }
+        self.exit_to(target);
+    }
+
+    /// Whether the target may have an upper half to clear, or the way there leads around the 64 KiB.
+    fn truncates(&self, instruction: &Instruction) -> bool {
+        let narrow = self.mode.code() == Width::W16 && !self.mode.beyond_64k();
+        instruction.op0_kind() == OpKind::NearBranch16 && !(narrow && self.linkable(self.target(instruction)))
     }
 
     /// Leave for `target`; ends the block.
@@ -134,12 +150,8 @@ impl Builder {
     /// Leave for the RIP in R14, truncated to `operand`; ends the block.
     pub(super) fn exit_indirect(&mut self, operand: Width) {
         self.ended = true;
-        let width = if self.mode.is64() && operand == Width::W64 {
-            Width::W64
-        } else {
-            narrower(operand, self.mode.code())
-        };
-        match width {
+        let widest = if self.mode.is64() { Width::W64 } else { Width::W32 };
+        match narrower(operand, widest) {
             Width::W64 => {}
             Width::W32 => self.asm.mov32(Host::R14, Host::R14),
             Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
@@ -178,16 +190,16 @@ impl Builder {
         self.asm.bind_short(miss);
     }
 
-    fn conditional(&mut self, condition: u8, target: i64) {
-        let next = self.next;
-        if self.linkable(target) && target > self.current {
+    fn conditional(&mut self, instruction: &Instruction, condition: u8) {
+        let (target, next) = (self.target(instruction), self.next);
+        if self.linkable(target) && !self.truncates(instruction) && target > self.current {
             let patch = self.asm.jump_if(condition);
             self.link(patch, target);
             self.exit_to(next);
             return;
         }
         let skip = self.asm.jump_if(condition ^ 1);
-        self.exit_to(target);
+        self.exit_to_target(instruction, target);
         self.asm.bind(skip);
         self.exit_to(next);
     }
@@ -202,7 +214,7 @@ impl Builder {
         let zero = self.asm.jrcxz();
         let not_zero = self.asm.jump();
         self.asm.bind_short(zero);
-        self.exit_to(target);
+        self.exit_to_target(instruction, target);
         self.asm.bind(not_zero);
         self.exit_to(next);
         Ok(())
@@ -238,7 +250,7 @@ impl Builder {
         }
         self.exit_to(next);
         self.asm.bind(go_on);
-        self.exit_to(target);
+        self.exit_to_target(instruction, target);
         Ok(())
     }
 
@@ -248,7 +260,7 @@ impl Builder {
                 let width = self.branch_operand(instruction)?;
                 self.exit_indirect(width);
             }
-            _ => self.exit_to(self.target(instruction)),
+            _ => self.exit_to_target(instruction, self.target(instruction)),
         }
         Ok(())
     }
@@ -272,7 +284,7 @@ impl Builder {
         if !matches!(instruction.op0_kind(), OpKind::Register | OpKind::Memory) {
             let target = self.target(instruction);
             self.push_value(back, size, true)?;
-            self.exit_to(target);
+            self.exit_to_target(instruction, target);
             return Ok(());
         }
         let width = self.branch_operand(instruction)?;

@@ -85,8 +85,7 @@ impl VcpuCore {
         let rip = self.cpu.state.hot.rip_page.wrapping_add(page_offset as u64);
         self.cpu.state.rip = match self.mode().code() {
             Width::W64 => rip,
-            Width::W32 => rip & 0xffff_ffff,
-            Width::W16 => rip & 0xffff,
+            Width::W32 | Width::W16 => rip & 0xffff_ffff,
         };
     }
 

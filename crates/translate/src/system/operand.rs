@@ -91,19 +91,10 @@ fn address_size(instruction: &Instruction, code64: bool) -> u8 {
 }
 
 impl Cpu {
-    /// RIP of the next instruction, wrapped to the code size.
+    /// RIP of the next instruction: 64 bits in 64-bit code, else 32, in 16-bit code too.
     pub fn next_rip(&self, instruction: &Instruction) -> u64 {
-        self.wrap_rip(self.state.rip.wrapping_add(instruction.len() as u64))
-    }
-
-    /// An instruction pointer as wide as the current code segment has it.
-    pub fn wrap_rip(&self, rip: u64) -> u64 {
-        let size = match (self.state.code64(), self.state.segments[seg::CS].big()) {
-            (true, _) => 8,
-            (false, true) => 4,
-            (false, false) => 2,
-        };
-        truncate(rip, size)
+        let rip = self.state.rip.wrapping_add(instruction.len() as u64);
+        truncate(rip, if self.state.code64() { 8 } else { 4 })
     }
 
     /// Read a general register of any size, zero-extended.

@@ -28,9 +28,17 @@ class Flash:
         ram: The array's content; the device keeps it.
         base: Where the chip shows, guest-physical.
         on_change: Called when the guest goes back to reading the array after it has changed it.
+        takes_writes: Whether a write that comes now counts; others are lost. None: all count.
     """
 
-    def __init__(self, ram: DeviceRam, base: int, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ram: DeviceRam,
+        base: int,
+        on_change: Callable[[], None],
+        takes_writes: Callable[[], bool] | None = None,
+    ) -> None:
+        self._takes_writes = takes_writes
         self._array = ram.buffer
         self._window = ram.window(readonly=True)
         self._base = base
@@ -66,6 +74,8 @@ class Flash:
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """A command, or the data of the one before."""
+        if self._takes_writes is not None and not self._takes_writes():
+            return
         with self._lock:
             if self._pending is None:
                 self._begin(value & 0xFF)
@@ -82,12 +92,14 @@ class Flash:
         if command in (_PROGRAM, _PROGRAM_ALTERNATE, _ERASE, _LOCK):
             self._pending = command
         elif command == _CLEAR_STATUS:
-            self._status = _STATUS_READY
+            # Quirk: OVMF takes for flash what now reads as zero, without the ready bit, as QEMU's chip does.
+            self._status = 0
             self._show_array()
 
     def _finish(self, command: int, offset: int, size: int, value: int) -> None:
         self._pending = None
         self._command = _READ_STATUS
+        self._status |= _STATUS_READY
         if command in (_PROGRAM, _PROGRAM_ALTERNATE):
             self._program(offset, value.to_bytes(size, "little"))
         elif command == _ERASE and value & 0xFF == _CONFIRM:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sublet.errors import GuestError
 from sublet.hw import GuestMemory
@@ -47,8 +47,20 @@ Content = bytes | Callable[[], bytes]
 """An item's bytes, or what makes them when the item is selected."""
 
 
+class _File(NamedTuple):
+    number: int
+    content: Content
+    size: int | None
+    on_write: Callable[[int, bytes], None] | None
+
+    @property
+    def length(self) -> int:
+        """Bytes, as the directory says."""
+        return len(_bytes_of(self.content)) if self.size is None else self.size
+
+
 class FwCfg:
-    """Items by number and files by name, all read-only.
+    """Items by number and files by name; read-only but for files that say who takes writes.
 
     Accesses come from any vCPU; the guest that races with itself gets bytes of the one or the other.
 
@@ -63,7 +75,8 @@ class FwCfg:
             ID: struct.pack("<I", _ID_TRADITIONAL_AND_DMA),
             FILE_DIRECTORY: self._directory,
         }
-        self._files: dict[str, tuple[int, Content]] = {}
+        self._files: dict[str, _File] = {}
+        self._writers: dict[int, _File] = {}
         self._dma_high = 0
         self._select(SIGNATURE)
 
@@ -73,8 +86,21 @@ class FwCfg:
         """Define a numbered item."""
         self._items[number] = content
 
-    def add_file(self, name: str, content: Content) -> None:
+    def add_file(
+        self,
+        name: str,
+        content: Content,
+        *,
+        size: int | None = None,
+        on_write: Callable[[int, bytes], None] | None = None,
+    ) -> None:
         """Define a file; its name has at most 55 ASCII characters. Content may be made when it is read.
+
+        Args:
+            name: What the firmware looks it up by.
+            content: Its bytes, or what makes them.
+            size: What the directory says of it; None: content is made to see.
+            on_write: Given offset and bytes that the guest writes, inside ``size``.
 
         Raises:
             ValueError: The name is too long or taken.
@@ -82,14 +108,17 @@ class FwCfg:
         if len(name) >= _NAME_SIZE or name in self._files:
             raise ValueError(f"fw_cfg cannot have a file {name!r}")
         number = FIRST_FILE + len(self._files)
-        self._files[name] = (number, content)
+        file = _File(number, content, size, on_write)
+        self._files[name] = file
         self._items[number] = content
+        if on_write is not None:
+            self._writers[number] = file
 
     def _directory(self) -> bytes:
         """Count, then size, number and name of each file, sorted by name; big-endian."""
         entries = [
-            struct.pack(">IHH", len(_bytes_of(content)), number, 0) + name.encode().ljust(_NAME_SIZE, b"\0")
-            for name, (number, content) in sorted(self._files.items())
+            struct.pack(">IHH", file.length, file.number, 0) + name.encode().ljust(_NAME_SIZE, b"\0")
+            for name, file in sorted(self._files.items())
         ]
         return struct.pack(">I", len(entries)) + b"".join(entries)
 
@@ -116,6 +145,7 @@ class FwCfg:
             self._transfer(address)
 
     def _select(self, number: int) -> None:
+        self._selected = number
         self._data = _bytes_of(self._items.get(number, b""))
         self._position = 0
 
@@ -134,14 +164,29 @@ class FwCfg:
             return
 
     def _execute(self, control: int, length: int, address: int) -> bool:
-        """Whether the command failed. Writing to items is refused."""
+        """Whether the command failed."""
         if control & _DMA_SELECT:
             self._select(control >> 16)
         if control & _DMA_READ:
             return self._copy(address, length)
         if control & _DMA_SKIP:
             self._position += length
-        return bool(control & _DMA_WRITE)
+        elif control & _DMA_WRITE:
+            return self._write(address, length)
+        return False
+
+    def _write(self, address: int, length: int) -> bool:
+        """Whether a write to the selected item fails: most take none."""
+        file = self._writers.get(self._selected)
+        if file is None or file.on_write is None or self._position + length > file.length:
+            return True
+        try:
+            data = self._memory.read(address, length)
+        except GuestError:
+            return True
+        file.on_write(self._position, data)
+        self._position += length
+        return False
 
     def _copy(self, address: int, length: int) -> bool:
         try:
@@ -161,10 +206,16 @@ class FwCfg:
 
     def save_state(self) -> dict[str, Any]:
         """What is selected, and how far it was read."""
-        return {"data": self._data, "position": self._position, "dma_high": self._dma_high}
+        return {
+            "selected": self._selected,
+            "data": self._data,
+            "position": self._position,
+            "dma_high": self._dma_high,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``save_state``."""
+        self._selected = state["selected"]
         self._data, self._position = state["data"], state["position"]
         self._dma_high = state["dma_high"]
 

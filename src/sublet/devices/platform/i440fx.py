@@ -13,6 +13,7 @@ from typing import Any, Final
 from sublet.devices.pci.device import PciDevice
 from sublet.devices.platform.pam import PAM_COUNT, define_pam, read_pam
 from sublet.devices.platform.pirq import ROUTE_DISABLED, ROUTE_WRITABLE, PirqRouter
+from sublet.devices.platform.smram import Smram, SmramRegisters
 
 INTEL: Final = 0x8086
 SUBSYSTEM_VENDOR: Final = 0x1AF4
@@ -40,9 +41,10 @@ class HostBridge(PciDevice):
 
     Args:
         on_pam: Given the attributes of `PAM_SEGMENTS` when they change.
+        on_smram: Given what the SMRAM register says when that changes.
     """
 
-    def __init__(self, on_pam: Callable[[tuple[int, ...]], None]) -> None:
+    def __init__(self, on_pam: Callable[[tuple[int, ...]], None], on_smram: Callable[[Smram], None]) -> None:
         super().__init__(
             vendor_id=INTEL,
             device_id=0x1237,
@@ -53,7 +55,7 @@ class HostBridge(PciDevice):
         )
         self._on_pam = on_pam
         define_pam(self.config, PAM)
-        self.config.define(SMRAM, 1, 0x02, 0x78)
+        self._smram = SmramRegisters(self.config, on_smram, SMRAM)
 
     @property
     def pam(self) -> tuple[int, ...]:
@@ -65,17 +67,20 @@ class HostBridge(PciDevice):
         super().config_write(offset, size, value)
         if offset < PAM + PAM_COUNT and offset + size > PAM:
             self._on_pam(self.pam)
+        self._smram.update()
 
     def reset(self) -> None:
-        """Power-on state: ROM below 1 MiB."""
+        """Power-on state: ROM below 1 MiB, no SMRAM."""
         super().reset()
         self.config.set(PAM, PAM_COUNT, 0)
-        self.config.set(SMRAM, 1, 0x02)
+        self._smram.reset()
         self._on_pam(self.pam)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``save_state``; shows what the attributes say."""
+        self._smram.unlock()
         super().load_state(state)
+        self._smram.update()
         self._on_pam(self.pam)
 
 
@@ -117,15 +122,17 @@ class IsaBridge(PciDevice):
 
 
 class PowerManagement(PciDevice):
-    """82371AB function 3: where the ACPI registers decode. Its SMBus has no slaves.
+    """82371AB function 3: where the ACPI registers decode, and whether the APM port raises SMIs.
 
-    Deviation: SMI on a write to port 0xb2 counts as set up from the start, so that firmware leaves it alone.
+    Its SMBus has no slaves. Deviation: on a machine without SMIs, that of port 0xb2 counts as set up from the
+    start, so that firmware leaves it alone.
 
     Args:
         on_base: Given the I/O base of the ACPI registers, or None, when it changes.
+        has_smi: Whether the machine's processors take SMIs.
     """
 
-    def __init__(self, on_base: Callable[[int | None], None]) -> None:
+    def __init__(self, on_base: Callable[[int | None], None], *, has_smi: bool) -> None:
         super().__init__(
             vendor_id=INTEL,
             device_id=0x7113,
@@ -138,10 +145,15 @@ class PowerManagement(PciDevice):
         self._on_base = on_base
         self._base: int | None = None
         self.config.define(PM_BASE, 4, 1, 0xFFC0)
-        self.config.define(DEVICE_ACTIVITY_B, 4, APMC_ENABLE, 0)
+        self._activity = (0, APMC_ENABLE) if has_smi else (APMC_ENABLE, 0)
+        self.config.define(DEVICE_ACTIVITY_B, 4, *self._activity)
         self.config.define(PM_MISC, 1, 0, PM_IO_ENABLE)
         self.config.define(0x90, 4, 1, 0xFFF0)
         self.config.define(0xD2, 1, 0, 0x0F)
+
+    def take_command(self) -> bool:
+        """Whether a command at the APM port raises an SMI."""
+        return bool(self.config.get(DEVICE_ACTIVITY_B, 4) & APMC_ENABLE)
 
     @property
     def base(self) -> int | None:
@@ -164,6 +176,7 @@ class PowerManagement(PciDevice):
         """Power-on state: the registers do not decode."""
         super().reset()
         self.config.set(PM_BASE, 4, 1)
+        self.config.set(DEVICE_ACTIVITY_B, 4, self._activity[0])
         self.config.set(PM_MISC, 1, 0)
         self._update()
 

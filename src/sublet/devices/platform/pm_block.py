@@ -42,22 +42,6 @@ class Part(NamedTuple):
     device: PioDevice
 
 
-class SmiControl:
-    """SMI_EN and SMI_STS of ICH9.
-
-    Deviation: SMI on a write to port 0xb2 counts as set up from the start, so that firmware leaves it alone.
-    """
-
-    GLOBAL_AND_APMC: Final = 1 << 0 | 1 << 5
-
-    def pio_read(self, offset: int, size: int) -> int:
-        """Enabled, and nothing pending."""
-        return self.GLOBAL_AND_APMC >> 8 * offset & (1 << 8 * size) - 1
-
-    def pio_write(self, offset: int, size: int, value: int) -> None:
-        """Locked."""
-
-
 class PmBlock:
     """Ports relative to the block's base; what lies between the parts reads as zero."""
 

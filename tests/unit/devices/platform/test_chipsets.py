@@ -16,7 +16,7 @@ def make_lines() -> dict[int, RecordingIrqLine]:
 def test_attributes_of_each_segment() -> None:
     """Intel 290549 §3.2.17: PAM0's high nibble is the BIOS area; low nibbles come first in the others."""
     seen: list[tuple[int, ...]] = []
-    bridge = i440fx.HostBridge(seen.append)
+    bridge = i440fx.HostBridge(seen.append, lambda smram: None)
     bridge.config_write(i440fx.PAM, 1, 0x3F)
     bridge.config_write(i440fx.PAM + 1, 1, 0x12)
     by_start = dict(zip((start for start, _ in PAM_SEGMENTS), seen[-1], strict=True))
@@ -70,7 +70,7 @@ def test_ich9_drives_the_io_apic_whether_or_not_a_pirq_is_routed() -> None:
 
 def test_the_acpi_registers_decode_where_firmware_enables_them() -> None:
     places: list[int | None] = []
-    power = i440fx.PowerManagement(places.append)
+    power = i440fx.PowerManagement(places.append, has_smi=False)
     power.config_write(i440fx.PM_BASE, 4, 0xB001)
     assert places == []
     power.config_write(i440fx.PM_MISC, 1, 1)
@@ -78,7 +78,7 @@ def test_the_acpi_registers_decode_where_firmware_enables_them() -> None:
     power.reset()
     assert places == [0xB000, 0x600, None]
     lpc_places: list[int | None] = []
-    lpc = q35.LpcBridge(PirqRouter(q35.pirq_of, make_lines(), 8), lpc_places.append)
+    lpc = q35.LpcBridge(PirqRouter(q35.pirq_of, make_lines(), 8), lpc_places.append, None)
     lpc.config_write(q35.PM_BASE, 4, 0x601)
     lpc.config_write(q35.ACPI_CONTROL, 1, 0x80)
     assert lpc_places == [0x600]
@@ -86,7 +86,7 @@ def test_the_acpi_registers_decode_where_firmware_enables_them() -> None:
 
 def test_extended_configuration_space_moves() -> None:
     places: list[tuple[int, int] | None] = []
-    mch = q35.MemoryController(lambda pam: None, places.append)
+    mch = q35.MemoryController(lambda pam: None, places.append, lambda smram: None)
     mch.config_write(q35.PCIEXBAR, 4, 0xB000_0001)
     mch.config_write(q35.PCIEXBAR, 4, 0xB000_0000 | 1 << 1 | 1)
     mch.config_write(q35.PCIEXBAR, 4, 0xB000_0000 | 3 << 1 | 1)

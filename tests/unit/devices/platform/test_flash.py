@@ -28,15 +28,26 @@ class Chip:
 
 
 def test_the_guest_tells_flash_from_rom_and_ram() -> None:
-    """OVMF writes READ STATUS: RAM would give it back, ROM what was there, flash gives the status."""
+    """OVMF writes READ STATUS: RAM would give it back, ROM what was there, flash gives a status of zero."""
     chip = Chip()
     assert chip.shows_array
     chip.write(0x10, 0x50)
     chip.write(0x10, 0x70)
     assert not chip.shows_array
-    assert chip.flash.mmio_read(0x10, 1) == 0x80
+    assert chip.flash.mmio_read(0x10, 1) == 0
     chip.write(0x10, 0xFF)
     assert chip.shows_array
+    chip.write(0x10, 0x10, 0xFF)
+    assert chip.flash.mmio_read(0x10, 1) == 0x80
+
+
+def test_writes_that_do_not_count_change_nothing() -> None:
+    ram = FakeDeviceRam(SIZE)
+    flash = Flash(ram, BASE, lambda: None, lambda: False)
+    before = bytes(ram.buffer)
+    for value in (0x10, 0x00, 0xFF):
+        flash.mmio_write(0x20, 1, value)
+    assert bytes(ram.buffer) == before
 
 
 def test_programming_clears_bits_and_erasing_sets_them() -> None:

@@ -78,3 +78,21 @@ def test_a_descriptor_outside_of_memory_is_ignored() -> None:
     driver = Driver()
     driver.device.pio_write(8, 4, 0xFFFF_FFFF)
     assert driver.read_item(fc.SIGNATURE, 4) == b"QEMU"
+
+
+def test_a_file_that_takes_writes_takes_them_inside_its_size() -> None:
+    driver, written = Driver(), []
+    made: list[int] = []
+
+    def make() -> bytes:
+        made.append(1)
+        return bytes(4)
+
+    driver.device.add_file("etc/request", make, size=4, on_write=lambda at, data: written.append((at, data)))
+    driver.memory.write(0x1000, b"abcdefgh")
+    driver.read_item(fc.FILE_DIRECTORY, 4)
+    assert made == [], "the directory does not ask for content of a known size"
+    assert driver.dma(SELECT | fc.FIRST_FILE << 16 | WRITE, 3, 0x1000) == 0
+    assert driver.dma(WRITE, 2, 0x1000) == ERROR
+    assert driver.dma(WRITE, 1, 0x1003) == 0
+    assert written == [(0, b"abc"), (3, b"d")]
