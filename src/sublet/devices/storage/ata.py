@@ -19,7 +19,7 @@ from sublet.devices.storage.identify import (
     identify_disk,
 )
 from sublet.devices.storage.logs import QUEUE_ERROR_LOG, log_directory, no_queue_error, queue_error
-from sublet.devices.storage.medium import SECTOR, Medium
+from sublet.devices.storage.medium import SECTOR, Medium, Segment
 from sublet.devices.storage.smart import SMART_SIGNATURE, smart_data, smart_thresholds
 from sublet.devices.storage.taskfile import (
     ABRT,
@@ -31,6 +31,7 @@ from sublet.devices.storage.taskfile import (
     TaskFile,
     Transfer,
 )
+from sublet.hw import GuestMemory
 
 MODEL = "SUBLET DISK"
 FIRMWARE = "1.0"
@@ -171,6 +172,13 @@ class AtaDisk:
             transfer.data[offset : offset + len(data)] = data
         else:
             self._medium.write(transfer.offset + offset, data)
+
+    def move(self, transfer: Transfer, offset: int, memory: GuestMemory, segments: list[Segment]) -> bool:
+        """See `taskfile.Drive`."""
+        if transfer.data is not None:
+            return False
+        to_disk = transfer.direction is not Direction.TO_HOST
+        return self._medium.move(memory, transfer.offset + offset, segments, to_disk=to_disk)
 
     def finish(self, transfer: Transfer) -> None:
         """See `taskfile.Drive`."""

@@ -13,6 +13,7 @@ from sublet.devices.storage.cd import PACKET_SIZE, CdDrive, Reply
 from sublet.devices.storage.identify import identify_packet_device
 from sublet.devices.storage.sense import CheckCondition
 from sublet.devices.storage.taskfile import ABRT, AtaError, Direction, TaskFile, Transfer
+from sublet.hw import GuestMemory
 
 MODEL = "SUBLET CD-ROM"
 FIRMWARE = "1.0"
@@ -132,6 +133,12 @@ class AtapiCd:
         """See `taskfile.Drive`."""
         if transfer.data is not None:
             transfer.data[offset : offset + len(data)] = data
+
+    def move(
+        self, transfer: Transfer, offset: int, memory: GuestMemory, segments: list[tuple[int, int]]
+    ) -> bool:
+        """Never: a disc may have been taken out."""
+        return False
 
     def finish(self, transfer: Transfer) -> None:
         """Nothing is left to do."""

@@ -150,7 +150,10 @@ def move_by_table(
         wanted = min(PIECE, transfer.left)
         regions = list(table.take(wanted))
         size = sum(length for _, length in regions)
-        if transfer.direction is Direction.TO_HOST:
+        to_host = transfer.direction is Direction.TO_HOST
+        if (to_host or size % SECTOR == 0) and drive.move(transfer, transfer.done, memory, regions):
+            pass
+        elif to_host:
             _scatter(memory, regions, drive.read(transfer, transfer.done, size))
         else:
             if transfer.data is None:

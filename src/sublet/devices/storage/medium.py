@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from sublet.block import BlockDevice
 from sublet.devices.storage.taskfile import ABRT, UNC, AtaError
 from sublet.errors import SubletError
+from sublet.hw import GuestMemory
 
 _LOG = logging.getLogger(__name__)
+
+Segment = tuple[int, int]
+"""Guest-physical address and bytes."""
 
 SECTOR = 512
 PIECE = 1 << 20
@@ -62,6 +66,11 @@ class Medium:
             raise AtaError(ABRT)
         with self._failing_at(offset):
             self._image.write(offset, data)
+
+    def move(self, memory: GuestMemory, offset: int, segments: list[Segment], *, to_disk: bool) -> bool:
+        """Let the core move bytes between memory and image; False where ``read`` or ``write`` has to."""
+        places = self._image.in_place
+        return places is not None and places.transfer_segments(memory, offset, segments, to_disk)
 
     def flush(self) -> None:
         """Return once everything written is on stable storage."""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from sublet.errors import GuestError
+from sublet.hw import GuestMemory
 
 # Registers of the command block; reading ERROR's port shows errors, writing it sets features.
 DATA, ERROR, COUNT, LBA_LOW, LBA_MID, LBA_HIGH, DEVICE, STATUS = range(8)
@@ -168,6 +169,15 @@ class Drive(Protocol):
 
     def write(self, transfer: Transfer, offset: int, data: bytes) -> None:
         """Bytes of the transfer from the host."""
+
+    def move(
+        self, transfer: Transfer, offset: int, memory: GuestMemory, segments: list[tuple[int, int]]
+    ) -> bool:
+        """Move bytes of the transfer without a stop here; False: ``read`` or ``write`` has to, all of them.
+
+        Args:
+            segments: Guest-physical address and bytes each; whole sectors in all for the disk.
+        """
 
     def finish(self, transfer: Transfer) -> None:
         """All bytes have moved: carry the command out, and leave the registers in the task file."""

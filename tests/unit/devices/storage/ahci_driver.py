@@ -7,7 +7,7 @@ import struct
 from sublet.devices.pci import config_space as cs
 from sublet.devices.storage import Ich9Ahci
 from sublet.devices.storage.taskfile import Drive
-from sublet.hw import Executor
+from sublet.hw import Executor, GuestMemory
 from sublet.testing import FakeGuestMemory, InlineExecutor, RecordingMsiSink
 
 LIST, RECEIVED, TABLES, BUFFER = 0x1000, 0x2000, 0x4000, 0x40000
@@ -20,8 +20,10 @@ CLB, FB, IS, IE, CMD, TFD, SIG, SSTS, SCTL, SERR, SACT, CI = (
 class AhciDriver:
     """Port 0 unless another is said."""
 
-    def __init__(self, *drives: Drive | None, executor: Executor | None = None) -> None:
-        self.memory = FakeGuestMemory(1 << 20)
+    def __init__(
+        self, *drives: Drive | None, executor: Executor | None = None, memory: GuestMemory | None = None
+    ) -> None:
+        self.memory = memory or FakeGuestMemory(1 << 20)
         self.msi = RecordingMsiSink()
         self.function = Ich9Ahci(drives, self.memory, self.msi, executor or InlineExecutor())
         self.pin = False

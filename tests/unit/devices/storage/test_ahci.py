@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 from tests.unit.devices.storage.ahci_driver import (
@@ -22,8 +23,10 @@ from tests.unit.devices.storage.ahci_driver import (
     AhciDriver,
 )
 
+from sublet.block import open_image
 from sublet.devices.pci import config_space as cs
 from sublet.devices.storage import AtaDisk, AtapiCd
+from sublet.engine import Engine, RamBlock
 from sublet.testing import ManualExecutor, RamDisk
 
 SECTORS = 0x4000
@@ -80,6 +83,25 @@ def test_dma_read_over_several_regions(ahci: AhciDriver) -> None:
     assert ahci.memory.read_u32(BUFFER + 0x10000 + 2560) == 107
     frame = ahci.received(0x40)
     assert (frame[0], frame[2], frame[3]) == (0x34, 0x50, 0)
+
+
+def test_the_core_moves_what_is_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk.raw").write_bytes(bytes(512) + b"abcd" * 256 + bytes(4096))
+    vm = Engine("translate").create_vm()
+    vm.set_memslot(0, 0, 1 << 20, RamBlock(1 << 20))
+    drive = AtaDisk(open_image(tmp_path / "disk.raw", format="raw"), serial="S1", serial_ata=True)
+    for name in ("read", "write"):
+        monkeypatch.setattr(drive, name, lambda *_: pytest.fail("the bytes came by the drive"))
+    ahci = AhciDriver(drive, memory=vm.memory)
+    ahci.start()
+    ahci.prepare(READ_DMA, lba=1, count=2, regions=((BUFFER + 2, 600), (BUFFER + 0x3000, 424)))
+    ahci.issue()
+    assert ahci.memory.read(BUFFER + 2, 600) + ahci.memory.read(BUFFER + 0x3000, 424) == b"abcd" * 256
+    ahci.prepare(WRITE_DMA, lba=4, count=1, regions=((BUFFER + 0x3000, 400), (BUFFER + 2, 112)), write=True)
+    ahci.issue()
+    drive.close()
+    written = (tmp_path / "disk.raw").read_bytes()[2048:2560]
+    assert written == (b"abcd" * 256)[600:1000] + (b"abcd" * 28)
 
 
 def test_dma_write_and_flush(ahci: AhciDriver, image: RamDisk) -> None:
