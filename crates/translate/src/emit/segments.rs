@@ -175,6 +175,49 @@ impl Builder {
         }
     }
 
+    /// RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE while CR4 allows them. Returns whether this is one.
+    pub(super) fn segment_base_access(&mut self, instruction: &Instruction) -> Result<bool, Unencodable> {
+        const CR4_FSGSBASE: u64 = 1 << 16;
+        let (index, writes) = match instruction.mnemonic() {
+            Mnemonic::Rdfsbase => (seg::FS, false),
+            Mnemonic::Rdgsbase => (seg::GS, false),
+            Mnemonic::Wrfsbase => (seg::FS, true),
+            Mnemonic::Wrgsbase => (seg::GS, true),
+            _ => return Ok(false),
+        };
+        let operand = instruction.op0_register();
+        let guest = number(operand).ok_or(Unencodable)?;
+        let base = segment_field(index, offset_of!(SegmentRegister, base));
+        self.asm.load(Host::RCX, offset_of!(CpuState, cr4) as i32);
+        self.keep_only(CR4_FSGSBASE);
+        let mut slow = vec![self.jump_if_rcx_is_zero()];
+        match writes {
+            true => self.read_guest(Host::R14, guest),
+            false => self.asm.load(Host::R14, base),
+        }
+        if operand.size() == 4 {
+            self.asm.mov32(Host::R14, Host::R14);
+        }
+        if writes {
+            slow.push(self.unless_canonical());
+            self.asm.store(base, Host::R14);
+        } else {
+            self.write_guest(guest, Host::R14);
+        }
+        self.leave_at(slow, instruction);
+        Ok(true)
+    }
+
+    /// Jump unless bits 63:47 of R14 are all equal. Uses RCX and R15.
+    pub(super) fn unless_canonical(&mut self) -> Patch {
+        self.asm.mov_immediate(Host::R15, 47);
+        self.asm.sarx(Host::RCX, Host::R14, Host::R15);
+        // 0 or 1 from bits that are all set or all clear.
+        self.asm.lea_base(Host::RCX, Host::RCX, 1);
+        self.keep_only(!1);
+        self.jump_if_rcx_is_not_zero()
+    }
+
     /// Load a segment register with the null selector in `HotState::temporary`. Uses RCX.
     fn set_null_segment(&mut self, index: usize) {
         self.asm.store_immediate(segment_field(index, offset_of!(SegmentRegister, base)), 0);

@@ -1,0 +1,142 @@
+//! What 64-bit kernels do at each entry: the same with the forms that stay in the cache and without them. As
+//! `entries.rs`, in long mode.
+#![allow(clippy::unwrap_used)]
+
+mod long_mode;
+
+use std::sync::Arc;
+use sublet_engine::{DescriptorTable, Engine, Exit, Regs, Segment, Sregs, Vcpu, Vm};
+use sublet_memory::RamBlock;
+use sublet_translate::optimisations::Optimisation;
+use sublet_translate::TranslateEngine;
+
+const RAM: u64 = 4 << 20;
+const GDT: u64 = 0x8000;
+const IDT: u64 = 0x9000;
+const TSS: u64 = 0xa000;
+const CODE: u64 = 0x1_0000;
+const HANDLERS: u64 = 0x1_8000;
+const STACK: u64 = 0x3_0000;
+const INPUTS: u64 = 0x10_0000;
+const TABLES: u64 = 0x20_0000;
+const CR4_FSGSBASE: u64 = 1 << 16;
+
+/// The descriptors of the GDT from selector 8 on: kernel code, kernel data, user code, user data, and the
+/// 16 bytes of the TSS.
+const DESCRIPTORS: [u64; 5] = [
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x00af_fb00_0000_ffff,
+    0x00cf_f300_0000_ffff,
+    0x0000_8b00_0000_0067 | TSS << 16,
+];
+
+/// A handler of a fault: `mov esp,STACK; mov eax,0x1000+vector; out 0x80,eax; jmp CODE`.
+fn handler(at: u64, vector: u8) -> Vec<u8> {
+    let mut code = vec![0xbc];
+    code.extend((STACK as u32).to_le_bytes());
+    code.extend([0xb8, vector, 0x10, 0, 0, 0xe7, 0x80, 0xe9]);
+    code.extend((CODE.wrapping_sub(at + 17) as u32).to_le_bytes());
+    code
+}
+
+fn machine(engine: &TranslateEngine, code: &[u8], inputs: &[u64]) -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
+    let vm = engine.create_vm().unwrap();
+    let ram = Arc::new(RamBlock::new(RAM).unwrap());
+    vm.memory().set_memslot(0, 0, RAM, ram, 0, false, false).unwrap();
+    vm.memslots_changed().unwrap();
+    let put = |gpa: u64, value: u64| vm.memory().write(gpa, &value.to_le_bytes()).unwrap();
+    put(TABLES, (TABLES + 0x1000) | 7);
+    put(TABLES + 0x1000, (TABLES + 0x2000) | 7);
+    put(TABLES + 0x2000, 0x87);
+    put(TABLES + 0x2008, 0x20_0087);
+    (GDT + 8..).step_by(8).zip(DESCRIPTORS).for_each(|(place, raw)| put(place, raw));
+    put(TSS + 4, STACK);
+    for vector in 0..32u8 {
+        let at = HANDLERS + 32 * u64::from(vector);
+        put(IDT + 16 * u64::from(vector), at & 0xffff | 8 << 16 | 0x8e00 << 32 | (at >> 16) << 48);
+        vm.memory().write(at, &handler(at, vector)).unwrap();
+    }
+    let mut program = code.to_vec();
+    program.push(0xe9);
+    program.extend((-(program.len() as i32 + 4)).to_le_bytes());
+    vm.memory().write(CODE, &program).unwrap();
+    (INPUTS..).step_by(8).zip(inputs).for_each(|(place, &input)| put(place, input));
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    start(vcpu.as_mut());
+    (vm, vcpu)
+}
+
+fn start(vcpu: &mut dyn Vcpu) {
+    let flat = long_mode::sregs(TABLES, 0);
+    let sregs = Sregs {
+        gdt: DescriptorTable { base: GDT, limit: 0x37 },
+        idt: DescriptorTable { base: IDT, limit: 0x1ff },
+        tr: Segment { base: TSS, kind: 11, limit: 0x67, selector: 0x28, present: true, ..Segment::default() },
+        cr4: flat.cr4 | CR4_FSGSBASE,
+        ..flat
+    };
+    vcpu.set_sregs(&sregs).unwrap();
+    let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
+    regs.gpr[4] = STACK;
+    regs.gpr[6] = INPUTS;
+    vcpu.set_regs(&regs).unwrap();
+}
+
+/// The registers after each of `steps` inputs, and how many instructions compiled code carried out.
+fn trace(engine: &TranslateEngine, code: &[u8], inputs: &[u64], steps: usize) -> (Vec<String>, u64) {
+    let (_vm, mut vcpu) = machine(engine, code, inputs);
+    let seen = (0..steps).map(|step| {
+        let exit = vcpu.run().unwrap();
+        assert!(matches!(exit, Exit::PioOut { port: 0x80, .. }), "step {step}: {exit:?}");
+        format!("{exit:x?} {:x?} {:x?}", vcpu.regs().unwrap(), vcpu.sregs().unwrap().segments)
+    });
+    let seen = seen.collect();
+    (seen, vcpu.statistics().get("vcpu.system_instructions").copied().unwrap_or(0))
+}
+
+/// Both ways are the same at each step; the first one leaves the cache less often.
+fn compare(code: &[u8], inputs: &[u64], steps: usize) {
+    let without = TranslateEngine::new().unwrap().without(Optimisation::SystemInstructions);
+    let (expected, all) = trace(&without, code, inputs, steps);
+    let (seen, left) = trace(&TranslateEngine::new().unwrap(), code, inputs, steps);
+    for (step, (seen, expected)) in seen.iter().zip(&expected).enumerate() {
+        assert_eq!(seen, expected, "step {step}");
+    }
+    assert!(left < all, "{left} of {all}");
+}
+
+#[test]
+fn segment_bases_are_read_and_written() {
+    // mov rax,[rsi]; add rsi,8; rdfsbase ebx; wrfsbase rax; rdfsbase r11; wrgsbase eax; rdgsbase r8
+    let access = [
+        0x48, 0x8b, 0x06, 0x48, 0x83, 0xc6, 0x08, 0xf3, 0x0f, 0xae, 0xc3, 0xf3, 0x48, 0x0f, 0xae, 0xd0, 0xf3,
+        0x49, 0x0f, 0xae, 0xc3, 0xf3, 0x0f, 0xae, 0xd8, 0xf3, 0x49, 0x0f, 0xae, 0xc8, 0xe7, 0x80,
+    ];
+    let edges: [u64; 8] =
+        [0, 1, 0x7fff_ffff_ffff, 0x8000_0000_0000, !0, !0 << 47, !0 << 47 ^ 1 << 47, 0xffff_ffff_8000_0000];
+    compare(&access, &edges, edges.len());
+    let without = TranslateEngine::new().unwrap().without(Optimisation::SystemInstructions);
+    let faults = trace(&without, &access, &edges, edges.len()).0;
+    assert_eq!(faults.iter().filter(|step| step.contains("100d")).count(), 2);
+}
+
+#[test]
+fn segment_registers_are_read_and_loaded() {
+    // mov rax,[rsi]; add rsi,8; mov fs,eax; mov ebx,fs; mov es,ax; mov cx,es; push rax; pop gs; mov rdx,gs
+    let access = [
+        0x48, 0x8b, 0x06, 0x48, 0x83, 0xc6, 0x08, 0x8e, 0xe0, 0x8c, 0xe3, 0x8e, 0xc0, 0x66, 0x8c, 0xc1, 0x50,
+        0x0f, 0xa9, 0x48, 0x8c, 0xea, 0xe7, 0x80,
+    ];
+    let selectors = [0x10, 0x10, 0x23, 0x23, 0, 3, 0x10, 0x23, 0x13, 0x08, 0x28, 0x38, 0x10, 0];
+    compare(&access, &selectors, selectors.len());
+}
+
+#[test]
+fn flags_are_popped() {
+    // push qword [rsi]; add rsi,8; popfq; pushfq; pop rbx; out 0x80,eax
+    let code = [0xff, 0x36, 0x48, 0x83, 0xc6, 0x08, 0x9d, 0x9c, 0x5b, 0xe7, 0x80];
+    let images = (0..22).map(|bit| 1 << bit).chain([0x8d5, 0x202, 0x20_0000, 0xad7, 0, !0, 2, 0x246]);
+    let images: Vec<u64> = images.collect();
+    compare(&code, &images, images.len());
+}
