@@ -21,6 +21,15 @@ impl PyVm {
     }
 }
 
+/// Do what waits for every vCPU that runs, without the interpreter lock: whoever wants to end a machine, or to
+/// read a signal, can go on meanwhile.
+fn wait_for_vcpus<T: Send>(
+    py: Python<'_>,
+    operation: impl FnOnce() -> sublet_engine::Result<T> + Send,
+) -> PyResult<T> {
+    py.detach(|| guarded(operation))
+}
+
 #[pymethods]
 impl PyVm {
     #[getter]
@@ -32,6 +41,7 @@ impl PyVm {
     #[allow(clippy::too_many_arguments)] // the contract's signature
     fn set_memslot(
         &self,
+        py: Python<'_>,
         slot: u32,
         gpa: u64,
         size: u64,
@@ -46,28 +56,28 @@ impl PyVm {
         memory
             .set_memslot(slot, gpa, size, ram.ram.clone(), ram_offset, readonly, log_dirty)
             .map_err(memory_error)?;
-        guarded(|| self.vm.memslots_changed()).inspect_err(|_| memory.remove_memslot(slot))
+        wait_for_vcpus(py, || self.vm.memslots_changed()).inspect_err(|_| memory.remove_memslot(slot))
     }
 
-    fn remove_memslot(&self, slot: u32) -> PyResult<()> {
+    fn remove_memslot(&self, py: Python<'_>, slot: u32) -> PyResult<()> {
         self.vm.memory().remove_memslot(slot);
-        guarded(|| self.vm.memslots_changed())
+        wait_for_vcpus(py, || self.vm.memslots_changed())
     }
 
     fn has_smm(&self) -> bool {
         self.vm.has_smm()
     }
 
-    fn set_smm_open(&self, open: bool) -> PyResult<()> {
-        guarded(|| self.vm.set_smm_open(open))
+    fn set_smm_open(&self, py: Python<'_>, open: bool) -> PyResult<()> {
+        wait_for_vcpus(py, || self.vm.set_smm_open(open))
     }
 
-    fn set_a20(&self, open: bool) -> PyResult<()> {
-        guarded(|| self.vm.set_a20(open))
+    fn set_a20(&self, py: Python<'_>, open: bool) -> PyResult<()> {
+        wait_for_vcpus(py, || self.vm.set_a20(open))
     }
 
     fn take_dirty_log<'py>(&self, py: Python<'py>, slot: u32) -> PyResult<Bound<'py, PyBytes>> {
-        let words = guarded(|| self.vm.take_dirty_log(slot))?;
+        let words = wait_for_vcpus(py, || self.vm.take_dirty_log(slot))?;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         Ok(PyBytes::new(py, &bytes))
     }

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sublet_engine::{EngineError, Result};
 use sublet_memory::{CodeMark, CodeWatcher, GuestMemory, Memslot};
 
@@ -21,6 +21,10 @@ pub const MAX_VCPUS: usize = 64;
 const CACHE_BYTES: usize = 256 << 20;
 /// Bytes of translated code that a vCPU may have: at most, and at least.
 pub const CACHE_SHARE: (usize, usize) = (16 << 20, 128 << 20);
+
+/// How long a running vCPU may take to answer. It answers between two blocks: after microseconds, unless the
+/// host keeps its thread from a processor, or it hangs by a bug of ours.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Lock, also after a panic elsewhere: the data is counters and caches that stay consistent.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,7 +120,15 @@ impl Shared {
     /// Make every vCPU drop what it cached of memslots and page tables (and code, if
     /// memory was `remapped`), and wait until those
     /// that run have done so. Only then is the RAM of slots that are gone unmapped.
-    pub fn flush_all_vcpus(&self, remapped: bool) {
+    ///
+    /// # Errors
+    /// `Internal` when one has not within [`FLUSH_LIMIT`]: it hangs. Everything stays mapped then, and its
+    /// flush stays asked for.
+    pub fn flush_all_vcpus(&self, remapped: bool) -> Result<()> {
+        self.flush_within(remapped, FLUSH_LIMIT)
+    }
+
+    fn flush_within(&self, remapped: bool, limit: Duration) -> Result<()> {
         lock(&self.held).push(self.memory.slots());
         let vcpus = self.vcpus.read().unwrap_or_else(PoisonError::into_inner);
         for vcpu in vcpus.iter() {
@@ -125,8 +137,12 @@ impl Shared {
             vcpu.interrupt();
         }
         let mine = RUNNING.get().0 == std::ptr::from_ref(self);
-        for vcpu in vcpus.iter().filter(|_| !mine) {
+        let started = Instant::now();
+        for (number, vcpu) in vcpus.iter().enumerate().filter(|_| !mine) {
             while vcpu.active.load(Ordering::SeqCst) && vcpu.flush.load(Ordering::SeqCst) {
+                if started.elapsed() > limit {
+                    return Err(EngineError::Internal(format!("virtual CPU {number} does not answer")));
+                }
                 std::thread::sleep(Duration::from_micros(20));
             }
         }
@@ -135,6 +151,7 @@ impl Shared {
         {
             self.release_old_slots();
         }
+        Ok(())
     }
 
     /// No vCPU holds addresses of slots that are gone.
@@ -199,5 +216,28 @@ impl CodeWatcher for Watcher {
         if let Some(shared) = self.0.upgrade() {
             shared.code_written(gpa, size, vcpus);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Ordering, Requests, Shared};
+    use crate::optimisations::Optimisations;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use sublet_engine::EngineError;
+    use sublet_memory::GuestMemory;
+
+    #[test]
+    fn a_vcpu_that_hangs_is_not_waited_for_without_end() {
+        let shared = Shared::new(Arc::new(GuestMemory::new()), 1 << 20, Optimisations::ALL);
+        let hung = Arc::new(Requests::default());
+        shared.add_vcpu(Arc::default()).unwrap();
+        shared.add_vcpu(hung.clone()).unwrap();
+        assert!(shared.flush_within(true, Duration::ZERO).is_ok());
+        hung.active.store(true, Ordering::SeqCst);
+        let answer = shared.flush_within(true, Duration::ZERO);
+        assert!(matches!(answer, Err(EngineError::Internal(text)) if text.contains("virtual CPU 1")));
     }
 }

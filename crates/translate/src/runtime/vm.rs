@@ -238,26 +238,23 @@ impl Vm for TranslateVm {
 
     fn set_smm_open(&self, open: bool) -> Result<()> {
         self.memory.set_smm_open(open);
-        self.shared.flush_all_vcpus(true);
-        Ok(())
+        self.shared.flush_all_vcpus(true)
     }
 
     fn memslots_changed(&self) -> Result<()> {
-        self.shared.flush_all_vcpus(true);
-        Ok(())
+        self.shared.flush_all_vcpus(true)
     }
 
     fn set_a20(&self, open: bool) -> Result<()> {
         self.memory.set_a20(open);
-        self.shared.flush_all_vcpus(true);
-        Ok(())
+        self.shared.flush_all_vcpus(true)
     }
 
     fn take_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
         let log =
             self.memory.take_dirty(slot).ok_or_else(|| EngineError::Invalid(format!("no memslot {slot}")))?;
         // Pages whose bits were cleared must be seen at their next store.
-        self.shared.flush_all_vcpus(false);
+        self.shared.flush_all_vcpus(false)?;
         Ok(log)
     }
 
