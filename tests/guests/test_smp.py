@@ -36,3 +36,18 @@ def test_two_vcpus_come_back_after_a_reset(start_guest: StartGuest) -> None:
     guest.expect(PROMPT)
     guest.type("poweroff\n")
     assert guest.wait() == 0, guest.report("another exit code")
+
+
+def test_two_vcpus_without_acpi(start_guest: StartGuest) -> None:
+    """By the MP table, PCI pins included: ``pci=nomsi`` leaves no other way for virtio's interrupts."""
+    words = ["--cpus", "2", "--memory", "256M", "--append", "acpi=off pci=nomsi"]
+    guest = start_guest("default-amd64", *words, "--no-reboot", terminal=True)
+    guest.expect(PROMPT)
+    guest.type("stty -echo\n")
+    guest.expect(PROMPT)
+    assert guest.run("nproc").strip() == "2"
+    assert "SUBLET" in guest.run("dmesg | grep MPTABLE:")
+    assert "IO-APIC" in guest.run("grep virtio /proc/interrupts")
+    assert guest.run(f"dmesg | grep -E '{COMPLAINTS}' || true").strip() == ""
+    guest.type("\x1d")
+    assert guest.wait() == 130, guest.report("another exit code")

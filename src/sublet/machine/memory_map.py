@@ -30,6 +30,8 @@ BOOT_CMDLINE_SIZE: Final = 0x10000
 EBDA_BASE: Final = 0x9FC00
 VGA_BASE: Final = 0xA0000
 ACPI_BASE: Final = 0xE0000
+MP_TABLE_BASE: Final = 0xFF000
+"""Behind the ACPI tables, where systems look for it too (MP 1.4 §4 "MP Configuration Table")."""
 ACPI_END: Final = 0x100000
 HIGH_MEMORY: Final = 0x100000
 

@@ -18,6 +18,7 @@ from sublet.machine.config import MachineConfig
 from sublet.machine.control import Request
 from sublet.machine.host import GsiLine
 from sublet.machine.memory import SystemMemory
+from sublet.machine.mp_table import build_mp_table
 from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.runloop import EndMachine
 
@@ -56,6 +57,7 @@ class MicroVm(Board):
         if config.kernel is None:
             raise UsageError("the machine microvm needs a kernel", remedy="Give --kernel or --machine pc.")
         self.vm.memory.write(mm.ACPI_BASE, build_tables(config.cpus, layout.pci_high_window))
+        self.vm.memory.write(mm.MP_TABLE_BASE, build_mp_table(config.cpus, mm.MP_TABLE_BASE))
         return load_kernel(
             config.kernel,
             config.initrd,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sublet.machine.acpi import tables
 from sublet.machine.acpi.dsdt import build_dsdt_body
-from sublet.machine.memory_map import ACPI_BASE, ACPI_END
+from sublet.machine.memory_map import ACPI_BASE, MP_TABLE_BASE
 
 __all__ = ["build_tables"]
 
@@ -22,7 +22,7 @@ class _Area:
         self.data += bytes(-len(self.data) % _ALIGNMENT)
         gpa = ACPI_BASE + len(self.data)
         self.data += blob
-        if ACPI_BASE + len(self.data) > ACPI_END:
+        if ACPI_BASE + len(self.data) > MP_TABLE_BASE:
             raise ValueError(f"ACPI tables of {len(self.data)} bytes do not fit in the BIOS area")
         return gpa
 

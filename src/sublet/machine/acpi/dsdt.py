@@ -42,18 +42,18 @@ def sleep_states() -> bytes:
     return aml.name("\\_S5", aml.package(*[aml.integer(value) for value in values]))
 
 
-def motherboard(ports: PowerPorts, ecam: tuple[int, int] | None) -> bytes:
+def motherboard(ports: PowerPorts | None, ecam: tuple[int, int] | None) -> bytes:
     """Ranges that no other device may take: ECAM (PCI Firmware 3.3 §4.1.2) and the ACPI ports.
 
     Args:
-        ports: The ACPI registers.
+        ports: The ACPI registers; None where a function of the chipset has them as its own.
         ecam: Base and size.
     """
-    crs = aml.resources(
-        b"" if ecam is None else aml.fixed_memory(*ecam),
-        aml.io_ports(ports.pm1_event, ports.timer + 4 - ports.pm1_event),
-        aml.io_ports(ports.gpe0, ports.gpe0_length),
-    )
+    ranges = [] if ecam is None else [aml.fixed_memory(*ecam)]
+    if ports is not None:
+        ranges.append(aml.io_ports(ports.pm1_event, ports.timer + 4 - ports.pm1_event))
+        ranges.append(aml.io_ports(ports.gpe0, ports.gpe0_length))
+    crs = aml.resources(*ranges)
     return aml.device(
         "MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),

@@ -81,7 +81,7 @@ def _dsdt(machine: FirmwareAcpi) -> bytes:
     pic_mode = aml.name(_PIC_MODE, aml.integer(0)) + aml.method("\\_PIC", 1, aml.store(aml.ARG0, _PIC_MODE))
     devices = (
         *(dsdt.processor(index) for index in range(machine.cpus)),
-        dsdt.motherboard(machine.ports, machine.ecam),
+        dsdt.motherboard(None, machine.ecam),
         dsdt.pci_host(_windows(machine), _routes(machine), express=machine.ecam is not None),
         machine.isa_devices,
         dsdt.real_time_clock(),
