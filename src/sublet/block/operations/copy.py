@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from sublet.block.contract import BlockStatus
 from sublet.block.format import Image, MapExtent
 from sublet.block.operations.fill import fill
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -57,6 +60,17 @@ def copy(
         windows: Iterator[MapExtent] = (window for extent in left for window in _cut(extent))
     else:
         windows = _windows(source, select or source.map)
+    first = next(windows, None)
+    if first is not None:
+        _run_all(job, itertools.chain((first,), windows), workers, lambda at: progress(at, source.size))
+    progress(source.size, source.size)
+
+
+def _run_all(job: _Job, windows: Iterable[MapExtent], workers: int, progress: Callable[[int], None]) -> None:
+    """Run the job for each window, several at once; ``progress`` hears of each that is done."""
+    # Threads are loaded when there is work for them: mostly the core has done it all.
+    from concurrent.futures import ThreadPoolExecutor
+
     pending: deque[tuple[int, Future[None]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
         try:
@@ -65,14 +79,13 @@ def copy(
                 if len(pending) > 2 * workers:
                     offset, future = pending.popleft()
                     future.result()
-                    progress(offset, source.size)
+                    progress(offset)
             for offset, future in pending:
                 future.result()
-                progress(offset, source.size)
+                progress(offset)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    progress(source.size, source.size)
 
 
 def _windows(source: Image, choose: Select) -> Iterator[MapExtent]:
@@ -111,7 +124,6 @@ class _Job:
         self.granularity = min(cluster, WINDOW if compress else _HOLE)
         self._write = target.write_compressed if compress else target.write
         self._erase = erase
-        self._zeroes = bytes(self.granularity)
         self._buffers = threading.local()
 
     def _buffer(self) -> bytearray:
@@ -130,24 +142,30 @@ class _Job:
         data = self._buffer()
         view = memoryview(data)[: extent.size]
         self._source.readinto(extent.offset, view)
-        for start, end, zero in self._runs(data, extent.offset, extent.size):
+        for start, end, zero in zero_runs(data, extent.offset, extent.size, self.granularity):
             if not zero:
                 self._write(extent.offset + start, view[start:end])
             elif self._erase:
                 self._target.write_zeroes(extent.offset + start, end - start)
 
-    def _runs(self, data: bytearray, offset: int, size: int) -> Iterator[tuple[int, int, bool]]:
-        """Half-open runs of blocks that are all zero or not, as (start, end, zero)."""
-        granularity, start, position = self.granularity, 0, 0
-        state: bool | None = None
-        while position < size:
-            step = min(size - position, granularity - (offset + position) % granularity)
-            zeroes = self._zeroes if step == granularity else bytes(step)
-            zero = data.startswith(zeroes, position)
-            if state is not None and zero is not state:
-                yield start, position, state
-                start = position
-            state = zero
-            position += step
-        if state is not None:
-            yield start, size, state
+
+def zero_runs(data: bytearray, offset: int, size: int, granularity: int) -> Iterator[tuple[int, int, bool]]:
+    """Half-open runs of blocks that are all zero or not, as (start, end, zero).
+
+    Args:
+        data: What the disk holds from ``offset`` on, ``size`` bytes; perhaps more.
+        granularity: Bytes of a block of the disk.
+    """
+    whole, start, position = bytes(granularity), 0, 0
+    state: bool | None = None
+    while position < size:
+        step = min(size - position, granularity - (offset + position) % granularity)
+        zeroes = whole if step == granularity else bytes(step)
+        zero = data.startswith(zeroes, position)
+        if state is not None and zero is not state:
+            yield start, position, state
+            start = position
+        state = zero
+        position += step
+    if state is not None:
+        yield start, size, state

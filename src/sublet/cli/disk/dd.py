@@ -38,9 +38,11 @@ def dd(
             if size > room:
                 raise UsageError(f"{size} bytes do not fit: {room} bytes are there to copy")
             with ProgressDisplay() as progress:
-                for done in range(0, size, 1 << 20):
-                    piece = min(1 << 20, size - done)
-                    other.write(place + done, one.read(start + done, piece))
+                buffer = memoryview(bytearray(1 << 20))
+                for done in range(0, size, len(buffer)):
+                    piece = buffer[: size - done]
+                    one.readinto(start + done, piece)
+                    other.write(place + done, piece)
                     progress("copying", done, size)
     if as_json:
         print_json({"copied": size})
