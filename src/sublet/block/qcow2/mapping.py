@@ -5,8 +5,8 @@ Reference: "QCOW2 image format" (QEMU 7.2, docs/interop/qcow2.txt), "Cluster map
 
 from __future__ import annotations
 
-from array import array
 import enum
+from array import array
 from pathlib import Path
 
 from sublet.block.format import Image
