@@ -1,6 +1,7 @@
 //! Memory accesses: effective address, the inline software-TLB check, and what happens off it.
 
 use super::builder::{hot, Unencodable};
+use super::generic::needs_alignment;
 use super::masked::masked_elements;
 use super::registers::{home, number, Home};
 use super::sharing::Part;
@@ -87,6 +88,11 @@ impl Descriptor {
     #[must_use]
     pub fn segment_check(self, segment: usize) -> Self {
         Self(self.0 | Self::SEGMENT_CHECK | (segment as u32) << Self::SEGMENT_SHIFT)
+    }
+    /// Not an access: check that the address, a branch's target, lies in the limit of CS.
+    #[must_use]
+    pub fn branch_target() -> Self {
+        Self::new(1, AccessKind::Read).segment_check(seg::CS).probe()
     }
     /// See [`Self::masked`]: by the opmask of an EVEX instruction, if it has one that suppresses faults.
     #[must_use]
@@ -411,7 +417,7 @@ impl Builder {
     /// (R14, or the guest's base register itself). Uses RCX, R14, R15.
     pub(super) fn linear_address(&mut self, instruction: &Instruction) -> Result<Host, Unencodable> {
         let index = operand_segment(instruction, self.mode.is64());
-        // Only limits and types ask what the access does.
+        // Only the checks of segments ask what the access does.
         let kind = if self.mode.is64() { AccessKind::Read } else { self.memory_access(instruction) };
         if !self.segment_matters(index) {
             if let Some(base) = self.plain_base(instruction) {
@@ -420,7 +426,13 @@ impl Builder {
         }
         self.effective_address(Host::R14, instruction)?;
         let size = instruction.memory_size().size().clamp(1, BOUNCE_BYTES);
-        let access = Descriptor::new(size, kind).masked_as(instruction);
+        let mut access = Descriptor::new(size, kind).masked_as(instruction);
+        if crate::frontend::waits_for_x87(instruction) {
+            access = access.math();
+        }
+        if needs_alignment(instruction, size) {
+            access = access.aligned();
+        }
         self.add_segment(index, access)?;
         Ok(Host::R14)
     }

@@ -51,11 +51,37 @@ impl Builder {
     /// Leave for the target of a direct branch; ends the block. One with a 16-bit operand clears the upper half of
     /// EIP (Intel SDM vol. 2A "JMP—Jump").
     fn exit_to_target(&mut self, instruction: &Instruction, target: i64) {
-        if self.truncates(instruction) {
+        let operand = direct_width(instruction);
+        if self.truncates(instruction) || self.may_be_beyond(operand) {
             self.target_rip(target);
-            return self.exit_indirect(Width::W16);
+            self.check_target(operand);
+            return self.exit_indirect(operand);
         }
         self.exit_to(target);
+    }
+
+    /// Whether a branch with this operand size can lead beyond the limit of CS.
+    fn may_be_beyond(&self, operand: Width) -> bool {
+        let code = self.mode.code();
+        code != Width::W64 && (self.mode.code_limited() || operand.bits() > code.bits())
+    }
+
+    /// #GP here, with nothing done yet, where the target in R14 is beyond the limit of CS (Intel SDM
+    /// vol. 2A "CALL", "Jcc", "JMP").
+    fn check_target(&mut self, operand: Width) {
+        if self.may_be_beyond(operand) {
+            self.truncate_target(operand);
+            self.asm.mov_immediate(Host::RCX, u64::from(Descriptor::branch_target().0));
+            self.asm.call_gs(hot!(slow_access));
+        }
+    }
+
+    fn truncate_target(&mut self, width: Width) {
+        match width {
+            Width::W64 => {}
+            Width::W32 => self.asm.mov32(Host::R14, Host::R14),
+            Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
+        }
     }
 
     /// Whether the target may have an upper half to clear, or the way there leads around the 64 KiB.
@@ -151,11 +177,7 @@ impl Builder {
     pub(super) fn exit_indirect(&mut self, operand: Width) {
         self.ended = true;
         let widest = if self.mode.is64() { Width::W64 } else { Width::W32 };
-        match narrower(operand, widest) {
-            Width::W64 => {}
-            Width::W32 => self.asm.mov32(Host::R14, Host::R14),
-            Width::W16 => self.asm.movzx16(Host::R14, Host::R14),
-        }
+        self.truncate_target(narrower(operand, widest));
         let jump_cache = self.mode.jump_cache();
         if let Some(index) = jump_cache.filter(|_| self.optimisations.has(Optimisation::JumpCache)) {
             self.jump_through_cache(index);
@@ -192,7 +214,8 @@ impl Builder {
 
     fn conditional(&mut self, instruction: &Instruction, condition: u8) {
         let (target, next) = (self.target(instruction), self.next);
-        if self.linkable(target) && !self.truncates(instruction) && target > self.current {
+        let plain = !self.truncates(instruction) && !self.may_be_beyond(direct_width(instruction));
+        if plain && self.linkable(target) && target > self.current {
             let patch = self.asm.jump_if(condition);
             self.link(patch, target);
             self.exit_to(next);
@@ -258,6 +281,7 @@ impl Builder {
         match instruction.op0_kind() {
             OpKind::Register | OpKind::Memory => {
                 let width = self.branch_operand(instruction)?;
+                self.check_target(width);
                 self.exit_indirect(width);
             }
             _ => self.exit_to_target(instruction, self.target(instruction)),
@@ -283,11 +307,16 @@ impl Builder {
         let back = Pushed::Rip(self.next);
         if !matches!(instruction.op0_kind(), OpKind::Register | OpKind::Memory) {
             let target = self.target(instruction);
+            if self.may_be_beyond(direct_width(instruction)) {
+                self.target_rip(target);
+                self.check_target(direct_width(instruction));
+            }
             self.push_value(back, size, true)?;
             self.exit_to_target(instruction, target);
             return Ok(());
         }
         let width = self.branch_operand(instruction)?;
+        self.check_target(width);
         self.asm.store(hot!(temporary), Host::R14);
         self.push_value(back, size, true)?;
         self.asm.load(Host::R14, hot!(temporary));
@@ -303,12 +332,10 @@ impl Builder {
         self.access(
             address,
             Descriptor::new(size, AccessKind::Read).stack(),
-            Rc::new(move |builder, place| {
-                builder.load_place(Host::R14, place, size)?;
-                builder.adjust_stack(size as i32 + extra);
-                Ok(())
-            }),
+            Rc::new(move |builder, place| builder.load_place(Host::R14, place, size)),
         )?;
+        self.check_target(width_of_size(size));
+        self.adjust_stack(size as i32 + extra);
         self.exit_indirect(width_of_size(size));
         Ok(())
     }
@@ -319,6 +346,15 @@ fn narrower(left: Width, right: Width) -> Width {
         left
     } else {
         right
+    }
+}
+
+/// Operand size of a direct branch.
+fn direct_width(instruction: &Instruction) -> Width {
+    match instruction.op0_kind() {
+        OpKind::NearBranch16 => Width::W16,
+        OpKind::NearBranch32 => Width::W32,
+        _ => Width::W64,
     }
 }
 

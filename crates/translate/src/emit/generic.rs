@@ -403,7 +403,7 @@ fn is_identity(instruction: &Instruction) -> bool {
 }
 
 /// Whether a misaligned memory operand is #GP (Intel SDM vol. 1 §4.1.1; vol. 2 §2.4 exception types 1, 2 and 4).
-fn needs_alignment(instruction: &Instruction, size: usize) -> bool {
+pub(super) fn needs_alignment(instruction: &Instruction, size: usize) -> bool {
     use Mnemonic as M;
     if size < 16 {
         return false;

@@ -184,8 +184,20 @@ impl VcpuCore {
         Err(Stop::Exit(Exit::Interrupted))
     }
 
-    /// Limit and type checks of an access at offset `offset` of a segment; no access yet.
+    /// Limit and type checks of an access at offset `offset` of a segment; no access yet. A pending x87
+    /// exception and a misaligned operand come before them, as processors have it.
     fn check_segment(&mut self, descriptor: Descriptor, segment: usize, offset: u64) -> Result<u64, Stop> {
+        if descriptor.is_probe() {
+            let beyond = offset > u64::from(self.cpu.state.segments[seg::CS].limit);
+            return if beyond { Err(Exception::protection(0).into()) } else { Ok(resume::DIRECT) };
+        }
+        if descriptor.is_math() && x87_exception_pending() {
+            return Err(Exception::new(MATH_FAULT).into());
+        }
+        let la = self.cpu.state.segments[segment].base.wrapping_add(offset);
+        if descriptor.is_aligned() && la % descriptor.size() != 0 {
+            return Err(Exception::protection(0).into());
+        }
         let selected = descriptor.selected(&self.cpu.state.hot.opmask);
         if selected != 0 {
             let first = offset + u64::from(selected.trailing_zeros());
@@ -210,6 +222,11 @@ impl VcpuCore {
         }
         let first = la.wrapping_add(u64::from(selected.trailing_zeros()));
         let last = la.wrapping_add(u64::from(127 - selected.leading_zeros()));
+        // Segments of 4 GiB end there; no base makes an access of a program's lie across that end.
+        let wraps = !self.mode().is64() && last > u64::from(u32::MAX);
+        if wraps && selected != 0 {
+            return Err(if descriptor.is_stack() { Exception::stack(0) } else { Exception::protection(0) });
+        }
         let canonical = !self.cpu.state.long_mode() || (is_canonical(first) && is_canonical(last));
         if !canonical {
             return Err(if descriptor.is_stack() { Exception::stack(0) } else { Exception::protection(0) });

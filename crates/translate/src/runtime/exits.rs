@@ -169,7 +169,8 @@ impl VcpuCore {
     /// by the flags that they lead to.
     fn adjust_stepping(&mut self, instruction: &iced_x86::Instruction) {
         match instruction.mnemonic() {
-            Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Into | Mnemonic::Rsm => self.stepping = false,
+            Mnemonic::Int | Mnemonic::Int3 | Mnemonic::Rsm => self.stepping = false,
+            Mnemonic::Into => self.stepping &= self.cpu.state.rflags & flag::OF == 0,
             Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq => {
                 self.stepping = self.cpu.state.rflags & flag::TF != 0;
             }

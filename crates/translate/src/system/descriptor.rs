@@ -4,7 +4,7 @@ use crate::cpu::{Cpu, Exception, Outcome};
 use crate::mmu::walk::{is_canonical, Kind};
 use crate::state::{flag, TableRegister};
 use crate::system::memory::AccessMode;
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 /// What LAR, LSL, VERR and VERW look at: the two low words of a descriptor.
 #[derive(Debug, Clone, Copy)]
@@ -176,7 +176,10 @@ impl Cpu {
         let target = self.operand_read(i, 0, 2)?;
         let source = self.operand_read(i, 1, 2)? & 3;
         let raise = target & 3 < source;
-        if raise {
+        if raise && i.op0_kind() == OpKind::Register {
+            // 16 bits, whatever the operand size is.
+            self.gpr_merge(i.op0_register().number(), 2, target & !3 | source);
+        } else if raise {
             self.operand_write(i, 0, 2, target & !3 | source)?;
         }
         self.assign_flag(flag::ZF, raise);

@@ -128,7 +128,11 @@ impl Cpu {
         let step = i64::from(size);
         let mut depth = -step;
         self.write_seg(seg::SS, self.stack_offset(depth), size, self.state.gpr[gpr::RBP])?;
-        let frame = self.stack_offset(depth);
+        // With a 16-bit stack and 32-bit operands, the upper half of ESP is part of the frame pointer.
+        let frame = match self.stack_size() {
+            2 => self.state.gpr[gpr::RSP] & !0xffff | self.stack_offset(depth),
+            _ => self.stack_offset(depth),
+        };
         for n in 1..i64::from(level) {
             let from = self.state.gpr[gpr::RBP].wrapping_add_signed(-step * n);
             let pointer = self.read_seg(seg::SS, truncate(from, self.stack_size()), size)?;

@@ -1,5 +1,6 @@
 //! A case: code, input state and memory; and what came out of running it.
 
+use crate::segments::{self, Selectors};
 use std::collections::BTreeMap;
 
 /// Bytes of a page.
@@ -135,11 +136,15 @@ pub enum Class {
     SelfModifying,
     /// Code in compatibility mode.
     Compat,
+    /// 16-bit code in segments of a local descriptor table.
+    Segments16,
+    /// 32-bit code in such segments.
+    Segments32,
 }
 
 impl Class {
     /// All classes, in the order of the summary.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Integer,
         Self::String,
         Self::Bmi,
@@ -152,6 +157,8 @@ impl Class {
         Self::Control,
         Self::SelfModifying,
         Self::Compat,
+        Self::Segments16,
+        Self::Segments32,
     ];
 
     /// Name in the summary.
@@ -169,6 +176,8 @@ impl Class {
             Self::Control => "control flow",
             Self::SelfModifying => "self-modifying",
             Self::Compat => "compatibility",
+            Self::Segments16 => "16-bit segments",
+            Self::Segments32 => "32-bit segments",
         }
     }
 }
@@ -180,12 +189,14 @@ pub struct Case {
     pub class: Class,
     /// Instruction and kind of operand, for reports and filters.
     pub name: String,
-    /// 64, or 32 for compatibility mode.
+    /// 64; 32 or 16 for compatibility mode.
     pub bits: u32,
     /// Input state; `rip` is where the code starts.
     pub cpu: CpuImage,
     /// Bytes put over the initial memory, the code among them.
     pub memory: Vec<(u64, Vec<u8>)>,
+    /// Segments to start with, where they are not the flat ones of Linux.
+    pub selectors: Option<Selectors>,
     /// Bytes of `memory` not compared: `(address, size)`.
     pub ignored: Vec<(u64, u64)>,
     /// Flags not compared.
@@ -193,9 +204,20 @@ pub struct Case {
     /// Of a page fault's address, only the page is compared: which of an instruction's accesses, or
     /// of its elements, faults first is the processor's own affair.
     pub any_address_in_page: bool,
+    /// The code has an instruction of many accesses and checks: which of them faults first, and what has
+    /// been done by then, is the processor's own affair.
+    pub any_fault: bool,
     /// Vector registers (0 to 31) and mask registers (32 to 39) not compared after a fault: what a
     /// gather has done by then is the processor's own affair.
     pub partial_registers: Vec<usize>,
+}
+
+impl Case {
+    /// Linear address of the first instruction.
+    pub fn code_address(&self) -> u64 {
+        let code = self.selectors.and_then(|selectors| segments::entry(selectors[segments::CS]));
+        self.cpu.rip + code.map_or(0, |code| u64::from(code.base))
+    }
 }
 
 /// How a case ended.
@@ -216,6 +238,8 @@ pub struct Outcome {
     pub fault: Fault,
     /// State at the exception.
     pub cpu: CpuImage,
+    /// Segments at the exception; none for cases that did not choose them.
+    pub selectors: Option<Selectors>,
     /// Bytes that differ from the memory the case started with.
     pub memory: BTreeMap<u64, u8>,
 }

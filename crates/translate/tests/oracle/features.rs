@@ -4,6 +4,7 @@ use iced_x86::{Code, CpuidFeature};
 use std::collections::HashSet;
 
 /// The host's features by the names in `/proc/cpuinfo`.
+#[derive(Clone)]
 pub struct Features(HashSet<String>);
 
 impl Features {

@@ -29,8 +29,8 @@ pub fn run(seconds: u64, seed: u64) -> Result<bool, String> {
     let end = Instant::now() + Duration::from_secs(seconds);
     let board = Board::shared().map_err(|error| format!("no shared memory: {error}"))?;
     let layout = Layout::of_host();
-    let options = Options { cases: 0, first: 0, seed, filter: None };
-    let inputs = Inputs { plan: Plan::new(options, &Features::of_host(), true), seed };
+    let options = Options { cases: 0, first: 0, seed, filter: None, only_segments: false };
+    let inputs = Inputs { plan: Plan::new(options, &Features::of_host(), true, true), seed };
     let mut deaths = 0;
     while board.finished.load(Relaxed) == 0 && deaths < MOST_DEATHS {
         in_child(|| feed_until(end, &inputs, board, layout))?;
@@ -99,9 +99,11 @@ fn random_bytes(rng: &mut Rng) -> Case {
         bits: rng.pick(&[64, 64, 32]),
         memory: vec![(cpu.rip, code)],
         cpu,
+        selectors: None,
         ignored: Vec::new(),
         ignored_flags: 0,
         any_address_in_page: false,
+        any_fault: false,
         partial_registers: Vec::new(),
     }
 }

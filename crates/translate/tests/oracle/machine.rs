@@ -4,7 +4,8 @@
 //! pages of the regions. The low 2 MiB are mapped once more at [`SYSTEM`], for privilege 0 only;
 //! the regions lie at the addresses they have in this process.
 
-use crate::case::{Pristine, Region, CODE, DATA, PAGE, READ_ONLY};
+use crate::case::{Case, Pristine, Region, CODE, DATA, PAGE, READ_ONLY};
+use crate::segments::{self, Selectors};
 use sublet_engine::{DescriptorTable, Segment, Sregs};
 
 /// Bytes of guest memory.
@@ -23,6 +24,7 @@ const TSS: u64 = 0xa000;
 const HANDLERS: u64 = 0xb000;
 const HANDLER_STACK_TOP: u64 = 0xf000;
 const START: u64 = 0xc000;
+const LDT: u64 = 0xc800;
 
 /// Where the machine starts, at privilege 0: `xsetbv; hlt`.
 pub const START_ADDRESS: u64 = SYSTEM + START;
@@ -35,8 +37,9 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Linux's descriptors, so that selectors mean the same on both sides: 32-bit and 64-bit kernel
-/// code, kernel data, 32-bit user code, user data, 64-bit user code, and the TSS at 0x40.
-const DESCRIPTORS: [u64; 10] = [
+/// code, kernel data, 32-bit user code, user data, 64-bit user code, the TSS at 0x40, and the processor's
+/// number at 0x78.
+const DESCRIPTORS: [u64; 16] = [
     0,
     0x00cf_9b00_0000_ffff,
     0x00af_9b00_0000_ffff,
@@ -47,6 +50,12 @@ const DESCRIPTORS: [u64; 10] = [
     0,
     0x0000_8b00_0000_0067 | ((SYSTEM + TSS) & 0xff_ffff) << 16 | (((SYSTEM + TSS) >> 24) & 0xff) << 56,
     0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0x0040_f500_0000_0000,
 ];
 
 /// Where a region's pages lie in guest-physical memory.
@@ -72,6 +81,9 @@ pub fn image(original: &Pristine, privilege: u8) -> Vec<u8> {
     page_tables(&mut image, original, privilege);
     for (index, descriptor) in DESCRIPTORS.iter().enumerate() {
         put(&mut image, GDT + 8 * index as u64, *descriptor);
+    }
+    for (index, entry) in segments::TABLE.iter().enumerate() {
+        put(&mut image, LDT + 8 * index as u64, entry.bits());
     }
     task_state(&mut image);
     for vector in 0..32 {
@@ -195,4 +207,40 @@ pub fn system_registers(bits: u32, privilege: u8, fs_base: u64, gs_base: u64) ->
         apic_base: 0xfee0_0900,
         ..Sregs::default()
     }
+}
+
+/// Registers to run `case` with, its own segments and the local table among them if it has any.
+pub fn case_registers(case: &Case, privilege: u8) -> Sregs {
+    let mut sregs = system_registers(case.bits, privilege, case.cpu.fs_base, case.cpu.gs_base);
+    if let Some(selectors) = &case.selectors {
+        sregs.segments = loaded(selectors);
+        sregs.ldtr = Segment {
+            base: SYSTEM + LDT,
+            limit: 8 * segments::TABLE.len() as u32 - 1,
+            selector: 0x50,
+            kind: 2,
+            present: true,
+            ..Segment::default()
+        };
+    }
+    sregs
+}
+
+/// Segment registers as loading the selectors leaves them.
+fn loaded(selectors: &Selectors) -> [Segment; 6] {
+    selectors.map(|selector| match segments::entry(selector) {
+        Some(entry) => Segment {
+            base: u64::from(entry.base),
+            limit: if entry.pages { entry.limit << 12 | 0xfff } else { entry.limit },
+            selector,
+            kind: 1 | u8::from(!entry.restricted) << 1 | (entry.contents as u8) << 2,
+            present: true,
+            dpl: 3,
+            db: entry.wide,
+            s: true,
+            g: entry.pages,
+            ..Segment::default()
+        },
+        None => Segment { unusable: true, selector, ..Segment::default() },
+    })
 }

@@ -4,6 +4,7 @@
 //! flag, byte of memory and fault. See `docs/theory/testing.md`. The environment chooses:
 //!
 //! * `SUBLET_ORACLE_CASES`, `SUBLET_ORACLE_SEED`, `SUBLET_ORACLE_FILTER` (part of an encoding's name)
+//! * `SUBLET_ORACLE_SEGMENTS`: only code in 16- and 32-bit segments of a local descriptor table
 //! * `SUBLET_ORACLE_CASE`: one index, printed in full
 //! * `SUBLET_ORACLE_TARGET`: `translate`, or `native` to hold the oracle against itself
 //! * `SUBLET_FUZZ_SECONDS`: instead, feed random bytes to the translator for that long
@@ -14,11 +15,13 @@ mod engine;
 mod features;
 mod fuzz;
 mod inputs;
+mod legacy;
 mod machine;
 mod native;
 mod plan;
 mod report;
 mod rng;
+mod segments;
 mod sequence;
 mod single;
 mod skip;
@@ -63,6 +66,7 @@ fn options() -> Options {
         cases: if one.is_some() { 1 } else { number("SUBLET_ORACLE_CASES").unwrap_or(DEFAULT_CASES) },
         first: one.unwrap_or(0),
         seed: number("SUBLET_ORACLE_SEED").unwrap_or(DEFAULT_SEED),
+        only_segments: std::env::var_os("SUBLET_ORACLE_SEGMENTS").is_some(),
         filter: std::env::var("SUBLET_ORACLE_FILTER").ok(),
     }
 }

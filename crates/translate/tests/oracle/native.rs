@@ -6,6 +6,7 @@
 //! next signal, whose handler keeps that frame as the outcome and puts home back.
 
 use crate::case::{Case, CpuImage, Fault, Outcome, Pristine, Target, CODE};
+use crate::segments::{self, Selectors};
 use crate::xstate::Layout;
 use std::collections::BTreeMap;
 use std::ptr::{addr_of, addr_of_mut};
@@ -52,6 +53,9 @@ struct Exchange {
     home_gs: u64,
     fs: u64,
     gs: u64,
+    /// Of a case that chooses its segments: those that a frame does not hold are loaded and read
+    /// by the handler.
+    selectors: Option<Selectors>,
 }
 
 static mut EXCHANGE: Exchange = Exchange {
@@ -65,6 +69,7 @@ static mut EXCHANGE: Exchange = Exchange {
     home_gs: 0,
     fs: 0,
     gs: 0,
+    selectors: None,
 };
 
 /// The FS and GS bases, through FSGSBASE instructions.
@@ -83,6 +88,33 @@ unsafe fn write_bases(fs: u64, gs: u64) {
     unsafe {
         std::arch::asm!("wrfsbase {}", "wrgsbase {}", in(reg) fs, in(reg) gs, options(nostack));
     }
+}
+
+/// Load ES, DS, FS and GS. No thread-local storage may be touched until they are back.
+unsafe fn load_selectors(selectors: &Selectors) {
+    let [es, _, _, ds, fs, gs] = *selectors;
+    // SAFETY: the selectors are of present data or readable code of the local table, or null.
+    unsafe {
+        std::arch::asm!(
+            "mov es, {0:x}", "mov ds, {1:x}", "mov fs, {2:x}", "mov gs, {3:x}",
+            in(reg) es, in(reg) ds, in(reg) fs, in(reg) gs, options(nostack)
+        );
+    }
+}
+
+/// Read ES, DS, FS and GS into their places, and make them Linux's again.
+unsafe fn read_selectors(selectors: &mut Selectors) {
+    let (es, ds, fs, gs): (u16, u16, u16, u16);
+    // SAFETY: 0x2b is Linux's flat data segment; the bases are set by the caller afterwards.
+    unsafe {
+        std::arch::asm!(
+            "mov {0:x}, es", "mov {1:x}, ds", "mov {2:x}, fs", "mov {3:x}, gs",
+            "mov es, {4:x}", "mov ds, {4:x}", "mov fs, {5:x}", "mov gs, {5:x}",
+            out(reg) es, out(reg) ds, out(reg) fs, out(reg) gs, in(reg) 0x2b, in(reg) 0, options(nostack)
+        );
+    }
+    selectors[0] = es;
+    selectors[3..].copy_from_slice(&[ds, fs, gs]);
 }
 
 /// The FPU area of a frame, and its size; without the kernel's description of it.
@@ -123,10 +155,16 @@ unsafe extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *m
                 *gregs = exchange.gregs;
                 copy_area(exchange.area.0.as_ptr(), area, size);
                 exchange.phase = Phase::Running;
-                write_bases(exchange.fs, exchange.gs);
+                match &exchange.selectors {
+                    Some(selectors) => load_selectors(selectors),
+                    None => write_bases(exchange.fs, exchange.gs),
+                }
             }
             Phase::Running => {
                 (exchange.fs, exchange.gs) = read_bases();
+                if let Some(selectors) = &mut exchange.selectors {
+                    read_selectors(selectors);
+                }
                 write_bases(exchange.home_fs, exchange.home_gs);
                 exchange.gregs = *gregs;
                 exchange.area_bytes = size;
@@ -220,9 +258,14 @@ impl NativeTarget {
     }
 
     /// Run several cases; handlers are in place only for as long as this takes.
-    pub fn run_all(&mut self, cases: &[Case]) -> Vec<Result<Outcome, String>> {
+    /// `before` is told the index of each.
+    pub fn run_all(&mut self, cases: &[Case], before: impl Fn(usize)) -> Vec<Result<Outcome, String>> {
         let handlers = Handlers::install();
-        let outcomes = cases.iter().map(|case| self.run_one(case)).collect();
+        let run = |(index, case)| {
+            before(index);
+            self.run_one(case)
+        };
+        let outcomes = cases.iter().enumerate().map(run).collect();
         drop(handlers);
         outcomes
     }
@@ -256,7 +299,7 @@ impl NativeTarget {
 
 impl Target for NativeTarget {
     fn run(&mut self, case: &Case) -> Result<Outcome, String> {
-        self.run_all(std::slice::from_ref(case)).remove(0)
+        self.run_all(std::slice::from_ref(case), |_| {}).remove(0)
     }
 }
 
@@ -301,8 +344,12 @@ fn prepare(case: &Case, layout: &Layout) {
     }
     exchange.gregs[GREG_RIP] = case.cpu.rip as i64;
     exchange.gregs[GREG_FLAGS] = case.cpu.rflags as i64;
-    let code = if case.bits == 32 { CODE32 } else { CODE64 };
-    exchange.gregs[GREG_SEGMENTS] = (USER_DATA << 48 | code) as i64;
+    let flat = (USER_DATA, if case.bits == 32 { CODE32 } else { CODE64 });
+    let chosen =
+        |selectors: Selectors| (u64::from(selectors[segments::SS]), u64::from(selectors[segments::CS]));
+    let (stack, code) = case.selectors.map_or(flat, chosen);
+    exchange.gregs[GREG_SEGMENTS] = (stack << 48 | code) as i64;
+    exchange.selectors = case.selectors;
     exchange.fs = case.cpu.fs_base;
     exchange.gs = case.cpu.gs_base;
     layout.store(&case.cpu, &mut exchange.area.0);
@@ -327,16 +374,22 @@ fn collect(case: &Case, layout: &Layout, expected: &Pristine) -> Outcome {
     cpu.rflags = exchange.gregs[GREG_FLAGS] as u64;
     (cpu.fs_base, cpu.gs_base) = (exchange.fs, exchange.gs);
     layout.load(&exchange.area.0[..exchange.area_bytes], &mut cpu);
-    if case.bits == 32 {
-        cpu.gpr[8..].fill(0);
+    if case.bits != 64 {
+        // With a 16-bit stack, the upper half of RSP is of the kernel's own stack (espfix64).
+        cpu.truncate();
     }
-    Outcome { fault: fault(&exchange.gregs), cpu, memory: changes(expected) }
+    let mut selectors = exchange.selectors;
+    if let Some(selectors) = &mut selectors {
+        selectors[segments::CS] = exchange.gregs[GREG_SEGMENTS] as u16;
+        selectors[segments::SS] = (exchange.gregs[GREG_SEGMENTS] >> 48) as u16;
+    }
+    Outcome { fault: fault(&exchange.gregs), cpu, selectors, memory: changes(expected) }
 }
 
 fn fault(gregs: &[i64; 23]) -> Fault {
     let vector = gregs[GREG_VECTOR] as u8;
     let page_fault = vector == 14;
-    let error_code = if page_fault { gregs[GREG_ERROR] as u32 } else { 0 };
+    let error_code = if matches!(vector, 10..=14) { gregs[GREG_ERROR] as u32 } else { 0 };
     Fault { vector, error_code, address: if page_fault { gregs[GREG_CR2] as u64 } else { 0 } }
 }
 
@@ -350,6 +403,15 @@ fn changes(expected: &Pristine) -> BTreeMap<u64, u8> {
     changed
 }
 
+/// Install the local descriptor table. False when the host's kernel has none.
+pub fn install_segments() -> bool {
+    segments::TABLE.iter().enumerate().all(|(index, entry)| {
+        let words = [index as u32, entry.base, entry.limit, entry.user_flags()];
+        // SAFETY: `modify_ldt` function 17 reads one `struct user_desc`, which is these four words.
+        unsafe { libc::syscall(libc::SYS_modify_ldt, 17, words.as_ptr(), 16_usize) == 0 }
+    })
+}
+
 /// Whether 32-bit code runs in this process at all.
 pub fn compat_works(target: &mut NativeTarget) -> bool {
     // inc eax; int3. In 64-bit mode the first byte would be a REX prefix of the second.
@@ -361,9 +423,11 @@ pub fn compat_works(target: &mut NativeTarget) -> bool {
         bits: 32,
         cpu,
         memory: vec![(CODE, vec![0x40, 0xcc])],
+        selectors: None,
         ignored: Vec::new(),
         ignored_flags: 0,
         any_address_in_page: false,
+        any_fault: false,
         partial_registers: Vec::new(),
     };
     matches!(target.run(&case), Ok(outcome) if outcome.fault.vector == 3 && outcome.cpu.gpr[0] == 42)

@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::features::Features;
 use crate::rng::Rng;
 use crate::sequence::{self, Pool};
-use crate::{single, skip};
+use crate::{legacy, single, skip};
 use iced_x86::Code;
 
 /// What the environment asks for.
@@ -18,6 +18,8 @@ pub struct Options {
     pub seed: u64,
     /// Only single instructions whose encoding's name contains this (any case).
     pub filter: Option<String>,
+    /// Only cases in segments of a local descriptor table.
+    pub only_segments: bool,
 }
 
 /// All cases of a run: index to case, for ever the same for a seed on a given processor.
@@ -28,11 +30,13 @@ pub struct Plan {
     compat_codes: Vec<Code>,
     pool: Pool,
     compat_pool: Pool,
+    features: Features,
+    segments: bool,
 }
 
 impl Plan {
     /// Choose the encodings that this host can run.
-    pub fn new(options: Options, features: &Features, compat: bool) -> Self {
+    pub fn new(options: Options, features: &Features, compat: bool, segments: bool) -> Self {
         let wanted = |code: &Code| match &options.filter {
             Some(filter) => format!("{code:?}").to_lowercase().contains(&filter.to_lowercase()),
             None => true,
@@ -49,6 +53,8 @@ impl Plan {
             compat_codes,
             pool: Pool::new(&all),
             compat_pool: Pool::new(&all_compat),
+            features: features.clone(),
+            segments,
             options,
         }
     }
@@ -64,10 +70,14 @@ impl Plan {
     }
 
     /// The case of `index`: of ten, six go round all single instructions, one round the intricate
-    /// ones (strings, stack, gathers), two are sequences, one is 32-bit code. `None` when the random choices could not be encoded.
+    /// ones (strings, stack, gathers), one is a sequence, one is 32-bit code, one runs in segments of a
+    /// local table. `None` when the random choices could not be encoded.
     pub fn case(&self, index: u64) -> Option<Case> {
         let mut rng = Rng::new(self.options.seed, index);
         let (round, turn) = (index / 10, index % 10);
+        if self.options.only_segments || (turn == 8 && self.segments) {
+            return legacy::generate(&self.features, self.options.filter.as_deref(), &mut rng);
+        }
         match turn {
             9 if round % 4 == 3 && self.options.filter.is_none() && !self.compat_codes.is_empty() => {
                 sequence::generate(&self.compat_pool, 32, &mut rng)

@@ -112,15 +112,15 @@ fn one_line(why: &str) -> String {
 /// Disassembly and the input state that matters at a glance.
 pub fn describe(case: &Case) -> String {
     let mut text = String::new();
-    let code = case.memory.iter().find(|(address, _)| *address == case.cpu.rip);
-    if let Some((address, bytes)) = code {
+    let code = case.memory.iter().find(|(address, _)| *address == case.code_address());
+    if let Some((_, bytes)) = code {
         let mut formatter = IntelFormatter::new();
-        let mut decoder = Decoder::with_ip(case.bits, bytes, *address, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(case.bits, bytes, case.cpu.rip, DecoderOptions::NONE);
         while decoder.can_decode() {
             let instruction = decoder.decode();
             let mut line = String::new();
             formatter.format(&instruction, &mut line);
-            let start = (instruction.ip() - address) as usize;
+            let start = (instruction.ip() - case.cpu.rip) as usize;
             let raw: String =
                 bytes[start..start + instruction.len()].iter().map(|b| format!("{b:02x}")).collect();
             text.push_str(&format!("    {:#x}: {raw:24} {line}\n", instruction.ip()));
@@ -133,6 +133,9 @@ pub fn describe(case: &Case) -> String {
             .map(|(column, value)| format!("{:>3} {value:016x}", GPR_NAMES[4 * row + column]))
             .collect();
         text.push_str(&format!("    {}\n", row.join("  ")));
+    }
+    if let Some(selectors) = case.selectors {
+        text.push_str(&format!("    es cs ss ds fs gs {selectors:x?}\n"));
     }
     let (cpu, x87) = (&case.cpu, &case.cpu.x87);
     text.push_str(&format!(

@@ -130,9 +130,11 @@ fn attempt(pool: &Pool, bits: u32, rng: &mut Rng) -> Option<Case> {
         bits,
         cpu,
         memory,
+        selectors: None,
         ignored: Vec::new(),
         ignored_flags: 0,
         any_address_in_page,
+        any_fault: false,
         partial_registers: Vec::new(),
     })
 }

@@ -680,9 +680,11 @@ impl<'a> Draft<'a> {
             bits: self.bits,
             cpu: self.cpu,
             memory,
+            selectors: None,
             ignored,
             ignored_flags,
             any_address_in_page,
+            any_fault: false,
             partial_registers: gathered_registers(&self.instruction),
         })
     }

@@ -2,6 +2,7 @@
 
 use crate::case::{Case, CpuImage, Fault, Outcome, Pristine, Target};
 use crate::machine;
+use crate::segments;
 use crate::xstate::Layout;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -145,7 +146,7 @@ impl TranslatedTarget {
 
     fn load(&mut self, case: &Case) -> Result<(), String> {
         let cpu = &case.cpu;
-        let sregs = machine::system_registers(case.bits, self.privilege, cpu.fs_base, cpu.gs_base);
+        let sregs = machine::case_registers(case, self.privilege);
         self.vcpu.set_sregs(&sregs).map_err(refused("set_sregs"))?;
         let regs = Regs { gpr: cpu.gpr, rip: cpu.rip, rflags: cpu.rflags };
         self.vcpu.set_regs(&regs).map_err(refused("set_regs"))?;
@@ -181,11 +182,17 @@ impl TranslatedTarget {
         cpu.fs_base = sregs.segments[4].base;
         cpu.gs_base = sregs.segments[5].base;
         self.layout.load(&area, &mut cpu);
-        if case.bits == 32 {
+        if case.bits != 64 {
             cpu.gpr[8..].fill(0);
         }
         let address = if vector == 14 { sregs.cr2 } else { 0 };
-        Ok(Outcome { fault: Fault { vector, error_code, address }, cpu, memory: BTreeMap::new() })
+        let mut selectors = case.selectors;
+        if let Some(selectors) = &mut selectors {
+            *selectors = sregs.segments.map(|segment| segment.selector);
+            selectors[segments::CS] = frame[1] as u16;
+            selectors[segments::SS] = frame[4] as u16;
+        }
+        Ok(Outcome { fault: Fault { vector, error_code, address }, cpu, selectors, memory: BTreeMap::new() })
     }
 
     /// Six words from the handler's stack pointer: error code (if any), RIP, CS, RFLAGS, RSP, SS.

@@ -4,7 +4,7 @@ use crate::case::{Case, Outcome, Target};
 use crate::compare::differences;
 use crate::engine;
 use crate::features::Features;
-use crate::native::{compat_works, NativeTarget};
+use crate::native::{compat_works, install_segments, NativeTarget};
 use crate::plan::{Options, Plan};
 use crate::report::{describe, Board};
 use crate::skip;
@@ -29,8 +29,9 @@ pub fn supervise(options: Options, target: &str) -> Result<bool, String> {
     let features = Features::of_host();
     let layout = Layout::of_host();
     let compat = compat_works(&mut NativeTarget::new(layout)?);
-    let plan = Plan::new(options, &features, compat);
-    print_plan(&plan, &features, compat);
+    let segments = compat && install_segments();
+    let plan = Plan::new(options, &features, compat, segments);
+    print_plan(&plan, &features, compat, segments);
     let board = Board::shared().map_err(|error| format!("no shared memory: {error}"))?;
     board.next.store(plan.options().first, Relaxed);
     let mut deaths = 0;
@@ -48,11 +49,14 @@ pub fn supervise(options: Options, target: &str) -> Result<bool, String> {
     Ok(board.failures() == 0 && deaths == 0)
 }
 
-fn print_plan(plan: &Plan, features: &Features, compat: bool) {
+fn print_plan(plan: &Plan, features: &Features, compat: bool, segments: bool) {
     let (long, short) = plan.encodings();
     println!("{long} encodings in 64-bit mode, {short} in compatibility mode; left out of 64-bit mode:");
     for (reason, count) in skip::summary(64, features) {
         println!("  {count:>5}  {reason}");
+    }
+    if !segments {
+        println!("16-bit code is not run: this host's kernel has no modify_ldt");
     }
     if !compat {
         println!("compatibility mode is not run: this host's kernel does not run 32-bit code");
@@ -141,7 +145,7 @@ fn batch(
     let numbered: Vec<(u64, Case)> =
         indices.filter_map(|index| plan.case(index).map(|case| (index, case))).collect();
     let cases: Vec<Case> = numbered.iter().map(|(_, case)| case.clone()).collect();
-    let expected = native.run_all(&cases);
+    let expected = native.run_all(&cases, |at| board.current.store(numbered[at].0, Relaxed));
     for ((index, case), expected) in numbered.iter().zip(expected) {
         board.current.store(*index, Relaxed);
         let expected = match expected {
@@ -177,7 +181,7 @@ fn check(
         Other::Native => compare(native, 3),
         Other::Translated(targets) => {
             let user = compare(&mut targets[0], 3);
-            if !user.is_empty() || case.bits == 32 || index % KERNEL_EVERY != 0 {
+            if !user.is_empty() || case.bits != 64 || index % KERNEL_EVERY != 0 {
                 return user;
             }
             let kernel = compare(&mut targets[1], 0);
