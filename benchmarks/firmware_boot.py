@@ -26,7 +26,7 @@ from guest_benchmark import newest_qemu
 from sublet.machine.firmware import find_image
 
 TIME_LIMIT_S: Final = 300
-_MEMORY_MIB: Final = 512
+MEMORY_MIB: Final = 512
 _LOGIN: Final = b" login:"
 
 
@@ -34,16 +34,17 @@ def our_command(disk: Path, firmware: str) -> list[str]:
     """``sublet run`` with a virtio disk on the translator."""
     machine = "q35" if firmware == "uefi" else "pc"
     base = [sys.executable, "-m", "sublet", "run", "--engine", "translate", "--machine", machine]
-    words = ["--firmware", firmware, "--memory", f"{_MEMORY_MIB}M", "--net", "none"]
+    words = ["--firmware", firmware, "--memory", f"{MEMORY_MIB}M", "--net", "none"]
     return [*base, *words, "--disk", f"{disk},format=raw,bus=virtio"]
 
 
-def qemu_command(disk: Path, firmware: str) -> list[str]:
-    """The same machine on TCG."""
-    machine = "q35" if firmware == "uefi" else "pc"
+def qemu_command(disk: Path, firmware: str, machine: str = "", bus: str = "virtio") -> list[str]:
+    """The same machine on TCG; or another one, with its own bus (``ide``, ``ahci``)."""
+    machine = machine or ("q35" if firmware == "uefi" else "pc")
     qemu = newest_qemu() or "qemu-system-x86_64"
-    base = [qemu, "-accel", "tcg", "-machine", machine, "-m", str(_MEMORY_MIB), "-nographic"]
-    drive = ["-net", "none", "-drive", f"file={disk},format=raw,if=virtio"]
+    base = [qemu, "-accel", "tcg", "-machine", machine, "-m", str(MEMORY_MIB), "-nographic"]
+    interface = "virtio" if bus == "virtio" else "ide"
+    drive = ["-net", "none", "-drive", f"file={disk},format=raw,if={interface}"]
     if firmware == "bios":
         return [*base, *drive]
     code, variables = find_image(("OVMF_CODE_4M.fd",)), find_image(("OVMF_VARS_4M.fd",))

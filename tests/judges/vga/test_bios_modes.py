@@ -5,7 +5,6 @@ Text of 40 columns is left out: its characters are 18 dots wide, QEMU 7.2 draws 
 
 from __future__ import annotations
 
-import base64
 import shutil
 import subprocess
 import time
@@ -13,15 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.guest import Guest
+from tests.judges.our_machine import OurMachine
 from tests.judges.qemu import Qemu
 
-from sublet.control import call
 from sublet.devices.vga import Picture
-from sublet.errors import SubletError
 
 MODES = ("03", "04", "06", "0d", "12", "13", "101", "111", "112", "142")
-_NAME = "modes"
 _AGREE_LIMIT_S = 60.0
 _KEPT = bytes(value >> 2 for value in range(256))
 """The six bits of a palette; how they are widened to eight is a choice."""
@@ -44,41 +40,15 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-class Ours:
-    """The machine pc."""
-
-    def __init__(self, disk: Path) -> None:
-        options = ["--machine", "pc", "--disk", f"{disk},bus=ide", "--memory", "16M", "--name", _NAME]
-        self._guest = Guest(["--net", "none", "--engine", "translate", *options])
-
-    def picture(self) -> Picture | None:
-        """What is on the screen; None while the machine is being built."""
-        try:
-            answer = call(_NAME, "screen.png")
-        except SubletError:
-            return None
-        png = base64.b64decode(answer["png"])
-        ppm = subprocess.run(["pngtopnm"], input=png, capture_output=True, check=True).stdout
-        return Picture(answer["width"], answer["height"], ppm.split(b"\n", 3)[3])
-
-    def report(self, problem: str) -> str:
-        return self._guest.report(problem)
-
-    def type_space(self) -> None:
-        call(_NAME, "keyboard.type", text=" ")
-
-    def close(self) -> None:
-        self._guest.close()
-
-
 @pytest.fixture
-def pair(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ours, Qemu]]:
+def pair(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[OurMachine, Qemu]]:
     if shutil.which("pngtopnm") is None:
         pytest.skip("netpbm is not installed")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     copy = shutil.copy(disk, tmp_path / "copy.img")
     qemu = Qemu(tmp_path, "-vga", "std", "-drive", f"file={copy},format=raw")
-    ours = Ours(disk)
+    options = ["--machine", "pc", "--disk", f"{disk},bus=ide", "--memory", "16M", "--net", "none"]
+    ours = OurMachine("modes", options)
     try:
         yield ours, qemu
     finally:
@@ -93,7 +63,7 @@ def agree(ours: Picture | None, theirs: Picture) -> bool:
     return ours.rgb.translate(_KEPT) == theirs.rgb.translate(_KEPT)
 
 
-def wait_until_both_agree(pair: tuple[Ours, Qemu], mode: str, before: Picture | None) -> Picture:
+def wait_until_both_agree(pair: tuple[OurMachine, Qemu], mode: str, before: Picture | None) -> Picture:
     """Look at both until they show the same, and something else than before."""
     deadline = time.monotonic() + _AGREE_LIMIT_S
     while True:
@@ -106,10 +76,10 @@ def wait_until_both_agree(pair: tuple[Ours, Qemu], mode: str, before: Picture | 
         time.sleep(0.2)
 
 
-def test_every_mode(pair: tuple[Ours, Qemu]) -> None:
+def test_every_mode(pair: tuple[OurMachine, Qemu]) -> None:
     shown: Picture | None = None
     for mode in MODES:
         shown = wait_until_both_agree(pair, mode, shown)
-        pair[0].type_space()
+        pair[0].type(" ")
         for down in (True, False):
             pair[1].key("spc", down)
