@@ -87,6 +87,9 @@ pub trait Vm: Send + Sync {
     /// Answer RTC/CMOS (ports 0x70 and 0x71, GSI 8) and the ACPI PM timer (port 0x608) in the core.
     /// After `create_irqchip`, before the first vCPU.
     fn add_platform_timers(&self) -> Result<()>;
+    /// Connect the 8254 to GSI 0 and the RTC to GSI 8, as they are at first, or take both off: an event timer in
+    /// legacy replacement mode drives these lines in their place. They count on. After `add_platform_timers`.
+    fn connect_legacy_timers(&self, connected: bool) -> Result<()>;
     /// Set bytes of the CMOS RAM, given as (index, value); those of the clock and its registers, 0 to 0x0d,
     /// are the guest's alone. Fails with `Invalid` for these, for an index past 127, and without platform timers.
     fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()>;

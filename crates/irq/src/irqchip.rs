@@ -66,6 +66,11 @@ impl Irqchip {
         self.fabric.set_line(gsi, level);
     }
 
+    /// Connect the 8254 to GSI 0, or take it off, as an event timer in legacy replacement mode does.
+    pub fn connect_system_timer(&self, connected: bool) {
+        self.fabric.system_timer.connect(&self.fabric, connected);
+    }
+
     /// Deliver a message-signalled interrupt. What is not one is ignored.
     pub fn signal_msi(&self, address: u64, data: u32) {
         if let Some(message) = Message::from_msi(address, data) {

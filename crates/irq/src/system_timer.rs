@@ -11,7 +11,7 @@ use crate::pit::Pit;
 use crate::sync::lock;
 use crate::timer::{AlarmSlot, NEVER};
 use crate::Clock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The 8254 and its interrupt. Its lock is taken before that of the lines.
@@ -21,6 +21,8 @@ pub(crate) struct SystemTimer {
     pit: Mutex<Pit>,
     /// When channel 0 next rises, written with `pit` locked.
     deadline: AtomicU64,
+    /// Whether channel 0 drives its interrupt, written with `pit` locked.
+    connected: AtomicBool,
     rises: AtomicU64,
     reinjected: AtomicU64,
 }
@@ -33,6 +35,7 @@ impl SystemTimer {
             alarm,
             pit: Mutex::new(Pit::default()),
             deadline: AtomicU64::new(NEVER),
+            connected: AtomicBool::new(true),
             rises: AtomicU64::new(0),
             reinjected: AtomicU64::new(0),
         }
@@ -52,6 +55,15 @@ impl SystemTimer {
         let ours = pit.write(port, value, now);
         self.publish(&pit);
         ours
+    }
+
+    /// Connect channel 0's output to its interrupt, or take it off: what is due until it is back is lost.
+    pub(crate) fn connect(&self, fabric: &Fabric, connected: bool) {
+        let mut pit = lock(&self.pit);
+        self.tick(fabric, &mut pit, self.clock.now_ns());
+        pit.owed_ticks = 0;
+        self.connected.store(connected, Ordering::SeqCst);
+        self.publish(&pit);
     }
 
     /// When `run` has something to do; `NEVER` if at no time.
@@ -87,6 +99,9 @@ impl SystemTimer {
     /// Account for channel 0's rises and deliver one of the ticks owed.
     fn tick(&self, fabric: &Fabric, pit: &mut Pit, now_ns: u64) -> Delivery {
         self.rises.fetch_add(u64::from(pit.take_rises(now_ns)), Ordering::Relaxed);
+        if !self.connected.load(Ordering::SeqCst) {
+            pit.owed_ticks = 0;
+        }
         if pit.owed_ticks == 0 {
             return Delivery::Refused;
         }
@@ -96,7 +111,8 @@ impl SystemTimer {
     }
 
     fn publish(&self, pit: &Pit) {
-        let deadline = pit.deadline_ns().unwrap_or(NEVER);
+        let connected = self.connected.load(Ordering::SeqCst);
+        let deadline = pit.deadline_ns().filter(|_| connected).unwrap_or(NEVER);
         if self.deadline.swap(deadline, Ordering::SeqCst) != deadline && deadline != NEVER {
             self.alarm.request(deadline);
         }

@@ -7,7 +7,7 @@ use crate::vcpu::KvmVcpu;
 use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_msi, kvm_pit_config, KvmIrqRouting,
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQ_ROUTING_IRQCHIP,
-    KVM_PIT_SPEAKER_DUMMY,
+    KVM_PIT_FLAGS_HPET_LEGACY, KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,6 +169,14 @@ impl Vm for KvmVm {
         })?;
         *self.timer_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
+    }
+
+    fn connect_legacy_timers(&self, connected: bool) -> Result<()> {
+        platform_timers(&self.shared.timers)?.connect_rtc(connected);
+        let fd = &self.shared.fd;
+        let mut pit = fd.get_pit2().map_err(host("KVM_GET_PIT2"))?;
+        pit.flags = if connected { 0 } else { KVM_PIT_FLAGS_HPET_LEGACY };
+        fd.set_pit2(&pit).map_err(host("KVM_SET_PIT2"))
     }
 
     fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()> {

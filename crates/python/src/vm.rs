@@ -90,6 +90,10 @@ impl PyVm {
         guarded(|| self.vm.add_platform_timers())
     }
 
+    fn connect_legacy_timers(&self, connected: bool) -> PyResult<()> {
+        guarded(|| self.vm.connect_legacy_timers(connected))
+    }
+
     fn write_cmos(&self, bytes: Vec<(u8, u8)>) -> PyResult<()> {
         guarded(|| self.vm.write_cmos(&bytes))
     }

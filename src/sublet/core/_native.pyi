@@ -174,6 +174,8 @@ class Vm:
     def create_irqchip(self) -> None: ...
     def add_platform_timers(self) -> None:
         """RTC/CMOS at ports 0x70-0x71 (IRQ 8) and the ACPI PM timer at 0x608, answered in the core."""
+    def connect_legacy_timers(self, connected: bool) -> None:
+        """Let the 8254 and the RTC drive IRQ 0 and 8, as they do at first, or take them off."""
     def write_cmos(self, bytes: Sequence[tuple[int, int]]) -> None:
         """Set bytes of the CMOS RAM, as (index, value), 0x0e to 0x7f; after ``add_platform_timers``."""
     def read_cmos(self) -> bytes:

@@ -147,7 +147,7 @@ class FirmwareBoard(Board):
     def _make_hpet(self) -> Hpet:
         inputs = {gsi: self.apic_lines[gsi].input() for gsi in _HPET_INPUTS}
         legacy = LegacyLines(GsiLine(self.vm, mm.TIMER_IRQ), GsiLine(self.vm, mm.RTC_IRQ))
-        hpet = Hpet(self.clock, inputs, legacy)
+        hpet = Hpet(self.clock, inputs, legacy, self.vm.connect_legacy_timers)
         self.buses.mmio.add(HPET_BASE, HPET_SIZE, hpet)
         self.closing.callback(hpet.close)
         return hpet

@@ -209,6 +209,9 @@ class FakeVm:
     def add_platform_timers(self) -> None:
         """Nothing to make."""
 
+    def connect_legacy_timers(self, connected: bool) -> None:
+        """There are none."""
+
     def offer_port_data(self, port: int, data: bytes) -> None:
         """Dropped: every read comes to the device."""
 

@@ -47,6 +47,8 @@ struct Guarded {
     rtc: Rtc,
     /// The level that the interrupt line was last given.
     line: bool,
+    /// Whether the RTC drives the interrupt line.
+    connected: bool,
     /// What the PM timer adds to the clock's ticks, modulo 2^32.
     pm_offset: u32,
 }
@@ -86,7 +88,7 @@ impl PlatformTimers {
             wall,
             irq,
             alarm: AlarmSlot::default(),
-            guarded: Mutex::new(Guarded { rtc, line: false, pm_offset }),
+            guarded: Mutex::new(Guarded { rtc, line: false, connected: true, pm_offset }),
             deadline: AtomicU64::new(NEVER),
         })
     }
@@ -155,6 +157,11 @@ impl PlatformTimers {
         Ok(())
     }
 
+    /// Connect the RTC to GSI 8, or take it off, as an event timer in legacy replacement mode does.
+    pub fn connect_rtc(&self, connected: bool) {
+        self.update(|guarded, _| guarded.connected = connected);
+    }
+
     /// RESET. The time of day and the PM timer go on.
     pub fn reset(&self) {
         self.update(|guarded, moment| guarded.rtc.reset(moment));
@@ -184,7 +191,7 @@ impl PlatformTimers {
         let mut guarded = lock(&self.guarded);
         let moment = Moment { now_ns: self.clock.now_ns(), wall_ns: (self.wall)() };
         let result = change(&mut guarded, moment);
-        let output = guarded.rtc.output();
+        let output = guarded.rtc.output() && guarded.connected;
         if output != guarded.line {
             guarded.line = output;
             (self.irq)(RTC_GSI, output);

@@ -320,3 +320,19 @@ fn owed_ticks_are_bounded_and_saved() {
     at_tick(&other, 2 + 1193);
     assert_eq!(take_ticks(&other, 0x42), 1000);
 }
+
+#[test]
+fn a_timer_that_is_taken_off_its_line_counts_on() {
+    let machine = ticking_machine();
+    at_tick(&machine, 1 + 1193 * 2);
+    machine.chip.connect_system_timer(false);
+    assert_eq!(machine.chip.next_deadline_ns(), None, "it wakes nobody");
+    assert_eq!(take_ticks(&machine, 0x42), 1, "what was delivered stays so, what was owed is lost");
+    at_tick(&machine, 1 + 1193 * 10 + 500);
+    assert_eq!(take_ticks(&machine, 0x42), 0);
+    assert_eq!(count(&machine, 0), 1193 - 500);
+    machine.chip.connect_system_timer(true);
+    assert_eq!(take_ticks(&machine, 0x42), 0, "nothing is made up for");
+    at_tick(&machine, 1 + 1193 * 12);
+    assert_eq!(take_ticks(&machine, 0x42), 2);
+}

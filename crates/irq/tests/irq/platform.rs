@@ -253,3 +253,15 @@ fn the_machine_sets_cmos_bytes_but_not_the_clocks() {
     assert_eq!(platform.timers.write_cmos(&[(0x80, 0)]), Err(0x80));
     assert_eq!(platform.read(0x38), 0x30);
 }
+
+#[test]
+fn a_clock_that_is_taken_off_its_line_keeps_its_flags() {
+    let platform = Platform::new();
+    platform.write(0xb, 0x12);
+    platform.timers.connect_rtc(false);
+    platform.run(2_000_000_000);
+    assert!(platform.lines.lock().unwrap().is_empty());
+    platform.timers.connect_rtc(true);
+    assert_eq!(*platform.lines.lock().unwrap(), [(8, true)]);
+    assert_eq!(platform.read(0xc) & 0x90, 0x90);
+}

@@ -183,6 +183,12 @@ impl Vm for TranslateVm {
         self.start_timers()
     }
 
+    fn connect_legacy_timers(&self, connected: bool) -> Result<()> {
+        platform_timers(&self.timers)?.connect_rtc(connected);
+        self.irqchip()?.connect_system_timer(connected);
+        Ok(())
+    }
+
     fn write_cmos(&self, bytes: &[(u8, u8)]) -> Result<()> {
         platform_timers(&self.timers)?
             .write_cmos(bytes)

@@ -6,7 +6,7 @@ Reference: IA-PC HPET (High Precision Event Timers) Specification 1.0a §2.3 "Re
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from sublet.devices.platform import hpet_timer as ht
@@ -62,12 +62,22 @@ class Hpet:
         clock: Time.
         inputs: The I/O APIC inputs that the timers can be routed to; no other device drives these lines.
         legacy: The lines of legacy replacement mode.
+        connect_replaced: Called with False when the mode begins, to take the 8254 and the real-time clock off
+            these lines, and with True when it ends.
     """
 
-    def __init__(self, clock: Clock, inputs: Mapping[int, IrqLine], legacy: LegacyLines) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        inputs: Mapping[int, IrqLine],
+        legacy: LegacyLines,
+        connect_replaced: Callable[[bool], None] = lambda connected: None,
+    ) -> None:
         self._clock = clock
         self._inputs = inputs
         self._legacy = legacy
+        self._connect_replaced = connect_replaced
+        self._replaces = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -153,6 +163,14 @@ class Hpet:
             self._config = config
             self._arm_all()
         self._config = config
+        self._replace()
+
+    def _replace(self) -> None:
+        """Follow the legacy replacement bit (§2.3.5 "General Configuration Register")."""
+        replaces = bool(self._config & LEGACY)
+        if replaces != self._replaces:
+            self._replaces = replaces
+            self._connect_replaced(not replaces)
 
     # The counter
 
@@ -272,6 +290,7 @@ class Hpet:
         with self._changed:
             self._set_power_on_values()
             self._drive()
+            self._replace()
 
     def save_state(self) -> dict[str, Any]:
         """Registers, and how far each timer is."""
@@ -295,4 +314,5 @@ class Hpet:
             for timer, saved in zip(self._timers, state["timers"], strict=True):
                 timer.load_state(saved, self._base, now)
             self._drive()
+            self._replace()
             self._wake_thread()

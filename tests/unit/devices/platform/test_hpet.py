@@ -26,7 +26,8 @@ class Driver:
         self.clock = FakeClock(12345)
         self.inputs = {number: RecordingIrqLine() for number in (20, 21)}
         self.legacy = LegacyLines(RecordingIrqLine(), RecordingIrqLine())
-        self.hpet = Hpet(self.clock, self.inputs, self.legacy)
+        self.replaced_connected: list[bool] = []
+        self.hpet = Hpet(self.clock, self.inputs, self.legacy, self.replaced_connected.append)
 
     def read(self, register: int) -> int:
         return self.hpet.mmio_read(register, 8)
@@ -260,3 +261,16 @@ def test_the_thread_interrupts_by_itself() -> None:
     finally:
         hpet.close()
         hpet.close()
+
+
+def test_legacy_replacement_takes_the_other_timers_off_their_lines() -> None:
+    driver = Driver()
+    driver.write(hp.CONFIG, hp.RUN)
+    driver.write(hp.CONFIG, hp.RUN | hp.LEGACY)
+    driver.write(hp.CONFIG, hp.LEGACY)
+    assert driver.replaced_connected == [False]
+    state = driver.hpet.save_state()
+    driver.hpet.reset()
+    assert driver.replaced_connected == [False, True]
+    driver.hpet.load_state(state)
+    assert driver.replaced_connected == [False, True, False]
