@@ -31,7 +31,7 @@ impl Table {
         writable: bool,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Self {
-        Self { entries: entries.cast(), length, writable, used: AtomicBool::new(true), _owner: owner }
+        Self { entries: entries.cast(), length, writable, used: AtomicBool::new(false), _owner: owner }
     }
 
     /// The entry at `index`; 0, which names nothing, past the end.

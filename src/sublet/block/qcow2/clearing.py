@@ -42,6 +42,7 @@ def _zero_bytes(image: Qcow2Image, offset: int, end: int) -> None:
     while offset < end:
         size = min(end - offset, cluster - offset % cluster)
         with image.lock:
+            image.bitmaps.mark(offset, size)
             zero = image.mapping.reads_zero(offset, size, image.backing)
         if not zero:
             image.write(offset, bytes(size))
@@ -54,8 +55,8 @@ def _clear(image: Qcow2Image, start: int, stop: int, *, unmap: bool, reads_zero:
     first, last = start >> bits, -(-stop >> bits)
     while first < last:
         with image.lock:
-            index = first % entries
-            count = min(last - first, entries - index)
+            count = min(last - first, entries - first % entries)
+            image.bitmaps.mark(first << bits, min(count << bits, image.size - (first << bits)))
             _clear_table(image, first, count, unmap=unmap, reads_zero=reads_zero)
             image.limit_dirty()
         first += count

@@ -140,15 +140,16 @@ class Qcow2Image(Image):
     # Writing
 
     def _write(self, offset: int, view: memoryview) -> None:
-        self.bitmaps.mark(offset, len(view))
         done = 0
         while done < len(view):
             with self._lock:
                 size, host = self.mapping.in_place(offset + done, len(view) - done)
                 if size:
+                    self.bitmaps.mark(offset + done, size)
                     self.in_place.enter()
                 else:
                     size = self.allocation.write(offset + done, view[done:])
+                    self.bitmaps.mark(offset + done, size)
                     self.limit_dirty()
                     host = -1
             if host >= 0:
@@ -170,11 +171,9 @@ class Qcow2Image(Image):
     # Zeroes and discards
 
     def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
-        self.bitmaps.mark(offset, size)
         clearing.write_zeroes(self, offset, size, unmap=unmap)
 
     def _discard(self, offset: int, size: int) -> None:
-        self.bitmaps.mark(offset, size)
         clearing.discard(self, offset, size)
 
     def clear_behind(self, start: int, stop: int) -> None:
@@ -203,7 +202,6 @@ class Qcow2Image(Image):
             self._write_compressed_cluster(offset + start, view[start : start + self._cluster])
 
     def _write_compressed_cluster(self, offset: int, view: memoryview) -> None:
-        self.bitmaps.mark(offset, len(view))
         if not self._packed.write(offset, view):
             self._write(offset, view)
 
@@ -354,9 +352,9 @@ class Qcow2Image(Image):
         return self._backing is None and not self.header.extended_l2 and is_plain(self.data)
 
     def _place(self, offset: int, size: int) -> Iterable[Piece]:
-        self.bitmaps.mark(offset, size)
         pieces: list[Piece] = []
         with self._lock:
+            self.bitmaps.mark(offset, size)
             while size:
                 count, host = self.mapping.in_place(offset, size)
                 if not count:

@@ -61,6 +61,7 @@ class PackedClusters:
             table = image.allocation.own_l2(l1_index)
             host = self._allocate(len(packed))
             image.file.write(host, packed)
+            image.bitmaps.mark(offset, len(view))
             image.allocation.grow(host + len(packed))
             entry = q.compressed_entry(host, len(packed), self._bits)
             if image.header.extended_l2:

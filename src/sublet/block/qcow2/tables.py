@@ -115,7 +115,11 @@ class Tables:
     def _victim(self) -> L2Table | None:
         """The table that was not used for longest, as far as is known, and has nothing to be written."""
         clean = [table for table in self._cache.values() if not table.dirty_sectors]
-        return next((t for t in clean if not self._in_place.take_used(t.index)), clean[0] if clean else None)
+        for table in clean:
+            if not self._in_place.take_used(table.index):
+                return table
+            self._cache.move_to_end(table.offset)
+        return clean[0] if clean else None
 
     def replace_l2(self, index: int, offset: int, entries: array[int] | None) -> L2Table:
         """Give an L1 entry a new table at ``offset``: a copy of ``entries``, or empty."""
