@@ -1,4 +1,4 @@
-"""Counters of a run, summed over vCPUs and over the boots of one machine."""
+"""Counters of a run, over all vCPUs and all boots of one machine: sums, and the longest times."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ class Totals:
         """Where the guest spent its time, if that was asked for."""
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Add each counter to the one of its name."""
-        self._counts.update(counts)
+        """Add each counter to the one of its name; of a ``group.longest_…`` keep the largest."""
+        for name, count in counts.items():
+            longest = name.partition(".")[2].startswith("longest_")
+            self._counts[name] = max(self._counts[name], count) if longest else self._counts[name] + count
 
     def count(self, name: str) -> None:
         """Add one."""

@@ -1,5 +1,6 @@
 //! Translated blocks: where they are, what links them, and what makes them go.
 
+mod discarded;
 mod index;
 mod memory;
 mod perf_map;
@@ -8,6 +9,7 @@ pub use index::Known;
 pub use memory::{CodeMemory, BLOCK_ALIGN};
 
 use crate::mode::Mode;
+use discarded::Discarded;
 use iced_x86::Instruction;
 use index::BlockIndex;
 use std::collections::HashMap;
@@ -161,6 +163,7 @@ pub struct CodeCache {
     system: Vec<Instruction>,
     by_address: BlockIndex,
     by_page: AddressMap<u64, Vec<BlockId>>,
+    discarded: Discarded,
     /// Blocks that are translated without shared checks.
     unshared: AddressMap<(u64, u32), ()>,
     /// Changes when all block numbers and host addresses become invalid.
@@ -184,6 +187,7 @@ impl CodeCache {
             system: Vec::new(),
             by_address: BlockIndex::default(),
             by_page: AddressMap::default(),
+            discarded: Discarded::default(),
             unshared: AddressMap::default(),
             epoch: 0,
             statistics: CacheStatistics::default(),
@@ -252,6 +256,7 @@ impl CodeCache {
         second_page: Option<u64>,
         mut translation: Translation,
     ) -> Option<Known> {
+        self.discarded.free_some();
         let id = self.blocks.len() as BlockId;
         self.number(&mut translation);
         let host_offset = self.memory.append(&translation.code)?;
@@ -419,14 +424,13 @@ impl CodeCache {
     /// Forget everything.
     pub fn clear(&mut self) {
         self.memory.truncate(self.preamble);
-        self.blocks.clear();
+        self.discarded.add(std::mem::take(&mut self.blocks), std::mem::take(&mut self.by_page));
         self.links.clear();
         self.system.clear();
         self.by_address.clear();
         self.unshared.clear();
         self.epoch += 1;
         self.statistics.flushes += 1;
-        self.by_page.clear();
     }
 }
 
@@ -448,6 +452,21 @@ mod tests {
         assert!((cache.host_range().0..cache.host_range().1).contains(&host));
         // SAFETY: the address lies in the cache's readable mapping.
         unsafe { (host as *const [u8; 8]).read() }
+    }
+
+    #[test]
+    fn what_an_emptied_cache_held_is_freed_as_it_fills_again() {
+        let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
+        let mut fill = |blocks: u64| {
+            for block in 0..blocks {
+                cache.insert(0x1000 + 16 * block, Mode(0), None, jump()).unwrap();
+            }
+            cache.clear();
+            cache.discarded.blocks()
+        };
+        assert_eq!(fill(100), 100);
+        assert_eq!(fill(10), 20 + 10);
+        assert_eq!(fill(100), 100);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::blocks::PAGE;
 use super::requests::Stores;
 use super::vcpu::VcpuCore;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// More unconfirmed pages than this are not kept: all code goes.
 const MAX_UNCONFIRMED: usize = 256;
@@ -117,11 +118,14 @@ impl VcpuCore {
 
     /// Drop all translated code.
     pub(super) fn clear_code(&mut self) {
+        let started = Instant::now();
         self.count_notes();
         self.cache.clear();
         self.unconfirmed.clear();
         self.marks.clear();
         self.tlb.clear_jumps(&mut self.cpu.state.hot);
+        let took = started.elapsed().as_micros() as u64;
+        self.counters.longest_clear_us = self.counters.longest_clear_us.max(took);
     }
 
     /// Act on stores into this vCPU's code. Between two blocks.

@@ -65,6 +65,8 @@ pub struct Counters {
     pub exclusive: u64,
     /// PAUSE instructions.
     pub pauses: u64,
+    /// Microseconds that the guest stood still for the slowest emptying of the code cache.
+    pub longest_clear_us: u64,
     /// Times that PAUSE gave the host's processor away.
     pub yields: u64,
 }

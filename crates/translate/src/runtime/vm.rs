@@ -526,6 +526,7 @@ impl Vcpu for TranslateVcpu {
             ("translate.links", cache.links),
             ("translate.smc_invalidations", cache.invalidated),
             ("translate.cache_flushes", cache.flushes),
+            ("translate.longest_flush_us", counted.longest_clear_us),
             ("translate.cache_used_bytes", self.core.cache_used() as u64),
             ("vcpu.cache_entries", counted.entries),
             ("vcpu.block_lookups", counted.lookups),
