@@ -5,9 +5,9 @@ that refer to new L2 tables, with a barrier between each; last, counts of cluste
 more go down (``write_metadata``). All of it waits in memory until ``flush``, so a crash at any point leaves
 what the last flush made, and leaks at most.
 
-Threads. ``_lock`` guards all metadata. Data moves outside it where it stays in place: a released cluster is
-not reused before the writes that were under way have ended, and reads of a cluster that is released meanwhile
-see old or new data, as the guest's own race decides.
+Threads. ``lock`` guards all metadata. Data moves outside it where it stays in place, mostly past this module
+altogether (``in_place``): a released cluster is not reused before what was under way has ended
+(docs/theory/disks.md, "Past the format").
 
 Reference: "QCOW2 image format" (QEMU 7.2, docs/interop/qcow2.txt).
 """
