@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.guests import lan as lan_module
@@ -30,9 +33,9 @@ def lan() -> Iterator[Lan]:
         yield it
 
 
-def boot(start_guest: StartGuest, default_guest: PreparedGuest, lan: Lan, options: str) -> Guest:
+def boot(start_guest: StartGuest, default_guest: PreparedGuest, lan: Lan, options: str, *more: str) -> Guest:
     """The default guest with an address, an IPv6 route, and a silent shell."""
-    words = (*sublet_flags(default_guest), "--engine", "translate", "--net", f"nat,{options}")
+    words = (*sublet_flags(default_guest), "--engine", "translate", "--net", f"nat,{options}", *more)
     guest = start_guest(*words, command=lan.sublet_run())
     guest.expect(PROMPT)
     guest.run("until ip route | grep -q default && ip -6 route | grep -q default; do sleep 1; done")
@@ -72,7 +75,9 @@ def test_a_guest_reaches_others_and_not_the_host(
 def test_a_policy_by_name_has_no_way_round(
     start_guest: StartGuest, default_guest: PreparedGuest, lan: Lan
 ) -> None:
-    guest = boot(start_guest, default_guest, lan, f"resolver={NEIGHBOUR},allow=allowed.test:80,deny=*")
+    policy = f"resolver={NEIGHBOUR},allow=allowed.test:80,deny=*"
+    name = f"policy-{os.getpid()}"
+    guest = boot(start_guest, default_guest, lan, policy, "--name", name)
     assert not says_hello(guest, NEIGHBOUR)
     assert NEIGHBOUR in guest.run("nslookup -type=a allowed.test")
     assert says_hello(guest, NEIGHBOUR)
@@ -81,6 +86,18 @@ def test_a_policy_by_name_has_no_way_round(
     assert OTHER not in guest.run("nslookup -type=a other.test 2>&1; true")
     assert OTHER not in guest.run(f"timeout 20 nslookup -type=a other.test {NEIGHBOUR} 2>&1; true")
     assert "100% packet loss" in guest.run(f"ping -c 1 -W 3 {NEIGHBOUR}; true")
+    refused = {(row["protocol"], row["target"], row["port"]) for row in net(name, "denials")}
+    assert {("tcp", NEIGHBOUR, 80), ("tcp", OTHER, 80), ("tcp", NEIGHBOUR_V6, 80)} <= refused
+    assert any(target == "other.test" for _, target, _ in refused)
+    (counters,) = net(name, "stats")
+    assert counters["denied"] >= len(refused)
+
+
+def net(machine: str, verb: str) -> list[dict[str, Any]]:
+    """What ``sublet net`` says of a machine."""
+    words = [sys.executable, "-m", "sublet", "net", verb, machine, "--json"]
+    said = subprocess.run(words, capture_output=True, check=True, timeout=60).stdout
+    return list(json.loads(said))
 
 
 def test_debian_configures_itself(start_guest: StartGuest, lan: Lan) -> None:

@@ -1,8 +1,9 @@
 """Programs that others wrote, in a Debian guest behind NAT, against services on a LAN of network namespaces.
 
-curl, dig, iperf3, nc, ssh, nmap, tracepath and ping judge the router; a web server, dnsmasq, iperf3's and
-OpenSSH's servers answer them from another namespace. Nothing leaves this host. Run by hand, as root, from
-the top of the repository (a minute; the host's iperf3 and openssh-server answer where they are installed):
+curl, dig, iperf3, nc, ssh, nmap, tracepath, ping, systemd-networkd and dhclient judge the router; a web
+server, dnsmasq, iperf3's and OpenSSH's servers answer them from another namespace. Nothing leaves this host.
+Run by hand, as root, from the top of the repository (a minute; the host's iperf3 and openssh-server answer
+where they are installed):
 
     python -m tests.judges.network_tools --json result.json
     python -m tests.judges.network_tools --only nmap --verbose
@@ -39,11 +40,14 @@ PACKAGES: Final = (
     "iperf3",
     "iputils-ping",
     "iputils-tracepath",
+    "isc-dhcp-client",
     "netcat-openbsd",
     "nmap",
     "openssh-client",
 )
 FILE_SIZE: Final = 16 << 20
+NARROW: Final = "192.0.2.4"
+"""A neighbour behind a way of 1,400 bytes."""
 GATEWAY, RESOLVER = "10.0.2.2", "10.0.2.3"
 GATEWAY_V6: Final = "fd73:626c:6574::2"
 _NET: Final = f"nat,resolver={OTHER},forward=8080-:8000"
@@ -57,6 +61,10 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
         data, peer = service.recvfrom(65536)
         service.sendto(data, peer)
 """
+_CARD: Final = "$(ls /sys/class/net | grep -v lo)"
+_STATUS: Final = f"SYSTEMD_COLORS=0 networkctl --no-pager status {_CARD}"
+_ALONE: Final = f"systemctl stop systemd-networkd.socket systemd-networkd; ip -4 addr flush dev {_CARD}"
+"""Nobody else configures the card."""
 _LOSSLESS: Final = r"\b0% packet loss"
 _SUM: Final = r"SUM..%s[^\n]*?([\d.]+ Mbits/sec) +receiver"
 _BOTH: Final = f"{_SUM % 'TX'}[^$]*{_SUM % 'RX'}"
@@ -117,6 +125,14 @@ def rows(digest: str) -> list[Row]:
         Row("nmap -sU, the router", f"nmap -n -sU -p 1000 {GATEWAY}", "1000/udp (closed|filtered)"),
         Row("tracepath", f"tracepath -n {NEIGHBOUR}", r"Resume: (pmtu 1500 hops \d+)"),
         Row("tracepath, IPv6", f"tracepath -n {NEIGHBOUR_V6}", r"Resume: (pmtu 1500 hops \d+)"),
+        Row("tracepath, a narrow way", f"tracepath -n {NARROW}", r"Resume: (pmtu 1400)"),
+        Row("systemd-networkd", _STATUS, r"Address: 10\.0\.2\.15 \((DHCP4 via 10\.0\.2\.2)\)"),
+        Row("systemd-networkd, its state", _STATUS, r"State: (routable) \(configured\)"),
+        Row("dhclient", f"{_ALONE}; dhclient -v -1 {_CARD}", r"bound to (10\.0\.2\.15) -- renewal"),
+        Row("dhclient, again", f"dhclient -v -1 {_CARD}", r"DHCPREQUEST[^$]*bound to (10\.0\.2\.15)"),
+        Row("dhclient, release", f"dhclient -v -r {_CARD}", "(DHCPRELEASE) of 10"),
+        Row("dhclient, IPv6", f"timeout 60 dhclient -6 -S -v -1 {_CARD}", "(Reply)"),
+        Row("dhclient, after it all", f"dhclient -v -1 {_CARD}; ping -c 3 -i 0.2 {GATEWAY}", _LOSSLESS),
     ]  # fmt: skip
 
 
@@ -210,9 +226,14 @@ def run_rows(options: argparse.Namespace, directory: Path) -> list[Result]:
     digest = hashlib.sha256((web / "file").read_bytes()).hexdigest()
     missing: list[str] = []
     prepared = prepare_guest("debian", packages=PACKAGES)
-    words = [*sublet_flags(prepared), "--engine", options.engine, "--net", _NET]
+    flags = [*sublet_flags(prepared), "--engine", options.engine, "--net", _NET]
     with lan() as it, services(it, directory, missing):
-        guest = Guest(words, command=it.sublet_run())
+        for words in (
+            ["-n", it.neighbour, "address", "add", f"{NARROW}/24", "dev", "lan"],
+            ["-n", it.host, "route", "add", NARROW, "dev", "lan", "mtu", "1400"],
+        ):
+            subprocess.run(["ip", *words], check=True)
+        guest = Guest(flags, command=it.sublet_run())
         try:
             log_in(guest)
             guest.run(

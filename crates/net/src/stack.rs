@@ -130,7 +130,8 @@ impl<H: Host> Stack<H> {
         match self.reassembly.add(self.context.now, &packet, piece)? {
             None => Ok(()),
             Some(payload) => {
-                let whole = Ip { payload: &payload, fragment: None, ..packet };
+                // It came in pieces, and may leave so.
+                let whole = Ip { payload: &payload, fragment: None, dont_fragment: false, ..packet };
                 self.whole_packet(ethernet.source, &whole, true)
             }
         }

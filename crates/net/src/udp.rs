@@ -4,7 +4,7 @@
 //! filtering: address- and port-dependent, REQ-8); RFC 5508 for ICMP.
 
 use crate::context::{is_routable, Context, Refusal};
-use crate::host::{Host, NetworkError, Token};
+use crate::host::{Host, Manner, NetworkError, Token};
 use crate::policy::Protocol;
 use crate::slab::{Id, Slab};
 use crate::timers::{Deadline, Timer};
@@ -56,6 +56,8 @@ pub struct Flow<S> {
     by_seen: HashMap<SocketAddr, SocketAddr>,
     deadline: Deadline,
     forwarded: bool,
+    /// How the last datagram left.
+    manner: Option<Manner>,
 }
 
 impl<S> Flow<S> {
@@ -69,6 +71,7 @@ impl<S> Flow<S> {
             by_seen: HashMap::new(),
             deadline: Deadline::default(),
             forwarded,
+            manner: None,
         }
     }
 
@@ -252,10 +255,11 @@ impl<S> Udp<S> {
         let due = context.now + flow.idle();
         context.timers.set(&mut flow.deadline, due, Timer::Udp(id));
         flow.bytes.0 += data.len() as u64;
-        if let Err(error) = context.host.send_to(&flow.socket, data, real, packet.hop_limit - 1) {
-            if let Some(why) =
-                error.raw_os_error().and_then(|errno| meaning(errno, context.config.mtu.into()))
-            {
+        flow.set_manner(context, Manner { hops: packet.hop_limit - 1, whole: packet.dont_fragment });
+        if let Err(error) = context.host.send_to(&flow.socket, data, real) {
+            let errno = error.raw_os_error().unwrap_or(0);
+            let mtu = if errno == libc::EMSGSIZE { flow.take_mtu(context) } else { None };
+            if let Some(why) = meaning(errno, mtu.unwrap_or(context.config.mtu.into())) {
                 context.report(packet, why);
             }
         }
@@ -374,6 +378,29 @@ impl<S> Flow<S> {
         let free = |port: &u16| !self.by_seen.contains_key(&SocketAddr::new(gateway, *port));
         let port = (from.port()..=u16::MAX).chain(1024..from.port()).find(free).unwrap_or(from.port());
         SocketAddr::new(gateway, port)
+    }
+
+    /// Have datagrams leave as the guest's own did. A host that will not sends them as it likes.
+    fn set_manner<H: Host<Socket = S>>(&mut self, context: &mut Context<H>, manner: Manner) {
+        if self.manner != Some(manner) {
+            let set = context.host.set_manner(&self.socket, self.guest.is_ipv4(), manner);
+            self.manner = set.is_ok().then_some(manner);
+        }
+    }
+
+    /// How long a packet may be, after one was too long for the host's way; what else the network said of the
+    /// guest's datagrams is passed on.
+    fn take_mtu<H: Host<Socket = S>>(&mut self, context: &mut Context<H>) -> Option<u32> {
+        let mut mtu = None;
+        for _ in 0..BURST {
+            let Some(error) = context.host.receive_error(&self.socket) else { break };
+            if error.errno == libc::EMSGSIZE {
+                mtu = Some(error.mtu);
+            } else {
+                self.report_error(context, &error);
+            }
+        }
+        mtu.filter(|mtu| *mtu > 0)
     }
 
     /// Pass on what the network said about the guest's datagrams.

@@ -230,7 +230,7 @@ fn open<H: Host>(context: &mut Context<H>, query: &mut Query<H::Socket>, id: Id)
             let any: IpAddr =
                 if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let socket = context.host.open_udp(SocketAddr::new(any, 0)).ok()?;
-            context.host.send_to(&socket, &query.message, server, 64).ok()?;
+            context.host.send_to(&socket, &query.message, server).ok()?;
             socket
         }
         Client::Tcp(_) => context.host.connect(server).ok()?,

@@ -7,7 +7,7 @@ use super::error_queue::{queue_errors, receive_error};
 use super::poller::{control, Poller};
 use super::resolv_conf::parse_resolv_conf;
 use super::route::{self, Routes};
-use super::{Host, NetworkError, Token};
+use super::{Host, Manner, NetworkError, Token};
 use std::io::{self, Error};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -198,13 +198,22 @@ impl Host for LinuxHost {
         Ok(socket)
     }
 
-    fn send_to(&mut self, socket: &OwnedFd, data: &[u8], to: SocketAddr, hops: u8) -> io::Result<()> {
+    fn set_manner(&mut self, socket: &OwnedFd, v4: bool, manner: Manner) -> io::Result<()> {
         let fd = socket.as_raw_fd();
-        if to.is_ipv4() {
-            set_option(fd, libc::IPPROTO_IP, libc::IP_TTL, &i32::from(hops))?;
+        let hops = i32::from(manner.hops);
+        if v4 {
+            let discover = if manner.whole { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_WANT };
+            set_option(fd, libc::IPPROTO_IP, libc::IP_TTL, &hops)?;
+            set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &discover)
         } else {
-            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, &i32::from(hops))?;
+            let discover = if manner.whole { libc::IPV6_PMTUDISC_DO } else { libc::IPV6_PMTUDISC_WANT };
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, &hops)?;
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &discover)
         }
+    }
+
+    fn send_to(&mut self, socket: &OwnedFd, data: &[u8], to: SocketAddr) -> io::Result<()> {
+        let fd = socket.as_raw_fd();
         let raw = RawAddress::new(to);
         let send = || {
             // SAFETY: data and address are of the lengths given.
@@ -304,7 +313,7 @@ mod tests {
         let mut host = LinuxHost::new().unwrap();
         let probe = host.open_udp("127.0.0.1:0".parse().unwrap()).unwrap();
         let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        host.send_to(&probe, b"x", closed, 64).unwrap();
+        host.send_to(&probe, b"x", closed).unwrap();
         let mut error = None;
         for _ in 0..200 {
             error = error.or_else(|| host.receive_error(&probe));

@@ -62,6 +62,15 @@ pub struct Ready {
     pub ended: bool,
 }
 
+/// What a datagram's IP header says of its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
+    /// Hops that it may take.
+    pub hops: u8,
+    /// Nobody may split it.
+    pub whole: bool,
+}
+
 /// What the network said about a datagram sent before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetworkError {
@@ -109,8 +118,11 @@ pub trait Host {
     fn open_udp(&mut self, at: SocketAddr) -> io::Result<Self::Socket>;
     /// Open a socket for echo requests of one version.
     fn open_ping(&mut self, v4: bool) -> io::Result<Self::Socket>;
-    /// Send a datagram with a hop limit.
-    fn send_to(&mut self, socket: &Self::Socket, data: &[u8], to: SocketAddr, hops: u8) -> io::Result<()>;
+    /// How datagrams to addresses of one version leave from now on.
+    fn set_manner(&mut self, socket: &Self::Socket, v4: bool, manner: Manner) -> io::Result<()>;
+    /// Send a datagram. One that may not be split and is too long is refused with `EMSGSIZE`, and
+    /// [`Self::receive_error`] tells how long it may be.
+    fn send_to(&mut self, socket: &Self::Socket, data: &[u8], to: SocketAddr) -> io::Result<()>;
     /// Replace `into` by one datagram, and say who sent it.
     fn receive_from(&mut self, socket: &Self::Socket, into: &mut Vec<u8>) -> io::Result<SocketAddr>;
     /// What the network said about an earlier datagram, if anything.

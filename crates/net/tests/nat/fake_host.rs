@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use sublet_net::host::{Host, NetworkError, Token};
+use sublet_net::host::{Host, Manner, NetworkError, Token};
 
 /// What a socket of the fake is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,9 @@ pub struct FakeSocket {
     pub room: usize,
     pub shut: bool,
     pub aborted: bool,
+    pub manner: Manner,
+    /// Bytes that a datagram may have unless it may be split.
+    pub longest: usize,
     pub datagrams_in: VecDeque<(SocketAddr, Vec<u8>)>,
     pub datagrams_out: Vec<(SocketAddr, Vec<u8>, u8)>,
     pub errors: VecDeque<NetworkError>,
@@ -69,6 +72,8 @@ impl FakeHost {
             room: usize::MAX,
             shut: false,
             aborted: false,
+            manner: Manner { hops: 64, whole: false },
+            longest: usize::MAX,
             datagrams_in: VecDeque::new(),
             datagrams_out: Vec::new(),
             errors: VecDeque::new(),
@@ -157,8 +162,17 @@ impl Host for FakeHost {
         Ok(self.open(Kind::Ping))
     }
 
-    fn send_to(&mut self, socket: &usize, data: &[u8], to: SocketAddr, hops: u8) -> io::Result<()> {
-        self.sockets[*socket].datagrams_out.push((to, data.to_vec(), hops));
+    fn set_manner(&mut self, socket: &usize, _v4: bool, manner: Manner) -> io::Result<()> {
+        self.sockets[*socket].manner = manner;
+        Ok(())
+    }
+
+    fn send_to(&mut self, socket: &usize, data: &[u8], to: SocketAddr) -> io::Result<()> {
+        let socket = &mut self.sockets[*socket];
+        if socket.manner.whole && data.len() > socket.longest {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        socket.datagrams_out.push((to, data.to_vec(), socket.manner.hops));
         Ok(())
     }
 

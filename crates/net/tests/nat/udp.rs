@@ -106,6 +106,27 @@ fn rfc5508_req_1_echo_goes_out_and_comes_back_with_the_guest_s_identifier() {
 }
 
 #[test]
+fn rfc1191_3_the_guest_is_told_what_fits_a_narrow_way() {
+    let mut network = Network::new(config());
+    network.udp(4000, remote(1), b"short");
+    let socket = network.socket(0);
+    assert!(socket.manner.whole, "the guest's packets may not be split");
+    socket.longest = 1372;
+    socket.errors.push_back(NetworkError {
+        destination: SocketAddr::new(remote(1).ip(), 0),
+        reporter: None,
+        errno: libc::EMSGSIZE,
+        expired: false,
+        mtu: 1400,
+        sequence: 0,
+    });
+    let packets = network.udp(4000, remote(1), &[0; 1400]);
+    let [Packet::Icmp(_, 3, 4, rest)] = &packets[..] else { panic!("{packets:?}") };
+    assert_eq!(rest[20..22], 4000u16.to_be_bytes(), "it quotes the datagram");
+    assert_eq!(network.socket(0).datagrams_out.len(), 1);
+}
+
+#[test]
 fn rfc792_an_error_quotes_the_echo_that_it_is_about() {
     let mut network = Network::new(config());
     network.ping(remote(1).ip(), 7);
