@@ -16,4 +16,5 @@ pub mod in_place;
 pub mod pieces;
 pub mod table;
 pub mod virtio;
+pub mod xts;
 mod zeroes;

@@ -16,6 +16,7 @@ mod packet_queue;
 mod sregs;
 mod vcpu;
 mod vm;
+mod xts;
 
 use pyo3::prelude::*;
 
@@ -31,6 +32,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(block::store_entries, module)?)?;
     module.add_function(wrap_pyfunction!(disk_copy::copy_pieces, module)?)?;
     module.add_class::<packet_queue::PyPacketQueue>()?;
+    module.add_class::<xts::PyAesXts>()?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<vm::PyVm>()?;
     module.add_class::<vcpu::PyVcpu>()?;

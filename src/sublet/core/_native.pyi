@@ -227,6 +227,15 @@ class Vcpu:
     def statistics(self) -> dict[str, int]: ...
 
 @final
+class AesXts:
+    """AES in XTS mode, by sectors of 512 bytes, whose numbers have 64 bits."""
+    def __init__(self, key: bytes) -> None:
+        """Both keys, one behind the other: 32 or 64 bytes."""
+    def encrypt(self, sector: int, data: bytes | bytearray | memoryview) -> bytes:
+        """Whole sectors, the first of which has the number ``sector``."""
+    def decrypt(self, sector: int, data: bytes | bytearray | memoryview) -> bytes: ...
+
+@final
 class NatEngine:
     """A router in user space with one network behind it; docs/design/nat.md."""
     def __init__(self, config: dict[str, object], forwards: Sequence[tuple[str, str, str | None, int]]) -> None:

@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import XTS
-
 from sublet.block.contract import BlockStatus, Extent
 from sublet.block.hostfile import Bytes, HostFile
+from sublet.core import AesXts
 from sublet.errors import CorruptImage, HostRefused, UnsupportedImage, UsageError
 
 SECRET_VARIABLE: Final = "SUBLET_DISK_SECRET"
@@ -111,7 +108,7 @@ def _open_slot(header: bytes, slot: _Slot, secret: bytes, hash_: str, key_size: 
     derived = hashlib.pbkdf2_hmac(hash_, secret, slot.salt, slot.iterations, key_size)
     padded = -(-size // SECTOR) * SECTOR
     material = header[slot.offset : slot.offset + padded].ljust(padded, b"\0")
-    return _merge(crypt(derived, 0, material, encrypt=False)[:size], slot.stripes, hash_)
+    return _merge(AesXts(derived).decrypt(0, material)[:size], slot.stripes, hash_)
 
 
 def _merge(material: bytes, stripes: int, hash_: str) -> bytes:
@@ -164,20 +161,8 @@ def make_header(secret: bytes, *, iterations: int = 0) -> tuple[bytes, bytes]:
     header = bytearray(payload * SECTOR)
     header[: len(parts)] = parts
     material = _split(key, "sha256")
-    header[4096 : 4096 + len(material)] = crypt(derived, 0, material, encrypt=True)
+    header[4096 : 4096 + len(material)] = AesXts(derived).encrypt(0, material)
     return bytes(header), key
-
-
-def crypt(key: bytes, sector: int, data: bytes | memoryview, *, encrypt: bool) -> bytes:
-    """Encrypt or decrypt whole sectors, the first of which has the number ``sector``."""
-    algorithm = AES(key)
-    out = bytearray(len(data) + 15)
-    for start in range(0, len(data), SECTOR):
-        tweak = (sector + start // SECTOR).to_bytes(16, "little")
-        cipher = Cipher(algorithm, XTS(tweak))
-        worker = cipher.encryptor() if encrypt else cipher.decryptor()
-        out[start : start + SECTOR] = worker.update(data[start : start + SECTOR])
-    return bytes(out[: len(data)])
 
 
 class EncryptedFile:
@@ -192,7 +177,7 @@ class EncryptedFile:
     def __init__(self, file: HostFile, header: bytes) -> None:
         self._file = file
         self._header = header
-        self._unlocked = b""
+        self._unlocked: AesXts | None = None
         self._lock = threading.Lock()
         self.path = file.path
         self.readonly = file.readonly
@@ -200,10 +185,10 @@ class EncryptedFile:
         self.identity = file.identity
 
     @property
-    def _key(self) -> bytes:
+    def _cipher(self) -> AesXts:
         with self._lock:
-            if not self._unlocked:
-                self._unlocked = unlock(self._header, read_secret())
+            if self._unlocked is None:
+                self._unlocked = AesXts(unlock(self._header, read_secret()))
             return self._unlocked
 
     def size(self) -> int:
@@ -218,7 +203,7 @@ class EncryptedFile:
         """Decrypt the sectors that hold the range."""
         start = offset // SECTOR * SECTOR
         end = -(-(offset + size) // SECTOR) * SECTOR
-        plain = crypt(self._key, start // SECTOR, self._file.read(start, end - start), encrypt=False)
+        plain = self._cipher.decrypt(start // SECTOR, self._file.read(start, end - start))
         return plain[offset - start : offset - start + size]
 
     def readinto(self, offset: int, buffer: bytearray | memoryview) -> None:
@@ -235,7 +220,7 @@ class EncryptedFile:
             whole = bytearray(self.read(start, end - start))
             whole[offset - start : offset - start + len(view)] = view
             view = memoryview(whole)
-        self._file.write(start, crypt(self._key, start // SECTOR, view, encrypt=True))
+        self._file.write(start, self._cipher.encrypt(start // SECTOR, view))
 
     def write_zeroes(self, offset: int, size: int, *, unmap: bool = True) -> None:
         """Write encrypted zeroes."""
