@@ -79,6 +79,15 @@ def test_the_bios_boots_a_sector(start_guest: StartGuest, disk: Path, machine: s
     assert guest.wait() == 0, guest.report("no power-off")
 
 
+def test_a_small_firmware_of_the_users_own(start_guest: StartGuest, tmp_path: Path) -> None:
+    """64 KiB, the smallest there is. It ends with the reset vector, and prints on the serial port."""
+    code = bytes.fromhex("baf803 b06f ee b06b ee b00a ee ba0406 b80034 ef f4".replace(" ", ""))
+    rom = tmp_path / "own.rom"
+    rom.write_bytes(code.ljust(0xFFF0, b"\0") + bytes.fromhex("ea000000f0").ljust(16, b"\0"))
+    guest = start_guest("--machine", "pc", "--firmware", str(rom), "--memory", "16M", "--net", "none")
+    guest.expect("ok")
+
+
 @needs_bios
 @pytest.mark.parametrize("way", list(RESETS))
 def test_every_way_of_resetting(start_guest: StartGuest, disk: Path, way: str) -> None:

@@ -230,15 +230,16 @@ def judge(
     """Run one row."""
     firmware = ["--firmware", row.firmware] if row.firmware else []
     words = ["--memory", f"{_MEMORY_MIB}M", *firmware, *(word.format(**media) for word in row.arguments)]
-    if row.judged_by == "pixels" and row.firmware not in references:
-        references[row.firmware] = Reference(row.firmware, media["cd"])
     started = time.monotonic()
     try:
         if row.judged_by == "pixels":
+            if row.firmware not in references:
+                references[row.firmware] = Reference(row.firmware, media["cd"])
+                started = time.monotonic()
             judge_pixels(row, words, references[row.firmware], pictures)
         else:
             judge_letters(row, words)
-    except (AssertionError, SubletError) as error:
+    except (AssertionError, RuntimeError, SubletError) as error:
         return Result(row.name, "fail", time.monotonic() - started, str(error))
     return Result(row.name, "pass", time.monotonic() - started)
 

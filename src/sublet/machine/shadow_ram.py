@@ -6,12 +6,12 @@ Intel 3 Series Express Chipset datasheet (316966) §5.1.13 "PAM0". Both have the
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from sublet.devices.platform.pam import PAM_SEGMENTS
 from sublet.machine.memory import DeviceMemory, SystemMemory
 
-_ROM_START: Final = 0xE0000
+_ROM_START, _END = 0xE0000, 0x100000
 
 _Kind = Literal["ram", "readonly", "rom"]
 
@@ -31,18 +31,19 @@ class ShadowRam:
 
     Args:
         memory: The machine's RAM, with its legacy hole open.
-        rom: The firmware's image; its last 128 KiB show below 1 MiB.
+        rom: The firmware's image; its last 128 KiB show below 1 MiB, or all of it if it is smaller.
     """
 
     def __init__(self, memory: SystemMemory, rom: DeviceMemory) -> None:
         self._memory = memory
         self._rom = rom
+        self._rom_start = max(_ROM_START, _END - len(rom.buffer))
         self._slots: dict[_Run, int] = {}
         self.apply((0,) * len(PAM_SEGMENTS))
 
     def apply(self, attributes: tuple[int, ...]) -> None:
         """Show what each segment's two bits say: bit 0 reads from RAM, bit 1 writes to it."""
-        wanted = _runs(attributes)
+        wanted = _runs(attributes, self._rom_start)
         for run in [run for run in self._slots if run not in wanted]:
             self._memory.unmap(self._slots.pop(run))
         for run in wanted:
@@ -52,15 +53,16 @@ class ShadowRam:
     def _map(self, run: _Run) -> int:
         start, end, kind = run
         if kind == "rom":
-            offset = len(self._rom.buffer) - (0x100000 - start)
+            start = max(start, self._rom_start)
+            offset = len(self._rom.buffer) - (_END - start)
             return self._memory.map(start, end - start, self._rom.block, offset, readonly=True)
         return self._memory.map(start, end - start, self._memory.ram, start, readonly=kind == "readonly")
 
 
-def _runs(attributes: tuple[int, ...]) -> list[_Run]:
+def _runs(attributes: tuple[int, ...], rom_start: int) -> list[_Run]:
     runs: list[_Run] = []
     for (start, size), bits in zip(PAM_SEGMENTS, attributes, strict=True):
-        kind = _kind(start, bits)
+        kind = _kind(bits, shows_rom=start + size > rom_start)
         if kind is None:
             continue
         last = runs[-1] if runs else None
@@ -71,7 +73,7 @@ def _runs(attributes: tuple[int, ...]) -> list[_Run]:
     return runs
 
 
-def _kind(start: int, bits: int) -> _Kind | None:
+def _kind(bits: int, *, shows_rom: bool) -> _Kind | None:
     if bits & 1:
         return "ram" if bits & 2 else "readonly"
-    return "rom" if start >= _ROM_START else None
+    return "rom" if shows_rom else None
