@@ -39,6 +39,9 @@ def boot(start_guest: StartGuest, default_guest: PreparedGuest, lan: Lan, option
     guest = start_guest(*words, command=lan.sublet_run())
     guest.expect(PROMPT)
     guest.run("until ip route | grep -q default && ip -6 route | grep -q default; do sleep 1; done")
+    # An address that is still being checked is no source: the first packet would leave with a link's.
+    guest.run("until ip -6 addr | grep -q 'scope global'; do sleep 1; done")
+    guest.run("while ip -6 addr | grep -q tentative; do sleep 1; done")
     return guest
 
 
