@@ -22,10 +22,12 @@ pub enum Optimisation {
     SegmentLoads,
     /// REP MOVS and REP STOS within a page are the host's.
     RepeatedStrings,
+    /// Code that seldom runs is kept away from the rest.
+    ColdCode,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 8] = [
+pub const NAMES: [(&str, Optimisation); 9] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -34,6 +36,7 @@ pub const NAMES: [(&str, Optimisation); 8] = [
     ("system-instructions", Optimisation::SystemInstructions),
     ("segment-loads", Optimisation::SegmentLoads),
     ("repeated-strings", Optimisation::RepeatedStrings),
+    ("cold-code", Optimisation::ColdCode),
 ];
 
 /// A set of optimisations.

@@ -68,7 +68,10 @@ fn counter(statistics: &Statistics, name: &str) -> u64 {
 /// takes over.
 fn counter_of(one: Optimisation) -> Option<&'static str> {
     match one {
-        Optimisation::SharedChecks | Optimisation::Links | Optimisation::PageLinks => None,
+        Optimisation::SharedChecks
+        | Optimisation::Links
+        | Optimisation::PageLinks
+        | Optimisation::ColdCode => None,
         // See `entries.rs`.
         Optimisation::SegmentLoads => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),

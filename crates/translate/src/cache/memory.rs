@@ -1,6 +1,9 @@
 //! The memory that holds translated code: written through one mapping, run through another.
 //!
 //! W^X: no page is ever writable and executable in the same mapping.
+//!
+//! Code that seldom runs grows down from the end, all other up from the start, so that what runs often lies close
+//! together.
 
 use super::perf_map;
 use std::io;
@@ -12,11 +15,18 @@ pub struct CodeMemory {
     writable: *mut u8,
     executable: *const u8,
     size: usize,
+    /// End of the code that grows up.
     used: usize,
+    /// Start of the code that grows down.
+    cold_start: usize,
+    /// End of the part that has been asked to be in huge pages.
+    huge: usize,
 }
 
 // SAFETY: the mappings are owned; all writes go through `&mut self`.
 unsafe impl Send for CodeMemory {}
+
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Blocks start at multiples of this, so that their first 8 bytes can be replaced atomically.
 pub const BLOCK_ALIGN: usize = 16;
@@ -35,7 +45,7 @@ impl CodeMemory {
         } else {
             map_file_twice(&memory_file(size)?, size)?
         };
-        Ok(Self { writable, executable, size, used: 0 })
+        Ok(Self { writable, executable, size, used: 0, cold_start: size, huge: 0 })
     }
 
     /// First executable byte.
@@ -50,20 +60,46 @@ impl CodeMemory {
 
     /// Bytes taken by code.
     pub fn used(&self) -> usize {
-        self.used
+        self.used + self.size - self.cold_start
     }
 
-    /// Append code; returns its offset, or `None` when it does not fit.
-    pub fn append(&mut self, code: &[u8]) -> Option<usize> {
+    /// Where code that seldom runs begins.
+    pub fn cold_start(&self) -> usize {
+        self.cold_start
+    }
+
+    /// Find room for `usual` bytes of code and `cold` bytes that seldom run. Returns their offsets, or `None` when
+    /// they do not fit.
+    pub fn place(&mut self, usual: usize, cold: usize) -> Option<(usize, usize)> {
         let start = self.used.next_multiple_of(BLOCK_ALIGN);
-        let end = start.checked_add(code.len())?;
-        if end > self.size {
+        let end = start.checked_add(usual)?;
+        let cold_start = self.cold_start.checked_sub(cold)?;
+        if end > cold_start {
             return None;
         }
-        // SAFETY: `start .. end` lies inside the mapping.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
-        self.used = end;
-        Some(start)
+        (self.used, self.cold_start) = (end, cold_start);
+        self.use_huge_pages();
+        Some((start, cold_start))
+    }
+
+    /// Have the host put what is in use of the usual code in huge pages, if it can: a large program's spans more
+    /// small ones than the processor remembers. Each is asked for once a quarter of it is used.
+    fn use_huge_pages(&mut self) {
+        while self.huge + HUGE_PAGE / 4 < self.used && self.huge + HUGE_PAGE <= self.size {
+            // SAFETY: the range lies in the mapping and keeps its contents; a refusal changes nothing.
+            unsafe {
+                let start = self.executable.add(self.huge).cast_mut().cast();
+                libc::madvise(start, HUGE_PAGE, libc::MADV_COLLAPSE);
+            }
+            self.huge += HUGE_PAGE;
+        }
+    }
+
+    /// Write code at a place that has been found.
+    pub fn write(&mut self, offset: usize, code: &[u8]) {
+        assert!(offset.checked_add(code.len()).is_some_and(|end| end <= self.size));
+        // SAFETY: checked above.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset), code.len()) };
     }
 
     /// Replace the 32-bit value at `offset`, as one store where the bytes share a cache line.
@@ -84,6 +120,7 @@ impl CodeMemory {
     /// Forget all code past the first `keep` bytes.
     pub fn truncate(&mut self, keep: usize) {
         self.used = self.used.min(keep);
+        self.cold_start = self.size;
     }
 }
 
@@ -142,22 +179,42 @@ fn map_for_perf(size: usize) -> io::Result<(*mut u8, *mut u8)> {
     }
 }
 
+/// Map the file where huge pages can begin.
 fn map(fd: &OwnedFd, size: usize, protection: i32) -> io::Result<*mut u8> {
-    // SAFETY: a new mapping at an address the kernel chooses; the result is checked.
+    let start = reserve(size)?;
+    // SAFETY: replaces the mapping just made; the result is checked.
     let at = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            protection,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-            fd.as_raw_fd(),
-            0,
-        )
+        let kind = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        libc::mmap(start, size, protection, kind, fd.as_raw_fd(), 0)
     };
     if at == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        // SAFETY: the mapping made just above.
+        unsafe { libc::munmap(start, size) };
+        return Err(error);
     }
     Ok(at.cast())
+}
+
+/// `size` bytes of addresses that begin at a multiple of a huge page.
+fn reserve(size: usize) -> io::Result<*mut libc::c_void> {
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address the kernel chooses, of which what is too much at either end is unmapped.
+    unsafe {
+        let first = libc::mmap(std::ptr::null_mut(), size + HUGE_PAGE, libc::PROT_NONE, kind, -1, 0);
+        if first == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let before = (first as usize).next_multiple_of(HUGE_PAGE) - first as usize;
+        let start = first.byte_add(before);
+        if before > 0 {
+            libc::munmap(first, before);
+        }
+        if before < HUGE_PAGE {
+            libc::munmap(start.byte_add(size), HUGE_PAGE - before);
+        }
+        Ok(start)
+    }
 }
 
 impl Drop for CodeMemory {

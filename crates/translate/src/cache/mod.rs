@@ -24,7 +24,7 @@ const MAX_BLOCKS: usize = 1 << 20;
 /// Where in the guest's code a host address belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// Offset of the first host byte it holds for, from the block's start.
+    /// Offset of the first host byte it holds for, see [`Translation`].
     pub host_offset: u32,
     /// Offset of the instruction from the guest page's start. It exceeds the page's size where
     /// the location stands for what follows the last instruction.
@@ -63,10 +63,16 @@ pub struct NewLink {
 }
 
 /// What translation makes of a run of guest instructions.
+///
+/// Offsets of host code count through `code` and on through `cold`.
 #[derive(Debug, Default)]
 pub struct Translation {
-    /// Host code, position-independent but for the links.
+    /// Host code, position-independent but for the links and `crossings`.
     pub code: Vec<u8>,
+    /// The part of it that seldom runs, which is kept away from the rest.
+    pub cold: Vec<u8>,
+    /// Offsets of the 32-bit displacements of branches between the two.
+    pub crossings: Vec<usize>,
     /// Guest bytes covered.
     pub guest_length: u16,
     /// Guest instructions covered.
@@ -84,6 +90,28 @@ pub struct Translation {
     pub link_entry: usize,
 }
 
+impl Translation {
+    /// The 32-bit field at `offset`.
+    fn field(&mut self, offset: usize) -> &mut [u8; 4] {
+        let part = match offset.checked_sub(self.code.len()) {
+            None => &mut self.code[offset..],
+            Some(beyond) => &mut self.cold[beyond..],
+        };
+        // Emission puts fields where there are four bytes.
+        part.first_chunk_mut().unwrap_or_else(|| unreachable!())
+    }
+
+    /// Adjust the branches between the two parts, the second of which is to lie `distance` bytes further on
+    /// than after the first.
+    fn separate(&mut self, distance: i64) {
+        for offset in std::mem::take(&mut self.crossings) {
+            let sign = if offset < self.code.len() { 1 } else { -1 };
+            let field = self.field(offset);
+            *field = (i32::from_le_bytes(*field) + (sign * distance) as i32).to_le_bytes();
+        }
+    }
+}
+
 /// A translated run of guest instructions.
 #[derive(Debug)]
 pub struct Block {
@@ -97,8 +125,10 @@ pub struct Block {
     pub second_page: Option<u64>,
     /// Offset in code memory.
     pub host_offset: usize,
-    /// Bytes of host code.
+    /// Bytes of host code there.
     pub host_length: usize,
+    /// Offset in code memory of the part that seldom runs.
+    cold_offset: usize,
     /// Where direct links enter, from the block's start.
     pub link_entry: usize,
     /// Still to be entered.
@@ -176,12 +206,12 @@ impl CodeCache {
     /// A cache in `memory`; `dead_stub` is host code for blocks that have been dropped but are
     /// still pointed at.
     pub fn new(mut memory: CodeMemory, dead_stub: &[u8]) -> Self {
-        let stub = memory.append(dead_stub).unwrap_or(0);
-        let preamble = memory.used();
+        let stub = memory.place(dead_stub.len(), 0).map_or(0, |(stub, _)| stub);
+        memory.write(stub, dead_stub);
         Self {
             memory,
             dead_stub: stub,
-            preamble,
+            preamble: stub + dead_stub.len(),
             blocks: Vec::new(),
             links: Vec::new(),
             system: Vec::new(),
@@ -258,18 +288,27 @@ impl CodeCache {
     ) -> Option<Known> {
         self.discarded.free_some();
         let id = self.blocks.len() as BlockId;
+        let host_length = translation.code.len();
+        let (host_offset, cold_offset) = self.memory.place(host_length, translation.cold.len())?;
         self.number(&mut translation);
-        let host_offset = self.memory.append(&translation.code)?;
+        translation.separate(cold_offset as i64 - (host_offset + host_length) as i64);
+        self.memory.write(host_offset, &translation.code);
+        self.memory.write(cold_offset, &translation.cold);
+        let place = |offset: usize| match offset.checked_sub(host_length) {
+            None => host_offset + offset,
+            Some(beyond) => cold_offset + beyond,
+        };
         self.links.extend(translation.links.iter().map(|link| Link {
             from: id,
-            patch: host_offset + link.patch,
-            unlinked: host_offset + link.unlinked,
+            patch: place(link.patch),
+            unlinked: place(link.unlinked),
             delta: link.delta,
-            guard: link.guard.map(|guard| host_offset + guard),
+            guard: link.guard.map(place),
             to: None,
         }));
         self.system.append(&mut translation.system);
-        perf_map::name(self.memory.base() + host_offset as u64, translation.code.len(), gpa, mode.cpl());
+        perf_map::name(self.memory.base() + host_offset as u64, host_length, gpa, mode.cpl());
+        perf_map::name(self.memory.base() + cold_offset as u64, translation.cold.len(), gpa, mode.cpl());
         self.count(&translation);
         self.blocks.push(Block {
             gpa,
@@ -277,7 +316,8 @@ impl CodeCache {
             guest_length: translation.guest_length,
             second_page,
             host_offset,
-            host_length: translation.code.len(),
+            host_length,
+            cold_offset,
             link_entry: translation.link_entry,
             alive: true,
             locations: translation.locations,
@@ -294,10 +334,9 @@ impl CodeCache {
     }
 
     fn number(&self, translation: &mut Translation) {
-        for &(offset, index, is_link) in &translation.numbers {
+        for (offset, index, is_link) in std::mem::take(&mut translation.numbers) {
             let base = if is_link { self.links.len() } else { self.system.len() };
-            let number = (base + index) as u32;
-            translation.code[offset..offset + 4].copy_from_slice(&number.to_le_bytes());
+            *translation.field(offset) = ((base + index) as u32).to_le_bytes();
         }
     }
 
@@ -305,7 +344,7 @@ impl CodeCache {
         self.statistics.blocks += 1;
         self.statistics.instructions += u64::from(translation.instructions);
         self.statistics.guest_bytes += u64::from(translation.guest_length);
-        self.statistics.host_bytes += translation.code.len() as u64;
+        self.statistics.host_bytes += (translation.code.len() + translation.cold.len()) as u64;
     }
 
     /// A shared check of the block at host address `pc` failed. After a few times the block goes, and
@@ -412,13 +451,29 @@ impl CodeCache {
     /// The live or dead block whose host code holds `pc`, and the guest page offset there.
     pub fn locate(&self, pc: u64) -> Option<(BlockId, u16)> {
         let offset = pc.checked_sub(self.memory.base())? as usize;
-        let after = self.blocks.partition_point(|block| block.host_offset <= offset);
-        let id = after.checked_sub(1)?;
+        let (id, inside) = match offset < self.memory.cold_start() {
+            true => self.locate_usual(offset)?,
+            false => self.locate_cold(offset)?,
+        };
         let block = &self.blocks[id];
-        let inside = (offset - block.host_offset) as u32;
+        let inside = inside as u32;
         let after = block.locations.partition_point(|location| location.host_offset <= inside);
         let location = block.locations.get(after.checked_sub(1)?)?;
         Some((id as BlockId, location.page_offset))
+    }
+
+    /// The block whose usual part holds `offset`, and the offset in its code. Such parts lie one after another.
+    fn locate_usual(&self, offset: usize) -> Option<(usize, usize)> {
+        let after = self.blocks.partition_point(|block| block.host_offset <= offset);
+        let id = after.checked_sub(1)?;
+        Some((id, offset - self.blocks[id].host_offset))
+    }
+
+    /// The same of the parts that seldom run: each lies before that of the block before.
+    fn locate_cold(&self, offset: usize) -> Option<(usize, usize)> {
+        let id = self.blocks.partition_point(|block| block.cold_offset > offset);
+        let block = self.blocks.get(id)?;
+        Some((id, block.host_length + offset - block.cold_offset))
     }
 
     /// Forget everything.
@@ -437,7 +492,7 @@ impl CodeCache {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{CodeCache, CodeMemory, NewLink, Translation};
+    use super::{CodeCache, CodeMemory, Location, NewLink, Translation};
     use crate::mode::Mode;
 
     const DEAD_STUB: [u8; 16] = [0xcc; 16];
@@ -467,6 +522,39 @@ mod tests {
         assert_eq!(fill(100), 100);
         assert_eq!(fill(10), 20 + 10);
         assert_eq!(fill(100), 100);
+    }
+
+    #[test]
+    fn the_parts_of_a_block_find_each_other() {
+        let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
+        // Each part ends with a jump to the start of the other.
+        let part = |to: i32| [&[0x90; 11][..], &[0xe9], &to.to_le_bytes()].concat();
+        for gpa in [0x1000, 0x1100] {
+            let locations = vec![
+                Location { host_offset: 0, page_offset: gpa as u16 },
+                Location { host_offset: 16, page_offset: gpa as u16 + 1 },
+            ];
+            let translation = Translation {
+                code: part(0),
+                cold: part(-32),
+                crossings: vec![12, 28],
+                locations,
+                ..Translation::default()
+            };
+            let usual = cache.insert(gpa, Mode(0), None, translation).unwrap();
+            let start = cache.host_address(usual);
+            let cold = start + 16 + distance(&cache, start + 12);
+            assert_eq!(cold + 16 + distance(&cache, cold + 12), start);
+            assert_eq!(cache.locate(start + 15), Some((usual.block, gpa as u16)));
+            assert_eq!(cache.locate(cold), Some((usual.block, gpa as u16 + 1)));
+            assert_eq!(cache.locate(cold + 15), Some((usual.block, gpa as u16 + 1)));
+        }
+    }
+
+    /// The sign-extended displacement at a host address.
+    fn distance(cache: &CodeCache, host: u64) -> u64 {
+        let bytes = first_bytes(cache, host);
+        i64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])) as u64
     }
 
     #[test]

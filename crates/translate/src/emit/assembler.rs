@@ -41,6 +41,10 @@ pub struct ShortPatch(pub usize);
 pub struct Assembler {
     /// The bytes so far.
     pub code: Vec<u8>,
+    /// Where the part begins that will lie elsewhere than what comes before it, once that is known.
+    cold_start: Option<usize>,
+    /// Displacements of branches from one part to the other.
+    crossings: Vec<usize>,
 }
 
 const GS: u8 = 0x65;
@@ -54,6 +58,18 @@ impl Assembler {
     /// Append raw bytes.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.code.extend_from_slice(bytes);
+    }
+
+    /// What comes from here on will lie elsewhere.
+    pub fn begin_cold(&mut self) {
+        self.cold_start = Some(self.position());
+    }
+
+    /// The code, the part of it that lies elsewhere, and the displacements of branches between the two.
+    pub fn take(&mut self) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
+        let mut code = std::mem::take(&mut self.code);
+        let cold = code.split_off(self.cold_start.take().unwrap_or(code.len()));
+        (code, cold, std::mem::take(&mut self.crossings))
     }
 
     fn dword(&mut self, value: i32) {
@@ -323,6 +339,9 @@ impl Assembler {
 
     /// Point a branch at `target`.
     pub fn point(&mut self, patch: Patch, target: usize) {
+        if self.cold_start.is_some_and(|start| (patch.0 < start) != (target < start)) {
+            self.crossings.push(patch.0);
+        }
         let distance = target as i64 - (patch.0 as i64 + 4);
         self.code[patch.0..patch.0 + 4].copy_from_slice(&(distance as i32).to_le_bytes());
     }

@@ -7,6 +7,7 @@ use super::registers::{number, GUEST_RCX};
 use super::special::Pushed;
 use super::{Builder, Host};
 use crate::cache::NewLink;
+use crate::mmu::tlb::JUMP_ROTATIONS;
 use crate::mode::Width;
 use crate::optimisations::Optimisation;
 use crate::state::{CpuState, HotState, JumpCache, JumpEntry};
@@ -117,8 +118,7 @@ impl Builder {
         self.later(move |builder| {
             builder.asm.bind(out);
             builder.target_rip(target);
-            builder.asm.store(hot!(target), Host::R14);
-            builder.asm.jump_gs(hot!(exit_indirect));
+            builder.leave_indirect();
         });
     }
 
@@ -156,10 +156,12 @@ impl Builder {
         self.asm.load(Host::RCX, hot!(negated_generations) + 8 * side);
         // No generation is 0: unlinked.
         let guard = self.asm.lea_base_patchable(Host::RCX, Host::RCX);
-        let holds = self.asm.jrcxz();
+        let unlinked = self.jump_unless_rcx_zero();
         let index = self.out.links.len();
-        self.numbered_exit(index, true);
-        self.asm.bind_short(holds);
+        self.later(move |builder| {
+            builder.asm.bind(unlinked);
+            builder.numbered_exit(index, true);
+        });
         self.asm.load(Host::RCX, hot!(rip_page));
         self.asm.lea(self.mode.is64(), Host::RCX, Some(Host::RCX), None, target & !0xfff);
         self.asm.store(hot!(rip_page), Host::RCX);
@@ -180,8 +182,13 @@ impl Builder {
         self.truncate_target(narrower(operand, widest));
         let jump_cache = self.mode.jump_cache();
         if let Some(index) = jump_cache.filter(|_| self.optimisations.has(Optimisation::JumpCache)) {
-            self.jump_through_cache(index);
+            return self.jump_through_cache(index);
         }
+        self.leave_indirect();
+    }
+
+    /// Leave for the RIP in R14 by the run loop.
+    fn leave_indirect(&mut self) {
         self.asm.store(hot!(target), Host::R14);
         self.asm.jump_gs(hot!(exit_indirect));
     }
@@ -189,27 +196,46 @@ impl Builder {
     /// Go to the block of the RIP in R14, if it is known. Narrow code has its mode in the upper half of R14
     /// from here on; who takes a target masks it off.
     fn jump_through_cache(&mut self, index: usize) {
-        let base = hot!(jump) + (std::mem::size_of::<JumpCache>() * index) as i32;
-        // 32 bytes an entry, of which addressing gives 8.
-        let at = |field: usize| base + field as i32;
         self.asm.load(Host::RCX, hot!(permit));
         let stop = self.asm.jrcxz();
         if self.mode.jump_tag() != 0 {
             self.asm.mov_immediate(Host::RCX, self.mode.jump_tag());
             self.asm.lea(true, Host::R14, Some(Host::R14), Some((Host::RCX, 1)), 0);
         }
-        self.asm.pext(Host::R15, Host::R14, hot!(jump_mask));
-        self.asm.lea(true, Host::R15, None, Some((Host::R15, 4)), 0);
-        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpEntry, tag)), Host::R15);
-        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
-        let hit = self.asm.jrcxz();
-        let miss = self.asm.jump_short();
-        self.asm.bind_short(hit);
-        self.asm.load_indexed(Host::RCX, at(offset_of!(JumpEntry, rip_page)), Host::R15);
-        self.asm.store(hot!(rip_page), Host::RCX);
-        self.asm.jump_indexed(at(offset_of!(JumpEntry, host)), Host::R15);
+        let hit = self.look_for_jump(index, JUMP_ROTATIONS[0]);
         self.asm.bind_short(stop);
-        self.asm.bind_short(miss);
+        let miss = self.asm.jump();
+        self.asm.bind_short(hit);
+        self.jump_to_entry(index);
+        self.later(move |builder| {
+            builder.asm.bind(miss);
+            builder.asm.load(Host::RCX, hot!(permit));
+            let stop = builder.asm.jrcxz();
+            let hit = builder.look_for_jump(index, JUMP_ROTATIONS[1]);
+            builder.asm.bind_short(stop);
+            builder.leave_indirect();
+            builder.asm.bind_short(hit);
+            builder.jump_to_entry(index);
+        });
+    }
+
+    /// Jump if the entry of jump cache `index` that `rotation` selects is that of R14. Leaves R15 at the entry.
+    fn look_for_jump(&mut self, index: usize, rotation: u32) -> ShortPatch {
+        self.asm.rorx(Host::R15, Host::R14, rotation as u8);
+        self.asm.lea(true, Host::R15, Some(Host::R15), Some((Host::R14, 1)), 0);
+        self.asm.pext(Host::R15, Host::R15, hot!(jump_mask));
+        // 32 bytes an entry, of which addressing gives 8.
+        self.asm.lea(true, Host::R15, None, Some((Host::R15, 4)), 0);
+        self.asm.load_indexed(Host::RCX, jump_field(index, offset_of!(JumpEntry, tag)), Host::R15);
+        self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
+        self.asm.jrcxz()
+    }
+
+    /// Go where the entry at R15 says.
+    fn jump_to_entry(&mut self, index: usize) {
+        self.asm.load_indexed(Host::RCX, jump_field(index, offset_of!(JumpEntry, rip_page)), Host::R15);
+        self.asm.store(hot!(rip_page), Host::RCX);
+        self.asm.jump_indexed(jump_field(index, offset_of!(JumpEntry, host)), Host::R15);
     }
 
     fn conditional(&mut self, instruction: &Instruction, condition: u8) {
@@ -219,12 +245,16 @@ impl Builder {
             let patch = self.asm.jump_if(condition);
             self.link(patch, target);
             self.exit_to(next);
-            return;
+        } else if self.linkable(next) {
+            let patch = self.asm.jump_if(condition ^ 1);
+            self.link(patch, next);
+            self.exit_to_target(instruction, target);
+        } else {
+            let skip = self.asm.jump_if(condition ^ 1);
+            self.exit_to_target(instruction, target);
+            self.asm.bind(skip);
+            self.exit_to(next);
         }
-        let skip = self.asm.jump_if(condition ^ 1);
-        self.exit_to_target(instruction, target);
-        self.asm.bind(skip);
-        self.exit_to(next);
     }
 
     fn jump_if_rcx_zero(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
@@ -339,6 +369,11 @@ impl Builder {
         self.exit_indirect(width_of_size(size));
         Ok(())
     }
+}
+
+/// Offset of a field of the first entry of jump cache `index` from the GS base.
+fn jump_field(index: usize, field: usize) -> i32 {
+    hot!(jump) + (std::mem::size_of::<JumpCache>() * index + field) as i32
 }
 
 fn narrower(left: Width, right: Width) -> Width {

@@ -22,7 +22,7 @@ macro_rules! hot {
 }
 pub(super) use hot;
 
-/// Code that is out of the way of the usual path, emitted after the block's body.
+/// Code that is out of the way of the usual path: emitted after the block's body, and kept away from it.
 pub(super) type Cold = Box<dyn FnOnce(&mut Builder)>;
 
 /// Collects the host code of one block.
@@ -142,11 +142,6 @@ impl Builder {
         if !self.ended {
             self.exit_to(self.next);
         }
-        while !self.cold.is_empty() {
-            for cold in std::mem::take(&mut self.cold) {
-                cold(&mut self);
-            }
-        }
         if self.straddles {
             self.entry_for_links(page_offset);
         }
@@ -154,8 +149,16 @@ impl Builder {
         while self.asm.position() < 16 {
             self.asm.bytes(&[0x90]);
         }
+        if self.optimisations.has(Optimisation::ColdCode) {
+            self.asm.begin_cold();
+        }
+        while !self.cold.is_empty() {
+            for cold in std::mem::take(&mut self.cold) {
+                cold(&mut self);
+            }
+        }
         self.out.guest_length = self.out.guest_length.wrapping_sub(page_offset as u16);
-        self.out.code = std::mem::take(&mut self.asm.code);
+        (self.out.code, self.out.cold, self.out.crossings) = self.asm.take();
         self.out
     }
 

@@ -68,19 +68,21 @@ impl Tlb {
     }
 }
 
-/// The RIP bits that select a jump-cache entry: all low ones but bit 1. Functions start at
-/// multiples of 16, and a function that calls in its first instruction is returned to 5 bytes on.
-pub const JUMP_MASK: u64 = 1 | (JUMP_ENTRIES as u64 / 2 - 1) << 2;
+/// How far a RIP (with its mode, see [`jump_key`]) is rotated to the right before it is added to itself, to select
+/// each of the two jump-cache entries where its block may be.
+pub const JUMP_ROTATIONS: [u32; 2] = [15, 21];
+/// The bits of that sum which select the entry.
+pub const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
 
-fn jump_index(rip: u64) -> usize {
-    (rip & 1 | (rip >> 2 & (JUMP_ENTRIES as u64 / 2 - 1)) << 1) as usize
+fn jump_index(key: u64, rotation: u32) -> usize {
+    (key.wrapping_add(key.rotate_right(rotation)) & JUMP_MASK) as usize
 }
 
-/// The tag of the entry for `rip`. Narrow code changes its mode often (a kernel loads FS as it is entered),
-/// so that its mode is part of the tag and one cache holds blocks of several; 64-bit addresses leave no
+/// What the entries for `rip` are found by. Narrow code changes its mode often (a kernel loads FS as it is entered),
+/// so that its mode is part of it and one cache holds blocks of several; 64-bit addresses leave no
 /// room for it.
-fn jump_tag(mode: Mode, rip: u64) -> u64 {
-    rip.wrapping_add(mode.jump_tag()).wrapping_neg()
+fn jump_key(mode: Mode, rip: u64) -> u64 {
+    rip.wrapping_add(mode.jump_tag())
 }
 
 impl JumpEntry {
@@ -268,11 +270,11 @@ impl Default for TlbDirectory {
     }
 }
 
-/// Words of the set of code pages: 32768 hashes, so that a large program's leave most of them clear.
-const CODE_PAGE_WORDS: usize = 512;
+/// Words of the set of code pages: 131072 hashes, so that a large program's thousands leave most of them clear.
+const CODE_PAGE_WORDS: usize = 2048;
 
 fn page_hash(la: u64) -> (usize, u64) {
-    let hash = (la >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
+    let hash = (la >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 47;
     ((hash / 64) as usize, 1 << (hash % 64))
 }
 
@@ -326,26 +328,42 @@ impl TlbDirectory {
     pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, host: u64, rip_page: u64) {
         let Some(cache) = mode.jump_cache() else { return };
         self.keep_jumps_of(hot, mode);
-        let entry = jump_index(rip);
+        let key = jump_key(mode, rip);
+        let first = jump_index(key, JUMP_ROTATIONS[0]);
+        let before = hot.jump[cache][first];
+        self.put_jump(hot, cache, first, JumpEntry { tag: key.wrapping_neg(), host, rip_page });
+        let old_key = before.tag.wrapping_neg();
+        if before.host != 0 && old_key != key && jump_index(old_key, JUMP_ROTATIONS[0]) == first {
+            self.put_jump(hot, cache, jump_index(old_key, JUMP_ROTATIONS[1]), before);
+        }
+    }
+
+    fn put_jump(&mut self, hot: &mut HotState, cache: usize, entry: usize, what: JumpEntry) {
         if self.jump_filled[cache].len() <= FEW_JUMPS {
             self.jump_filled[cache].push(entry as u16);
         }
-        hot.jump[cache][entry] = JumpEntry { tag: jump_tag(mode, rip), host, rip_page };
+        hot.jump[cache][entry] = what;
     }
 
     /// The block remembered for an indirect branch to `rip`: its host address and RIP page.
     pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u64, u64)> {
         let right_mode = |&cache: &usize| !mode.is64() || self.jump_modes[cache] == Some(mode);
         let cache = mode.jump_cache().filter(right_mode)?;
-        let found = &hot.jump[cache][jump_index(rip)];
-        (found.tag == jump_tag(mode, rip)).then_some((found.host, found.rip_page))
+        let key = jump_key(mode, rip);
+        let entries = JUMP_ROTATIONS.map(|rotation| &hot.jump[cache][jump_index(key, rotation)]);
+        let found = entries.into_iter().find(|entry| entry.tag == key.wrapping_neg())?;
+        Some((found.host, found.rip_page))
     }
 
     /// Forget the block remembered for `rip`.
     pub fn forget_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64) {
         if let Some(cache) = mode.jump_cache() {
-            let entry = jump_index(rip);
-            hot.jump[cache][entry] = JumpEntry::empty(entry);
+            let key = jump_key(mode, rip);
+            for entry in JUMP_ROTATIONS.map(|rotation| jump_index(key, rotation)) {
+                if hot.jump[cache][entry].tag == key.wrapping_neg() {
+                    hot.jump[cache][entry] = JumpEntry::empty(entry);
+                }
+            }
         }
     }
 
@@ -495,7 +513,8 @@ impl TlbDirectory {
 
 #[cfg(test)]
 mod tests {
-    use super::{empty_tag, index, TLB_ENTRIES};
+    use super::{empty_tag, index, JUMP_ROTATIONS, TLB_ENTRIES};
+    use crate::mode::Mode;
 
     /// What the inline check computes: zero on a hit.
     fn misses(tag: u64, la: u64, size: u64) -> bool {
@@ -512,6 +531,24 @@ mod tests {
                 assert!(misses(tag, la, 1) && misses(tag, la | 0xfff, 8));
             }
         }
+    }
+
+    #[test]
+    fn jumps_that_share_an_entry_are_both_found() {
+        let mut cpu = crate::cpu::Cpu::new(std::sync::Arc::new(sublet_memory::GuestMemory::new()));
+        // 64-bit code of a user program.
+        let (mut tlb, hot, mode) = (super::TlbDirectory::default(), &mut cpu.state.hot, Mode(0x3a));
+        let (first, second) = (0x1_0100, 0x2_00fe);
+        assert_eq!(super::jump_index(first, JUMP_ROTATIONS[0]), super::jump_index(second, JUMP_ROTATIONS[0]));
+        tlb.fill_jump(hot, mode, first, 1, 0x1_0000);
+        tlb.fill_jump(hot, mode, second, 2, 0x2_0000);
+        assert_eq!(tlb.find_jump(hot, mode, first), Some((1, 0x1_0000)));
+        assert_eq!(tlb.find_jump(hot, mode, second), Some((2, 0x2_0000)));
+        tlb.forget_jump(hot, mode, first);
+        assert_eq!(tlb.find_jump(hot, mode, first), None);
+        tlb.fill_jump(hot, mode, first, 3, 0x1_0000);
+        tlb.clear_jumps(hot);
+        assert!([first, second].iter().all(|&rip| tlb.find_jump(hot, mode, rip).is_none()));
     }
 
     #[test]
