@@ -27,6 +27,7 @@ _COMMAND: Final = Group(
         "screenshot": "sublet.cli.screen:screenshot",
         "type": "sublet.cli.screen:type_keys",
         "disk": "sublet.cli.disk:disk",
+        "media": "sublet.cli.media:media",
         "net": "sublet.cli.net:net",
     },
 )

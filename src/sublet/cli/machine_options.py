@@ -73,8 +73,8 @@ class MachineOptions:
             "machine": machine.value,
             "firmware": self._firmware(),
             "boot": _boot_order(self.boot),
-            "cdroms": self.cdroms,
-            "floppies": self.floppies,
+            "cdroms": tuple(map(_medium, self.cdroms)),
+            "floppies": tuple(map(_medium, self.floppies)),
             "virtio": None if self.virtio is None else self.virtio.value,
         }
 
@@ -89,6 +89,11 @@ class MachineOptions:
         if self.firmware in (None, "bios", *_UEFI):
             return self.firmware
         return Path(str(self.firmware))
+
+
+def _medium(path: Path) -> Path | None:
+    """``none`` is an empty drive."""
+    return None if str(path) == "none" else path
 
 
 def _boot_order(text: str | None) -> tuple[str, ...]:

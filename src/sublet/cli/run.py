@@ -124,12 +124,18 @@ def run(
     ] = None,
     cdrom: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="ISO image in a CD drive.", rich_help_panel=_MACHINE_PANEL),
+        typer.Option(
+            metavar="FILE",
+            help="ISO image in a CD drive; none is an empty drive.",
+            rich_help_panel=_MACHINE_PANEL,
+        ),
     ] = None,
     floppy: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Image in a floppy drive; at most two.", rich_help_panel=_MACHINE_PANEL
+            metavar="FILE",
+            help="Image in a floppy drive; at most two. none is an empty drive.",
+            rich_help_panel=_MACHINE_PANEL,
         ),
     ] = None,
     virtio: Annotated[

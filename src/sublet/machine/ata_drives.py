@@ -8,10 +8,12 @@ from typing import Final
 
 from sublet.block import BlockDevice, open_image
 from sublet.devices.storage import AtaDisk, AtapiCd, ahci, ide
+from sublet.devices.storage.cd import CdDrive
 from sublet.devices.storage.taskfile import Drive
 from sublet.errors import ImageError, UsageError
 from sublet.machine.config import DiskBus, MachineConfig, MachineName
 from sublet.machine.disks import Drives
+from sublet.machine.media import Media, MediaDrive
 
 _BUSES: Final[dict[MachineName, tuple[DiskBus, ...]]] = {
     "microvm": ("virtio",),
@@ -43,13 +45,14 @@ def check_buses(config: MachineConfig) -> None:
             )
 
 
-def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives) -> list[Drive | None]:
+def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives, media: Media) -> list[Drive | None]:
     """The disks on a bus and all CDs, by place: disks from the first on.
 
     Args:
         config: The machine.
         bus: "ide" (places: first cable's two devices, then the second's) or "ahci" (ports).
         drives: Opens the disks, as sda, sdb, ...
+        media: Lists the CD drives, as cdrom0, cdrom1, ...
 
     Raises:
         UsageError: They are more than there are places.
@@ -61,8 +64,10 @@ def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives) -> list[Driv
     _check_places(bus, len(disks), len(config.cdroms))
     with ExitStack() as opened:
         for index, path in enumerate(config.cdroms):
-            cd = AtapiCd(open_cd(path), serial=f"cd{index}", serial_ata=bus == "ahci")
+            disc = None if path is None else open_cd(path)
+            cd = AtapiCd(disc, serial=f"cd{index}", serial_ata=bus == "ahci")
             opened.callback(cd.close)
+            media.add(_media_drive(f"cdrom{index}", path, cd.drive))
             places[_free(places, _CD_ORDER[bus])] = cd
         for letter, (index, disk) in zip("abcdef", disks, strict=False):
             serial = f"disk{index}" if disk.serial is None else disk.serial
@@ -72,6 +77,10 @@ def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives) -> list[Driv
             places[_free(places, tuple(range(len(places))))] = drive
         opened.pop_all()
     return places
+
+
+def _media_drive(name: str, path: Path | None, drive: CdDrive) -> MediaDrive:
+    return MediaDrive(name, path, open_cd, drive.insert, lambda force: drive.eject(force=force))
 
 
 def _check_places(bus: DiskBus, disks: int, cds: int) -> None:

@@ -21,6 +21,7 @@ from sublet.machine.control import Request
 from sublet.machine.disks import Drives
 from sublet.machine.host import GsiLine, MonotonicClock, MsiPort, WorkerPool
 from sublet.machine.live_disks import add_disk_operations
+from sublet.machine.media import Media
 from sublet.machine.memory import SystemMemory
 from sublet.machine.networks import Networks
 from sublet.machine.nonvolatile import Nonvolatile
@@ -77,6 +78,9 @@ class Board(ABC):
         self.drives = Drives()
         """The disks, whatever controller they are on; a board adds those that it opens itself."""
         add_disk_operations(self.operations, self.drives)
+        self.media = Media()
+        """Drives for CDs and floppy disks, which a board that has them adds."""
+        self.media.add_operations(self.operations)
         self.virtio = self._make_virtio(hvc0)
         self._serial = Serial(GsiLine(vm, COM1_GSI), write, self.clock)
         self.buses.ports.add(mm.COM1_PORT, 8, self._serial)

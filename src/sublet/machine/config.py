@@ -67,10 +67,10 @@ class MachineConfig(BaseModel):
     """Where firmware and ROMs are looked for where the host has none installed."""
     boot: tuple[BootDevice, ...] = Field(default=())
     """What the firmware tries, in order; empty: disk, cdrom, floppy, network. The others come last."""
-    cdroms: tuple[Path, ...] = Field(default=())
-    """ISO images, of pc and q35."""
-    floppies: tuple[Path, ...] = Field(default=(), max_length=2)
-    """Floppy images, of pc and q35."""
+    cdroms: tuple[Path | None, ...] = Field(default=())
+    """ISO images, of pc and q35; None is an empty drive."""
+    floppies: tuple[Path | None, ...] = Field(default=(), max_length=2)
+    """Floppy images, of pc and q35; None is an empty drive."""
     memory_mib: int = 512
     """Guest RAM in MiB; `sublet.machine.memory_map` says which values are possible."""
     virtio: Literal["transitional", "modern"] | None = None

@@ -274,7 +274,9 @@ class FirmwareBoard(Board):
         self.screen = Screen(self.vga, keys, self.vm.memory)
         self.screen.add_operations(self.operations)
         self.closing.callback(self.screen.close)
-        floppies = Floppies(self.config, ports, GsiLine(self.vm, fdc.IRQ), self.vm.memory, self.workers)
+        floppies = Floppies(
+            self.config, ports, GsiLine(self.vm, fdc.IRQ), self.vm.memory, self.workers, self.media
+        )
         self.closing.callback(floppies.close)
         self.vm.write_cmos(floppies.cmos_bytes())
         ports.add(COM2_PORT, 8, Serial(GsiLine(self.vm, COM2_IRQ), discard, self.clock))

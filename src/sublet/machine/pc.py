@@ -42,7 +42,7 @@ class Pc(FirmwareBoard):
     def _make_ide(self) -> PiixIde:
         lines = [GsiLine(self.vm, irq) for irq in ide.IRQS]
         function = PiixIde(
-            ata_drives(self.config, "ide", self.drives),
+            ata_drives(self.config, "ide", self.drives, self.media),
             lines,
             self.vm.memory,
             self.workers.branch(ide.CHANNELS),

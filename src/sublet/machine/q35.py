@@ -53,7 +53,7 @@ class Q35(FirmwareBoard):
     def plug_chipset(self) -> None:
         """ICH9 in slot 31."""
         self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block, self._smi))
-        drives = ata_drives(self.config, "ahci", self.drives)
+        drives = ata_drives(self.config, "ahci", self.drives, self.media)
         ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers.branch(len(drives)))
         self.closing.callback(ahci.close)
         self.pci.plug(31, ahci, function=2)

@@ -121,10 +121,17 @@ def _power_on_until_done(
             return request
         totals.count("machine.resets")
         # A disk may be elsewhere by now: under an overlay, or moved.
-        config = config.model_copy(update={"disks": cycle.board.drives.now(config.disks)})
+        config = config.model_copy(update=_now(cycle, config))
         # Device callbacks refer to the cycle and back; its RAM is gone already, this is the rest.
         del cycle
         gc.collect()
+
+
+def _now(cycle: PowerCycle, config: MachineConfig) -> dict[str, object]:
+    """What a reset finds: disks where they are by now, and the media that lie in the drives."""
+    board = cycle.board
+    cdroms, floppies = board.media.paths("cdrom"), board.media.paths("floppy")
+    return {"disks": board.drives.now(config.disks), "cdroms": cdroms, "floppies": floppies}
 
 
 def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:

@@ -11,6 +11,7 @@ from sublet.errors import ImageError, UsageError
 from sublet.machine import DiskConfig, MachineConfig
 from sublet.machine.ata_drives import ata_drives, check_buses, open_cd
 from sublet.machine.disks import Drives
+from sublet.machine.media import Media
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def pc(files: list[Path], disks: int, cds: int) -> MachineConfig:
     [(1, 1, "d-c-"), (2, 2, "ddcc"), (3, 1, "ddcd"), (4, 0, "dddd"), (0, 3, "-ccc")],
 )
 def test_places_on_the_cables(files: list[Path], disks: int, cds: int, kinds: str) -> None:
-    places = ata_drives(pc(files, disks, cds), "ide", Drives())
+    places = ata_drives(pc(files, disks, cds), "ide", Drives(), Media())
     letters = {AtaDisk: "d", AtapiCd: "c", type(None): "-"}
     assert "".join(letters[type(place)] for place in places) == kinds
     for place in places:
@@ -44,12 +45,12 @@ def test_places_on_the_cables(files: list[Path], disks: int, cds: int, kinds: st
 
 def test_five_drives_are_too_many(files: list[Path]) -> None:
     with pytest.raises(UsageError, match="3 disks and 2 CD drives"):
-        ata_drives(pc(files, 3, 2), "ide", Drives())
+        ata_drives(pc(files, 3, 2), "ide", Drives(), Media())
 
 
 def test_a_disk_may_ask_for_another_bus(files: list[Path]) -> None:
     config = MachineConfig(machine="pc", disks=(DiskConfig(path=files[0], bus="virtio"),))
-    assert ata_drives(config, "ide", Drives()) == [None] * 4
+    assert ata_drives(config, "ide", Drives(), Media()) == [None] * 4
     check_buses(config)
 
 
@@ -61,7 +62,7 @@ def test_the_microvm_has_no_ide(files: list[Path]) -> None:
 def test_ports_of_ahci(files: list[Path]) -> None:
     disks = tuple(DiskConfig(path=path) for path in files[:3])
     config = MachineConfig(machine="q35", disks=disks, cdroms=(files[3],))
-    places = ata_drives(config, "ahci", Drives())
+    places = ata_drives(config, "ahci", Drives(), Media())
     assert [type(place) for place in places[:4]] == [AtaDisk, AtaDisk, AtapiCd, AtaDisk]
     for place in places:
         if place is not None:

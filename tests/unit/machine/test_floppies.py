@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sublet.devices.storage import FloppyDrive
 from sublet.errors import HostRefused, ImageError
 from sublet.machine.floppies import open_floppy
 
@@ -14,7 +15,7 @@ from sublet.machine.floppies import open_floppy
 def test_the_kind_of_drive_follows_from_the_disk(tmp_path: Path, size: int, kind: int) -> None:
     path = tmp_path / "a.img"
     path.write_bytes(bytes(size))
-    drive = open_floppy(path)
+    drive = FloppyDrive(open_floppy(path))
     assert drive.drive_type == kind
     drive.close()
 

@@ -6,6 +6,7 @@ Reference: MMC-6 r2g §6 "Commands"; SPC-3 r23 §6.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ class CdDrive:
 
     def __init__(self, image: BlockDevice | None) -> None:
         self._medium = None if image is None else Medium(image)
+        self._changing = threading.RLock()
         self._commands = self._make_commands()
         self._position = 0
         self._tray_open = False
@@ -99,12 +101,29 @@ class CdDrive:
         return -(-self._medium.size // pages.SECTOR)
 
     def insert(self, image: BlockDevice | None) -> None:
-        """Put another disc in, or take it out with None; the old one is closed."""
-        old, self._medium = self._medium, None if image is None else Medium(image)
-        self._tray_open = False
-        self._changed()
-        if old is not None:
-            old.close()
+        """Put another disc in, or take it out with None; the old one is closed. Any thread."""
+        with self._changing:
+            old, self._medium = self._medium, None if image is None else Medium(image)
+            self._tray_open = False
+            self._changed()
+            if old is not None:
+                old.close()
+
+    def eject(self, *, force: bool = False) -> bool:
+        """Take the disc out, as the button does: a locked tray tells the guest of the wish. Any thread.
+
+        Args:
+            force: Also from a locked tray.
+
+        Returns:
+            Whether the tray is empty now.
+        """
+        with self._changing:
+            if self._locked and self.present and not force:
+                self._event = _EVENT_EJECT_REQUEST
+                return False
+            self.insert(None)
+            return True
 
     def _changed(self) -> None:
         self._attention = sense.MEDIUM_CHANGED if self.present else None
@@ -124,6 +143,10 @@ class CdDrive:
         Raises:
             CheckCondition: It fails; the sense is kept for REQUEST SENSE.
         """
+        with self._changing:
+            return self._execute(packet)
+
+    def _execute(self, packet: bytes) -> Reply:
         command = packet[0]
         try:
             self._tell_attention(command)
@@ -161,6 +184,11 @@ class CdDrive:
         return content[start : start + size]
 
     def _user_data(self, lba: int, count: int) -> bytes:
+        with self._changing:
+            return self._read_medium(lba, count)
+
+    def _read_medium(self, lba: int, count: int) -> bytes:
+        """Precondition: ``_changing`` is held, so that the disc stays in."""
         medium = self._medium
         try:
             if medium is None:

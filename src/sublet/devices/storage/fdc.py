@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from sublet.block import BlockDevice
 from sublet.devices.legacy.dma import DmaChannel
 from sublet.devices.storage import fdc_request as fr
 from sublet.devices.storage.fdc_request import FdcRequest
@@ -62,6 +63,7 @@ _PLAIN_LENGTHS: Final = {
     0x8F: 3,
     0xCF: 3,
 }
+_CHANGE_LIMIT_S = 10.0
 
 
 class FloppyController:
@@ -410,6 +412,27 @@ class FloppyController:
 
     def _end(self, request: FdcRequest, terminated: bool) -> None:
         self._answer(request.result(terminated=terminated), interrupt=True)
+
+    def change(self, number: int, image: BlockDevice | None) -> None:
+        """Put another disk into a drive, or take it out with None, after what is under way.
+
+        Returns once that is done, unless the host keeps the disk busy for longer than `_CHANGE_LIMIT_S`. Any
+        thread but the worker's.
+
+        Precondition: there is such a drive, and its kind takes an image of that size.
+        """
+        drive = self.drives[number]
+        if drive is None:
+            raise ValueError(f"there is no floppy drive {number}")
+
+        def job() -> None:
+            with self._lock:
+                drive.insert(image)
+            done.set()
+
+        done = threading.Event()
+        self._work.submit(job)
+        done.wait(_CHANGE_LIMIT_S)
 
     def _in_background(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         generation = self._generation
