@@ -2,7 +2,7 @@
 //!
 //! The source's pieces say where a range of the disk is stored. Workers take the range window by window,
 //! read, look for blocks of zeroes, have the rest placed by the target's format, and write it there.
-//! Windows are placed in the disk's order, so that the same disk gives the same image every time.
+//! Windows are placed and written in the disk's order, so that the same disk gives the same image every time.
 
 use crate::data_map::DataMap;
 use crate::file::{read_at, write_at};
@@ -81,6 +81,7 @@ pub fn copy<E: Send>(
         source: Mutex::new(Source::new(plan)),
         state: Mutex::new(State { turn: 0, running: plan.workers.max(1), failed: None }),
         changed: Condvar::new(),
+        ended: Condvar::new(),
     };
     std::thread::scope(|scope| {
         for _ in 0..plan.workers.max(1) {
@@ -98,12 +99,14 @@ struct Job<'a, E> {
     place: &'a Place<'a, E>,
     source: Mutex<Source<'a>>,
     state: Mutex<State<E>>,
-    /// The turn, the number of workers, or that one failed.
+    /// The turn, or that a worker failed.
     changed: Condvar,
+    /// A worker is done.
+    ended: Condvar,
 }
 
 struct State<E> {
-    /// Number of the window that may be placed.
+    /// Number of the window that may be written.
     turn: u64,
     running: usize,
     failed: Option<CopyError<E>>,
@@ -121,6 +124,7 @@ impl<E> Drop for Leaving<'_, '_, E> {
         }
         drop(state);
         self.0.changed.notify_all();
+        self.0.ended.notify_all();
     }
 }
 
@@ -130,7 +134,7 @@ impl<E: Send> Job<'_, E> {
         let mut state = lock(&self.state);
         while state.running > 0 {
             let (woken, timeout) =
-                self.changed.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner);
+                self.ended.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             if timeout.timed_out() && state.failed.is_none() {
                 drop(state);
@@ -163,25 +167,31 @@ impl<E: Send> Job<'_, E> {
             let size = read_pieces(&pieces, buffer)?;
             let data = &buffer[..size];
             let runs = nonzero_runs(data, offset, self.plan.granularity);
-            let Some(placed) = self.place_in_turn(number, &runs)? else { return Ok(()) };
-            write_runs(data, offset, &runs, &placed)?;
+            if !self.wait_for_turn(number) {
+                return Ok(());
+            }
+            if !runs.is_empty() {
+                let placed = (self.place)(&runs).map_err(CopyError::Place)?;
+                write_runs(data, offset, &runs, &placed)?;
+            }
+            self.pass_turn();
         }
     }
 
-    /// Place a window's runs when those before it are; `None` when another worker failed.
-    fn place_in_turn(&self, number: u64, runs: &[Range<u64>]) -> Result<Option<Vec<Piece>>, CopyError<E>> {
+    /// Wait until the windows before this one are written; `false` when another worker failed.
+    ///
+    /// The host lets one thread at a time write to a file, and burns processor time in those that wait.
+    fn wait_for_turn(&self, number: u64) -> bool {
         let mut state = lock(&self.state);
         while state.turn != number && state.failed.is_none() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.failed.is_some() {
-            return Ok(None);
-        }
-        drop(state);
-        let placed = if runs.is_empty() { Ok(Vec::new()) } else { (self.place)(runs) };
+        state.failed.is_none()
+    }
+
+    fn pass_turn(&self) {
         lock(&self.state).turn += 1;
         self.changed.notify_all();
-        placed.map(Some).map_err(CopyError::Place)
     }
 }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Final
 
 from sublet.block.chain import Chain
 from sublet.block.contract import BlockStatus
@@ -17,6 +16,7 @@ from sublet.block.format import BackingReference, CheckReport, Image, ImageInfo,
 from sublet.block.hostfile import HostFile
 from sublet.block.pieces import OTHER, PARENT, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs
+from sublet.block.sectors import zero_whole_sectors
 from sublet.block.vhd import parent as parents
 from sublet.block.vhd.blocks import PENDING_MAXIMUM, BlockStore
 from sublet.block.vhd.check import check_blocks
@@ -30,8 +30,6 @@ from sublet.block.vhd.layout import (
     Footer,
 )
 from sublet.errors import CorruptImage, ImageError, UsageError
-
-_ZERO_SECTOR: Final = bytes(SECTOR)
 
 
 class FixedVhd(Image):
@@ -248,16 +246,12 @@ class DynamicVhd(Image):
 
     def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
         """Ends that are no whole sectors are written; the rest is zeroed where it is stored."""
-        start, end = -(-offset // SECTOR) * SECTOR, (offset + size) // SECTOR * SECTOR
-        if start >= end:
-            self._write(offset, memoryview(bytes(size)))
-            return
-        if offset < start:
-            self._write(offset, memoryview(_ZERO_SECTOR)[: start - offset])
-        for block, at, count, _ in self._pieces(start, end - start):
-            self._zero_piece(block, at, count, unmap)
-        if end < offset + size:
-            self._write(end, memoryview(_ZERO_SECTOR)[: offset + size - end])
+
+        def zero(start: int, length: int) -> None:
+            for block, at, count, _ in self._pieces(start, length):
+                self._zero_piece(block, at, count, unmap)
+
+        zero_whole_sectors(offset, size, SECTOR, write=self._write, zero=zero)
 
     def _zero_piece(self, block: int, at: int, count: int, unmap: bool) -> None:
         with self._lock:

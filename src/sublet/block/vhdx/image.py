@@ -13,6 +13,7 @@ from sublet.block.format import BackingReference, CheckReport, Image, ImageInfo,
 from sublet.block.hostfile import HostFile
 from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs
+from sublet.block.sectors import zero_whole_sectors
 from sublet.block.vhdx import parent as parents
 from sublet.block.vhdx.blocks import PENDING_MAXIMUM, SCAN_MAXIMUM, BlockMap
 from sublet.block.vhdx.check import check_blocks
@@ -31,7 +32,6 @@ from sublet.block.vhdx.layout import (
 from sublet.block.vhdx.metadata import HAS_PARENT, LEAVE_ALLOCATED, read_metadata
 from sublet.errors import ImageError, UsageError
 
-_ZEROES: Final = bytes(4096)
 _PLACELESS: Final = {BlockState.NOT_PRESENT: PARENT, BlockState.PARTIAL: OTHER}
 
 
@@ -241,17 +241,12 @@ class VhdxImage(Image):
 
     def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
         """Ends that are no whole sectors are written; the rest is zeroed where it is stored."""
-        sector = self._sector
-        start, end = -(-offset // sector) * sector, (offset + size) // sector * sector
-        if start >= end:
-            self._write(offset, memoryview(bytes(size)))
-            return
-        if offset < start:
-            self._write(offset, memoryview(_ZEROES)[: start - offset])
-        for block, at, count, _ in self._pieces(start, end - start):
-            self._zero_piece(block, at, count, unmap)
-        if end < offset + size:
-            self._write(end, memoryview(_ZEROES)[: offset + size - end])
+
+        def zero(start: int, length: int) -> None:
+            for block, at, count, _ in self._pieces(start, length):
+                self._zero_piece(block, at, count, unmap)
+
+        zero_whole_sectors(offset, size, self._sector, write=self._write, zero=zero)
 
     def _zero_piece(self, block: int, at: int, count: int, unmap: bool) -> None:
         with self._lock:
