@@ -1,0 +1,76 @@
+//! What translation makes: code in two parts, and what has to be filled in once it has its place.
+
+use iced_x86::Instruction;
+
+/// Where in the guest's code a host address belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// Offset of the first host byte it holds for, see [`Translation`].
+    pub host_offset: u32,
+    /// Offset of the instruction from the guest page's start. It exceeds the page's size where
+    /// the location stands for what follows the last instruction.
+    pub page_offset: u16,
+}
+
+/// A direct branch of a new translation; offsets are from its code's start.
+#[derive(Debug, Clone, Copy)]
+pub struct NewLink {
+    /// Of the 32-bit displacement.
+    pub patch: usize,
+    /// Of where it goes while unlinked.
+    pub unlinked: usize,
+    /// RIP of the target less RIP of the page's start.
+    pub delta: i64,
+    /// Of the generation, see [`super::Link::guard`].
+    pub guard: Option<usize>,
+}
+
+/// What translation makes of a run of guest instructions.
+///
+/// Offsets of host code count through `code` and on through `cold`.
+#[derive(Debug, Default)]
+pub struct Translation {
+    /// Host code, position-independent but for the links and `crossings`.
+    pub code: Vec<u8>,
+    /// The part of it that seldom runs, which is kept away from the rest.
+    pub cold: Vec<u8>,
+    /// Offsets of the 32-bit displacements of branches between the two.
+    pub crossings: Vec<usize>,
+    /// Guest bytes covered.
+    pub guest_length: u16,
+    /// Guest instructions covered.
+    pub instructions: u16,
+    /// Which guest instruction each host address belongs to, by host offset.
+    pub locations: Vec<Location>,
+    /// Direct branches.
+    pub links: Vec<NewLink>,
+    /// Places of 32-bit immediates that want a number of link or system instruction:
+    /// (offset, index in `links` or `system`, is it a link).
+    pub numbers: Vec<(usize, usize, bool)>,
+    /// Instructions that compiled code carries out.
+    pub system: Vec<Instruction>,
+    /// Where direct links enter: not at the start if what the block assumes may end before the link does.
+    pub link_entry: usize,
+}
+
+impl Translation {
+    /// The 32-bit field at `offset`.
+    pub(super) fn field(&mut self, offset: usize) -> &mut [u8; 4] {
+        let part = match offset.checked_sub(self.code.len()) {
+            None => &mut self.code[offset..],
+            Some(beyond) => &mut self.cold[beyond..],
+        };
+        // Emission puts fields where there are four bytes.
+        part.first_chunk_mut().unwrap_or_else(|| unreachable!())
+    }
+
+    /// Adjust the branches between the two parts, the second of which is to lie `distance` bytes further on
+    /// than after the first.
+    pub(super) fn separate(&mut self, distance: i64) {
+        for offset in std::mem::take(&mut self.crossings) {
+            let sign = if offset < self.code.len() { 1 } else { -1 };
+            let field = self.field(offset);
+            *field = (i32::from_le_bytes(*field) + (sign * distance) as i32).to_le_bytes();
+        }
+    }
+}
