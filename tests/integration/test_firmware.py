@@ -118,6 +118,22 @@ def test_the_boot_order(start_guest: StartGuest, disk: Path, tmp_path: Path) -> 
 
 
 @needs_bios
+@pytest.mark.parametrize(
+    ("machine", "buses"), [("pc", ("", "")), ("q35", ("", "")), ("pc", (",bus=virtio", ""))]
+)
+def test_the_boot_order_by_device(
+    start_guest: StartGuest, tmp_path: Path, machine: str, buses: tuple[str, str]
+) -> None:
+    words = ["--machine", machine, "--memory", "32M", "--net", "none"]
+    for number, bus in enumerate(buses, start=1):
+        disk = tmp_path / f"disk{number}"
+        disk.write_bytes(boot_sector(f"from disk {number}..", POWER_OFF).ljust(1 << 20, b"\0"))
+        words += ["--disk", f"{disk}{bus}"]
+    start_guest(*words, "--boot", "disk:2").expect("from disk 2")
+    start_guest(*words, "--boot", "disk:1,disk:2").expect("from disk 1")
+
+
+@needs_bios
 @pytest.mark.skipif(find_image(("efi-e1000.rom",)) is None, reason="needs the package ipxe-qemu")
 @pytest.mark.parametrize(("machine", "model"), [("pc", "e1000"), ("pc", "virtio"), ("q35", "virtio")])
 def test_booting_from_the_network(start_guest: StartGuest, tmp_path: Path, machine: str, model: str) -> None:
@@ -144,6 +160,7 @@ def test_uefi_says_that_a_disk_does_not_boot(start_guest: StartGuest, disk: Path
         (["--firmware", "uefi", "--memory", "32M"], 2, "too little"),
         (["--machine", "pc", "--firmware", "uefi-secure"], 2, "Give --machine q35"),
         (["--cdrom", "{disk}.iso"], 3, ".iso"),
+        (["--boot", "cdrom:2", "--cdrom", "none"], 2, "no such device"),
     ],
 )
 def test_machines_that_cannot_start(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from sublet.errors import UsageError
 
-_BOOT_DEVICES: Final = ("disk", "cdrom", "floppy", "network")
+_BOOT_DEVICE: Final = re.compile(r"(disk|cdrom|floppy|network)(:[1-9][0-9]?)?")
 
 
 class MachineChoice(enum.StrEnum):
@@ -102,10 +103,10 @@ def _boot_order(text: str | None) -> tuple[str, ...]:
         return ()
     names = tuple(text.split(","))
     for name in names:
-        if name not in _BOOT_DEVICES:
+        if not _BOOT_DEVICE.fullmatch(name):
             raise UsageError(
                 f"--boot {text}: {name!r} is nothing to boot from",
-                remedy=f"Name some of {', '.join(_BOOT_DEVICES)}, with commas.",
+                remedy="Name some of disk, cdrom, floppy, network, with commas; disk:2 is the second disk.",
             )
     if len(set(names)) != len(names):
         raise UsageError(f"--boot {text}: each device is named once")

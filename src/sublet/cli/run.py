@@ -118,7 +118,7 @@ def run(
         str | None,
         typer.Option(
             metavar="DEVICE[,DEVICE...]",
-            help="What the firmware tries, in order: disk, cdrom, floppy, network.",
+            help="What the firmware tries, in order: disk, cdrom, floppy, network; disk:2 is the second.",
             rich_help_panel=_GUEST_PANEL,
         ),
     ] = None,

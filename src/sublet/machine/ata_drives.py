@@ -62,19 +62,20 @@ def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives, media: Media
     places: list[Drive | None] = [None] * _PLACES[bus]
     disks = [(index, disk) for index, disk in enumerate(config.disks) if config.bus_of(disk) == bus]
     _check_places(bus, len(disks), len(config.cdroms))
+    disk_places, cd_places = drive_places(bus, len(disks), len(config.cdroms))
     with ExitStack() as opened:
         for index, path in enumerate(config.cdroms):
             disc = None if path is None else open_cd(path)
             cd = AtapiCd(disc, serial=f"cd{index}", serial_ata=bus == "ahci")
             opened.callback(cd.close)
             media.add(_media_drive(f"cdrom{index}", path, cd.drive))
-            places[_free(places, _CD_ORDER[bus])] = cd
-        for letter, (index, disk) in zip("abcdef", disks, strict=False):
+            places[cd_places[index]] = cd
+        for letter, place, (index, disk) in zip("abcdef", disk_places, disks, strict=False):
             serial = f"disk{index}" if disk.serial is None else disk.serial
             image = drives.open(disk, f"sd{letter}")
             drive = AtaDisk(image, serial=serial, serial_ata=bus == "ahci")
             opened.callback(drive.close)
-            places[_free(places, tuple(range(len(places))))] = drive
+            places[place] = drive
         opened.pop_all()
     return places
 
@@ -91,8 +92,11 @@ def _check_places(bus: DiskBus, disks: int, cds: int) -> None:
         )
 
 
-def _free(places: list[Drive | None], order: tuple[int, ...]) -> int:
-    return next(place for place in order if places[place] is None)
+def drive_places(bus: DiskBus, disks: int, cds: int) -> tuple[list[int], list[int]]:
+    """Where disks and CD drives go on "ide" or "ahci": CD drives first, disks from the first place left."""
+    cd_places = list(_CD_ORDER[bus][:cds])
+    left = [place for place in range(_PLACES[bus]) if place not in cd_places]
+    return left[:disks], cd_places
 
 
 def open_cd(path: Path) -> BlockDevice:

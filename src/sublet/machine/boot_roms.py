@@ -33,14 +33,14 @@ def add_boot_roms(board: FirmwareBoard, cards: Sequence[PciDevice]) -> None:
         UsageError: The network comes first, and the BIOS can boot from none of the cards.
     """
     config = board.config
-    if "network" not in config.boot:
+    if "network" not in config.boot_kinds:
         return
     names = {_E1000: E1000_ROM}
     if not config.is_uefi:
         names |= dict.fromkeys(_VIRTIO, VIRTIO_ROM)
     able = [(card, names[_identity(card)]) for card in cards if _identity(card) in names]
     found = [(card, find_image(files, config.firmware_folders)) for card, files in able]
-    if config.boot[0] == "network" and not config.is_uefi:
+    if config.boot_kinds[0] == "network" and not config.is_uefi:
         _check(able=bool(able), installed=any(path is not None for _, path in found))
     for card, path in found:
         if path is not None:

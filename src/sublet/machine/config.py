@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MachineName = Literal["microvm", "pc", "q35"]
 DiskBus = Literal["virtio", "ide", "ahci"]
-BootDevice = Literal["disk", "cdrom", "floppy", "network"]
+BootDevice = Annotated[str, Field(pattern=r"^(disk|cdrom|floppy|network)(:[1-9][0-9]?)?$")]
+"""A kind, or one of it, counted from 1 in the order of the definition."""
 
 
 class DiskConfig(BaseModel):
@@ -85,6 +86,11 @@ class MachineConfig(BaseModel):
     """Whether to sample where the guest spends its time; translate only."""
     reboot: bool = True
     """Whether a guest reset boots again; otherwise it ends the run."""
+
+    @property
+    def boot_kinds(self) -> tuple[str, ...]:
+        """The kinds of devices that ``boot`` names, each once."""
+        return tuple(dict.fromkeys(device.partition(":")[0] for device in self.boot))
 
     @property
     def virtio_is_transitional(self) -> bool:

@@ -92,7 +92,7 @@ def missing_packages(config: MachineConfig) -> tuple[str, ...]:
         needed = {}
     elif find_image(_BIOS, config.firmware_folders) is None:
         needed = {"seabios": _BIOS}
-    if "network" in config.boot:
+    if "network" in config.boot_kinds:
         needed["ipxe-qemu"] = E1000_ROM
     return tuple(
         package for package, names in needed.items() if find_image(names, config.firmware_folders) is None

@@ -30,6 +30,7 @@ from sublet.machine.acpi.firmware_tables import Range
 from sublet.machine.acpi.tables import PowerPorts
 from sublet.machine.board import Board, discard
 from sublet.machine.boot import BootState
+from sublet.machine.boot_order import boot_paths
 from sublet.machine.boot_roms import add_boot_roms
 from sublet.machine.bus import BusConflict
 from sublet.machine.config import MachineConfig
@@ -121,9 +122,9 @@ class FirmwareBoard(Board):
         self.plug_chipset()
         self._add_apm_ports()
         self.vga = plug_video(self, self.video_slot)
-        self._plug_cards()
+        cards = self._plug_cards()
         self.fw_cfg = FwCfg(vm.memory)
-        describe_machine(self.fw_cfg, config, memory.layout)
+        describe_machine(self.fw_cfg, config, memory.layout, boot_paths(self, cards))
         offer_kernel(self.fw_cfg, config, memory.layout)
         add_acpi_files(self)
         self.describe_chipset()
@@ -257,11 +258,14 @@ class FirmwareBoard(Board):
             bridge=bridge,
         )
 
-    def _plug_cards(self) -> None:
+    def _plug_cards(self) -> list[tuple[int, PciDevice]]:
+        """Put the cards into slots; returns which is where."""
         cards = self.pci_cards()
         add_boot_roms(self, cards)
-        for slot, card in zip(self.card_slots(), cards, strict=False):
+        plugged = list(zip(self.card_slots(), cards, strict=False))
+        for slot, card in plugged:
             self.pci.plug(slot, card)
+        return plugged
 
     def _add_isa_devices(self) -> None:
         reset = ResetRegister(self.reset_machine)

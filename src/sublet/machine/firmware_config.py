@@ -6,12 +6,12 @@ Reference: QEMU docs/specs/fw_cfg.rst; SeaBIOS docs "Runtime config".
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from sublet.devices.platform import fw_cfg as fc
 from sublet.machine import memory_map as mm
 from sublet.machine.config import MachineConfig
-from sublet.machine.firmware_kernel import ROM_BOOT_PATH
 from sublet.machine.smbios import ANCHOR_FILE, TABLES_FILE, build_smbios, machine_uuid
 
 _SLEEP_STATES: Final = bytes((128, 0, 0, 129, 128, 128))
@@ -27,8 +27,17 @@ _NO_FLOPPY_SIGNATURE: Final = 1
 """A floppy's boot sector need not end in 55h AAh, as that of old ones does not."""
 
 
-def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryMap) -> None:
-    """Add the items that do not depend on what the firmware does itself."""
+def describe_machine(
+    fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryMap, boot_paths: Sequence[str] = ()
+) -> None:
+    """Add the items that do not depend on what the firmware does itself.
+
+    Args:
+        fw_cfg: Where to.
+        config: The machine.
+        layout: Its memory.
+        boot_paths: Devices to try first (`boot_order`).
+    """
     fw_cfg.add_item(fc.UUID, machine_uuid(config.name).bytes_le)
     fw_cfg.add_item(fc.RAM_SIZE, struct.pack("<Q", layout.ram_size))
     fw_cfg.add_item(fc.NO_GRAPHIC, struct.pack("<H", 0))
@@ -42,8 +51,8 @@ def describe_machine(fw_cfg: fc.FwCfg, config: MachineConfig, layout: mm.MemoryM
     fw_cfg.add_file("etc/show-boot-menu", struct.pack("<Q", 0))
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<Q", _BOOT_FAIL_WAIT_MS))
     fw_cfg.add_file("etc/system-states", _SLEEP_STATES)
-    if config.kernel is not None and not config.is_uefi:
-        fw_cfg.add_file("bootorder", ROM_BOOT_PATH.encode() + b"\0")
+    if boot_paths:
+        fw_cfg.add_file("bootorder", "\n".join(boot_paths).encode() + b"\0")
     smbios = build_smbios(
         machine=config.machine,
         name=config.name,
@@ -70,7 +79,7 @@ def cmos_bytes(config: MachineConfig) -> list[tuple[int, int]]:
 
 def boot_order(config: MachineConfig) -> tuple[str, ...]:
     """What the firmware tries, every kind once."""
-    return tuple(dict.fromkeys((*config.boot, *_BOOT_ORDER)))
+    return tuple(dict.fromkeys((*config.boot_kinds, *_BOOT_ORDER)))
 
 
 def _memory_map(layout: mm.MemoryMap) -> bytes:
