@@ -1,6 +1,7 @@
 """Debian's installer to its first screen: from CD, from the network and by its kernel, by BIOS and by UEFI.
 
-Run by hand from the top of the repository (ten minutes; the packages are in scripts/install-test-packages):
+Run by hand from the top of the repository (ten minutes; it needs debian-installer-12-netboot-amd64
+beside what scripts/install-test-packages installs):
 
     python -m tests.judges.installer --json result.json
     python -m tests.judges.installer --only network --pictures DIRECTORY

@@ -23,7 +23,7 @@ PROMPT 0
 LABEL text
  KERNEL /{FILES}/linux
  INITRD /{FILES}/initrd.gz
- APPEND vga=normal --- quiet
+ APPEND vga=normal nomodeset --- quiet
 """
 _GRUB_START: Final = f"""\
 set feature_default_font_path=n
