@@ -40,6 +40,7 @@ from sublet.testing import (
     RecordingMsiSink,
     VirtioDriver,
 )
+from sublet.testing.virtio_legacy import LegacyVirtioDriver
 
 MEMORY_LIMIT_KIB = 512 * 1024
 """Resident set that the fuzzer may reach."""
@@ -465,6 +466,33 @@ def event_timer_steps() -> list[Step]:
     return [poke, poke, set_up, set_up, let_time_pass, let_time_pass, snapshot]
 
 
+def legacy_steps(rng: random.Random) -> list[Step]:
+    """A transitional virtio device, by its legacy ports."""
+    driver = LegacyVirtioDriver(make_virtio(rng))
+
+    def restart(rng: random.Random) -> None:
+        driver.start_legacy(driver_ok=rng.random() < 0.7)
+
+    def access(rng: random.Random) -> None:
+        offset, size = (
+            rng.choice((0, 4, 8, 12, 14, 16, 18, 19, 20, 22, rng.randrange(64))),
+            rng.choice((1, 2, 4)),
+        )
+        driver.input(offset, size)
+        driver.output(offset, size, rng.choice((draw(rng, size), rng.randrange(8), 0x10 + rng.randrange(8))))
+
+    def ask(rng: random.Random) -> None:
+        """A request of random shape at a queue that was set up."""
+        if driver.queues:
+            index = rng.randrange(len(driver.queues))
+            spots = [(0x80000 + rng.randrange(0x1000), rng.choice((1, 16, 512))) for _ in range(4)]
+            cut = rng.randrange(5)
+            driver.queues[index].add(spots[:cut], spots[cut:])
+            driver.notify(index)
+
+    return [restart, access, access, access, ask]
+
+
 def user_steps(rng: random.Random) -> list[Step]:
     """What a user sees and touches."""
     return screen_steps() if rng.random() < 0.7 else input_steps()
@@ -484,6 +512,7 @@ def run_round(seed: int) -> None:
         (0.2, lambda _: platform_steps()),
         (0.3, user_steps),
         (0.6, drive_steps),
+        (0.7, legacy_steps),
         (1.0, virtio_steps),
     )
     steps = next(make(rng) for limit, make in makers if kind < limit)
