@@ -1,6 +1,7 @@
 //! `copy_pieces`: a copy of `sublet_block`.
 
 use crate::error::{guarded, InternalError, InvalidError};
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use std::ops::Range;
 use std::os::fd::RawFd;
@@ -21,6 +22,13 @@ fn checked(offset: u64, rows: Vec<Row>) -> PyResult<Vec<Piece>> {
     });
     end.ok_or_else(|| InvalidError::new_err("the pieces end past 2^63"))?;
     Ok(rows.into_iter().map(piece).collect())
+}
+
+/// `OSError` with its number, which makes it what Python's own calls raise.
+fn os_error(error: &std::io::Error) -> PyErr {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+    PyOSError::new_err((error.raw_os_error().unwrap_or_default(), text))
 }
 
 #[pyfunction]
@@ -44,7 +52,7 @@ pub fn copy_pieces(
     };
     let watch = || Python::attach(|py| py.check_signals());
     py.detach(|| guarded(|| Ok(copy(&plan, &place, watch))))?.map_err(|error| match error {
-        CopyError::Host(error) => error.into(),
+        CopyError::Host(error) => os_error(&error),
         CopyError::Place(error) | CopyError::Stopped(error) => error,
         CopyError::Misplaced => {
             InternalError::new_err("data was placed for other ranges than were asked for")

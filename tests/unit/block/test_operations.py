@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from sublet.block import Image, create_image, open_image
 from sublet.block.operations import commit, compact, compare, convert, rebase
+from sublet.block.raw import RawImage
 from sublet.errors import HostRefused, UsageError
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -55,6 +57,19 @@ def test_convert_leaves_nothing_behind(tmp_path: Path, raw: Path) -> None:
             convert(source, target, format="qcow2", replace=True, progress=interrupt)
     assert target.read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.qcow2", "source.raw"]
+
+
+def test_convert_says_what_the_host_refused(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = os.open("/dev/full", os.O_RDWR)
+    monkeypatch.setattr(RawImage, "place", lambda self, ranges: [(full, at, size) for at, size in ranges])
+    target = tmp_path / "out.raw"
+    with open_image(raw, readonly=True) as source:
+        with pytest.raises(HostRefused, match=r"into .*out\.raw: No space left on device"):
+            convert(source, target, format="raw")
+    os.close(full)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.raw"]
 
 
 def test_compare_finds_the_byte(tmp_path: Path, raw: Path) -> None:

@@ -57,6 +57,11 @@ def convert(
         if files is None:
             sync_folder(folder)
         move_in(folder, path)
+    except OSError as error:
+        raise HostRefused(
+            f"cannot convert {source.path} into {path}: {error.strerror or error}",
+            remedy="Nothing is left of it.",
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
