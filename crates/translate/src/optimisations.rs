@@ -20,6 +20,8 @@ pub enum Optimisation {
     SystemInstructions,
     /// Segment registers are loaded from descriptors that are known.
     SegmentLoads,
+    /// IRETQ between 64-bit code stays in the cache.
+    InterruptReturns,
     /// REP MOVS and REP STOS within a page are the host's.
     RepeatedStrings,
     /// Code that seldom runs is kept away from the rest.
@@ -27,7 +29,7 @@ pub enum Optimisation {
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 9] = [
+pub const NAMES: [(&str, Optimisation); 10] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -35,6 +37,7 @@ pub const NAMES: [(&str, Optimisation); 9] = [
     ("jump-cache", Optimisation::JumpCache),
     ("system-instructions", Optimisation::SystemInstructions),
     ("segment-loads", Optimisation::SegmentLoads),
+    ("interrupt-returns", Optimisation::InterruptReturns),
     ("repeated-strings", Optimisation::RepeatedStrings),
     ("cold-code", Optimisation::ColdCode),
 ];

@@ -7,6 +7,7 @@ mod builder;
 mod entry;
 mod flags;
 mod generic;
+mod interrupt_return;
 mod masked;
 mod registers;
 mod repeat;

@@ -146,8 +146,7 @@ impl Builder {
     pub(super) fn known_descriptor(&mut self, usage: Use) -> Result<Vec<Patch>, Unencodable> {
         self.asm.load(Host::RCX, hot!(temporary));
         self.asm.mov(Host::R14, Host::RCX);
-        self.keep_only((KNOWN_DESCRIPTORS as u64 - 1) << 3);
-        self.asm.mov(Host::R15, Host::RCX);
+        self.lead_to_descriptor();
         self.asm.store(hot!(descriptor_index), Host::R15);
         self.asm.load_indexed(Host::RCX, known_field(offset_of!(KnownDescriptor, key)), Host::R15);
         self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), usage as i32);
@@ -162,6 +161,12 @@ impl Builder {
         self.asm.load_indexed(Host::R14, known_field(offset_of!(KnownDescriptor, raw)), Host::R15);
         self.asm.lea(true, Host::RCX, Some(Host::RCX), Some((Host::R14, 1)), 0);
         Ok(vec![unknown, self.jump_if_rcx_is_not_zero()])
+    }
+
+    /// R15 = where the descriptor of the selector in RCX is, if it is known. Uses RCX.
+    pub(super) fn lead_to_descriptor(&mut self) {
+        self.keep_only((KNOWN_DESCRIPTORS as u64 - 1) << 3);
+        self.asm.mov(Host::R15, Host::RCX);
     }
 
     /// Load a segment register from the known descriptor that R15 leads to. Uses RCX.

@@ -49,6 +49,7 @@ impl Builder {
         if self.read_segment_register(instruction)?
             || self.load_segment_register(instruction)?
             || (self.mode.is64() && self.segment_base_access(instruction)?)
+            || (self.mode.is64() && self.interrupt_return(instruction)?)
             || self.pop_flags(instruction)?
         {
             return Ok(true);

@@ -151,17 +151,21 @@ impl VcpuCore {
 
     /// Remember the descriptors that the instruction has loaded for the next time.
     fn note_descriptors(&mut self, instruction: &iced_x86::Instruction) {
-        use crate::state::seg::{DS, ES, FS, GS};
+        use crate::state::seg::{CS, DS, ES, FS, GS, SS};
         let into = instruction.op0_register();
-        if !matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop) || !into.is_segment_register() {
-            return;
-        }
-        if self.cpu.state.cpl() == 0 {
-            match segment_index(into) {
-                index @ (ES | DS) => self.cpu.note_descriptor(index, Use::Flat),
-                index @ (FS | GS) => self.cpu.note_descriptor(index, Use::Whole),
-                _ => {}
+        match instruction.mnemonic() {
+            Mnemonic::Iretq if self.cpu.state.code64() => {
+                self.cpu.note_descriptor(CS, Use::ReturnCode);
+                self.cpu.note_descriptor(SS, Use::ReturnStack);
             }
+            Mnemonic::Mov | Mnemonic::Pop if into.is_segment_register() && self.cpu.state.cpl() == 0 => {
+                match segment_index(into) {
+                    index @ (ES | DS) => self.cpu.note_descriptor(index, Use::Flat),
+                    index @ (FS | GS) => self.cpu.note_descriptor(index, Use::Whole),
+                    _ => {}
+                }
+            }
+            _ => {}
         }
     }
 

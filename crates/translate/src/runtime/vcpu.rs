@@ -355,6 +355,7 @@ impl VcpuCore {
         hot.sysret_ready = u64::from(enabled);
         hot.syscall_segments = segments[0].each_ref().map(SegmentRegister::image);
         hot.sysret_segments = segments[1].each_ref().map(SegmentRegister::image);
+        hot.iret_ready = u64::from(!self.cpu.events.nmi_masked);
         hot.sysenter_ready = u64::from(narrow.is_some());
         if let Some([enter, exit]) = narrow {
             hot.sysenter_segments = enter.each_ref().map(SegmentRegister::image);

@@ -12,9 +12,9 @@ pub enum Use {
     Flat = 1 << 16,
     /// FS or GS at level 0: writable data of 4 GiB, anywhere.
     Whole = 2 << 16,
-    /// CS by an interrupt return at level 0: flat 32-bit code of the selector's level.
+    /// CS by an interrupt return at level 0: 64-bit code of the selector's level, not conforming.
     ReturnCode = 3 << 16,
-    /// SS by an interrupt return from level 0 to level 3: flat 32-bit data.
+    /// SS by an interrupt return at level 0: flat writable data of the selector's level.
     ReturnStack = 4 << 16,
 }
 
@@ -31,9 +31,6 @@ pub struct Tables {
 const ACCESSED: u16 = 1;
 /// Type bits 3:1 of writable data that grows upwards.
 const WRITABLE_DATA: u8 = 0b001;
-/// Bits 63:40 of flat 32-bit segments without the accessed, readable and AVL bits: page granularity, 32 bits,
-/// present, code or data.
-const FLAT_32: u16 = 0xc090;
 /// Type bit: code; conforming or expand-down.
 const CODE: u16 = 8;
 const CONFORMING: u16 = 4;
@@ -79,15 +76,14 @@ fn fits(register: &SegmentRegister, usage: Use) -> bool {
     let whole = register.limit == u32::MAX && register.present();
     let flat = whole && register.base == 0;
     let data = register.is_code_or_data() && register.kind() >> 1 == WRITABLE_DATA;
-    let usual_32 = register.attributes & FLAT_32 == FLAT_32;
     let level = rpl(register.selector);
     match usage {
         Use::Flat => flat && data,
         Use::Whole => whole && data,
         Use::ReturnCode => {
-            let code = register.attributes & (CODE | CONFORMING) == CODE;
-            flat && code && usual_32 && !register.long() && register.dpl() == level
+            let code = register.is_code_or_data() && register.attributes & (CODE | CONFORMING) == CODE;
+            flat && code && register.long() && !register.big() && register.dpl() == level
         }
-        Use::ReturnStack => flat && data && usual_32 && register.dpl() == level && level == 3,
+        Use::ReturnStack => flat && data && register.dpl() == level,
     }
 }
