@@ -13,6 +13,8 @@ class Request(enum.Enum):
     POWEROFF = "the guest powered off"
     RESET = "the guest reset the machine"
     TRIPLE_FAULT = "the guest caused a triple fault"
+    SUSPEND = "the guest went to sleep"
+    WAKE = "a key was pressed"
     PANIC = "the guest panicked"
     LEFT = "interrupted"
     POWER_BUTTON = "the power button was pressed"

@@ -15,6 +15,7 @@ from sublet.devices.platform.debug_console import DEBUG_PORT, DebugConsole
 from sublet.devices.platform.flash import Flash
 from sublet.devices.platform.fw_cfg import FW_CFG_PORT, FW_CFG_PORT_COUNT, FwCfg
 from sublet.devices.platform.hpet import HPET_BASE, HPET_SIZE, Hpet, LegacyLines
+from sublet.devices.platform.pam import read_pam, restore_pam, save_pam
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import PM_TIMER_OFFSET, Part, PmBlock, PmTimer
 from sublet.devices.platform.port92 import PORT92, Port92
@@ -73,6 +74,8 @@ class FirmwareBoard(Board):
     """PCI slot of the display adapter."""
     pm_block_size: int
     """Ports of the ACPI register block."""
+    pam_offset: int
+    """Where the host bridge has its attribute map."""
     gpe0_offset: int
     """Where GPE0 lies in it."""
     gpe0_register_size: int
@@ -96,6 +99,7 @@ class FirmwareBoard(Board):
         super().__init__(config, memory, vm, write, end, nonvolatile)
         self.end = end
         self._variables: DeviceMemory | None = None
+        self._bridge: PciDevice | None = None
         try:
             self._wire(firmware)
         except BaseException:
@@ -112,13 +116,23 @@ class FirmwareBoard(Board):
         memory.open_legacy_hole()
         self.shadow_ram = ShadowRam(memory, self._rom)
         self.smi_features = SmiFeatures()
-        self.power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
+        self.power = AcpiPm(
+            GsiLine(vm, mm.SCI_IRQ),
+            lambda: end(Request.POWEROFF, None),
+            lambda: end(Request.SUSPEND, None),
+        )
+        if self.nonvolatile.wake_reason is not None:
+            self.power.wake(self.nonvolatile.wake_reason)
         self._pm_base: int | None = None
         self._pm_block = PmBlock(self._pm_parts())
         isa_lines = {irq: GsiLine(vm, irq) for irq in ROUTABLE_IRQS}
         self.apic_lines = {gsi: SharedLine(GsiLine(vm, gsi)) for gsi in _APIC_INPUTS}
         self.router = self.make_router(isa_lines)
-        self.pci = self._make_pci_host(self.make_bridge())
+        self._bridge = self.make_bridge()
+        if self.nonvolatile.shadow is not None:
+            restore_pam(self._bridge.config, self.pam_offset, self.nonvolatile.shadow)
+            self.shadow_ram.apply(read_pam(self._bridge.config, self.pam_offset))
+        self.pci = self._make_pci_host(self._bridge)
         self.plug_chipset()
         self._add_apm_ports()
         self.vga = plug_video(self, self.video_slot)
@@ -311,6 +325,9 @@ class FirmwareBoard(Board):
         """See `Board.close`; keeps what survives a reset."""
         super().close()
         self.nonvolatile.keep_cmos(self.vm.read_cmos())
+        if self._bridge is not None:
+            self.nonvolatile.ram = self.memory.ram
+            self.nonvolatile.shadow = save_pam(self._bridge.config, self.pam_offset)
         self._keep_variables()
 
     def press_power_button(self) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from sublet.devices.platform import fw_cfg as fc
+from sublet.devices.platform.acpi_pm import SLP_TYP_S3
 from sublet.machine import memory_map as mm
 from sublet.machine.config import MachineConfig
 from sublet.machine.smbios import ANCHOR_FILE, TABLES_FILE, build_smbios, machine_uuid
 
-_SLEEP_STATES: Final = bytes((128, 0, 0, 129, 128, 128))
-"""S0 to S5, bit 7 for supported: neither S3 nor S4."""
+_SLEEP_STATES: Final = bytes((128, 0, 0, 128 | SLP_TYP_S3, 0, 128))
+"""S0 to S5, bit 7 for supported: S3, without S4."""
 _BOOT_FAIL_WAIT_MS: Final = 60_000
 
 _BOOT_ORDER: Final = ("disk", "cdrom", "floppy", "network")

@@ -15,11 +15,12 @@ class SystemMemory:
     Args:
         vm: Where to map it.
         layout: The address map.
+        ram: What a reset has left of RAM, of the same size; None: zeroes.
     """
 
-    def __init__(self, vm: Vm, layout: mm.MemoryMap) -> None:
+    def __init__(self, vm: Vm, layout: mm.MemoryMap, ram: RamBlock | None = None) -> None:
         self.layout = layout
-        self.ram = RamBlock(layout.ram_size)
+        self.ram = RamBlock(layout.ram_size) if ram is None else ram
         self._vm = vm
         self._lock = threading.Lock()
         self._next_slot = 0

@@ -7,10 +7,14 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from sublet.engine import RamBlock
 from sublet.errors import HostRefused
 from sublet.machine.config import MachineConfig
 
 _CLOCK_BYTES: Final = 0x0E
+_SHUTDOWN_STATUS: Final = 0x0F
+_RESUME: Final = 0xFE
+"""What SeaBIOS and OVMF find there when the machine wakes from S3 (QEMU, hw/rtc/mc146818rtc.c)."""
 _MEMORY_BYTES: Final = frozenset((*range(0x15, 0x19), *range(0x2E, 0x32), 0x34, 0x35, 0x5B, 0x5C, 0x5D))
 """What the machine says of itself with each start: sizes of memory, and the checksum."""
 
@@ -22,7 +26,7 @@ def state_directory() -> Path:
 
 
 class Nonvolatile:
-    """CMOS RAM and UEFI variables of one run.
+    """CMOS RAM, UEFI variables and, until the power goes, RAM of one run.
 
     Args:
         config: The machine; its variables are kept on disk if the user named it.
@@ -33,6 +37,12 @@ class Nonvolatile:
         self._lock = threading.Lock()
         self._variables: bytes | None = None
         self._cmos: bytes | None = None
+        self.ram: RamBlock | None = None
+        """The machine's RAM over a reset; None: it starts with fresh RAM."""
+        self.shadow: bytes | None = None
+        """What the host bridge's attribute map says over a reset; None: ROM below 1 MiB."""
+        self.wake_reason: int | None = None
+        """With what status bit the next cycle wakes from S3; None: it is no wake-up."""
 
     def variables(self, template: bytes) -> bytes:
         """The variable store as it was left, or the template.
@@ -66,7 +76,12 @@ class Nonvolatile:
         if self._cmos is None:
             return []
         kept = enumerate(self._cmos)
-        return [(i, value) for i, value in kept if i >= _CLOCK_BYTES and i not in _MEMORY_BYTES]
+        values = [(i, value) for i, value in kept if i >= _CLOCK_BYTES and i not in _MEMORY_BYTES]
+        return values if self.wake_reason is None else [*values, (_SHUTDOWN_STATUS, _RESUME)]
+
+    def content(self) -> bytes:
+        """All 128 bytes of the CMOS RAM as the guest left them, the clock's registers too."""
+        return bytes(128) if self._cmos is None else self._cmos
 
     def keep_cmos(self, content: bytes) -> None:
         """Keep the CMOS RAM until the next start."""

@@ -16,6 +16,7 @@ class Pc(FirmwareBoard):
     """Slots: 0 host bridge; 1 PIIX3 (0 ISA bridge, 1 IDE, 3 power management); 2 video; 3 to 31 cards."""
 
     video_slot = 2
+    pam_offset = i440fx.PAM
     pm_block_size = i440fx.PM_BLOCK_SIZE
     gpe0_offset = 0x0C
     gpe0_register_size = 2

@@ -61,7 +61,7 @@ class PowerCycle:
     def _build(
         self, engine: Engine, config: MachineConfig, write: Callable[[bytes], None], nonvolatile: Nonvolatile
     ) -> None:
-        memory = SystemMemory(self._vm, mm.layout(config.memory_mib, config.machine))
+        memory = SystemMemory(self._vm, mm.layout(config.memory_mib, config.machine), nonvolatile.ram)
         self._vm.create_irqchip()
         self._vm.add_platform_timers()
         self._board = make_board(config, memory, self._vm, write, self.end, nonvolatile)

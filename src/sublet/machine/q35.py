@@ -23,6 +23,7 @@ class Q35(FirmwareBoard):
     """Slots: 0 memory controller; 1 video; 2 to 24 cards; 31 ICH9 (0 LPC bridge, 2 AHCI)."""
 
     video_slot = 1
+    pam_offset = q35.PAM
     pm_block_size = q35.PM_BLOCK_SIZE
     gpe0_offset = 0x20
     gpe0_register_size = 8

@@ -23,6 +23,7 @@ from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.power_cycle import PowerCycle
 from sublet.machine.presence import Attach, presence
 from sublet.machine.profile import Place
+from sublet.machine.sleep import sleep_until_woken
 from sublet.machine.statistics import Totals
 
 MAXIMUM_CPUS: Final = 64
@@ -36,7 +37,7 @@ EXIT_CODES: Final = {
     Request.LEFT: 130,
 }
 """Exit codes of ends that are no errors; docs/guide/exit-codes.md explains them."""
-_REBOOTS: Final = (Request.RESET, Request.TRIPLE_FAULT)
+_REBOOTS: Final = (Request.RESET, Request.TRIPLE_FAULT, Request.WAKE)
 POWER_BUTTON_LIMIT_S: Final = 10.0
 """How long a guest may take to power off after SIGTERM before its machine is stopped."""
 
@@ -103,6 +104,7 @@ def _power_on_until_done(
     nonvolatile = Nonvolatile(config)
     while True:
         cycle = PowerCycle(engine, config, console.write, control, nonvolatile)
+        nonvolatile.wake_reason = None
         try:
             if not started:
                 console.start(route.offer)
@@ -117,9 +119,13 @@ def _power_on_until_done(
             route.connect(None)
             console.show(None)
             cycle.close(totals)
-        if request not in _REBOOTS or not config.reboot:
+        if request is Request.SUSPEND:
+            request = _sleep(control, route, nonvolatile)
+        elif not config.reboot:
             return request
-        totals.count("machine.resets")
+        if request not in _REBOOTS:
+            return request
+        totals.count("machine.wakes" if request is Request.WAKE else "machine.resets")
         # A disk may be elsewhere by now: under an overlay, or moved.
         config = config.model_copy(update=_now(cycle, config))
         # Device callbacks refer to the cycle and back; its RAM is gone already, this is the rest.
@@ -132,6 +138,23 @@ def _now(cycle: PowerCycle, config: MachineConfig) -> dict[str, object]:
     board = cycle.board
     cdroms, floppies = board.media.paths("cdrom"), board.media.paths("floppy")
     return {"disks": board.drives.now(config.disks), "cdroms": cdroms, "floppies": floppies}
+
+
+def _sleep(control: Control, route: InputRoute, nonvolatile: Nonvolatile) -> Request:
+    """Wait in S3; a key wakes the machine too, and is lost."""
+
+    def press(data: bytes) -> int:
+        control.post(Request.WAKE)
+        return len(data)
+
+    route.connect(press)
+    try:
+        request, reason = sleep_until_woken(control, nonvolatile.content())
+    finally:
+        route.connect(None)
+    if request is Request.WAKE:
+        nonvolatile.wake_reason = reason
+    return request
 
 
 def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:
@@ -147,6 +170,8 @@ def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:
         if pressed and message.request in (*_REBOOTS, Request.POWER_BUTTON):
             # Told to end, it starts again (firmware with nothing to boot does): it would go on for ever.
             return Request.LEFT
+        if message.request is Request.WAKE:
+            continue
         if message.request is not Request.POWER_BUTTON:
             return message.request
         deadline = time.monotonic() + POWER_BUTTON_LIMIT_S

@@ -26,8 +26,11 @@ CNT_SCI_EN = 1
 CNT_SLP_TYP_SHIFT = 10
 CNT_SLP_EN = 1 << 13
 CNT_WRITABLE = 0x1C03
+SLP_TYP_S3 = 1
 SLP_TYP_S5 = 5
-"""What the DSDT's ``\\_S5`` package must name."""
+"""What the DSDT's ``\\_S3`` and ``\\_S5`` packages must name."""
+STS_RTC = 1 << 10
+STS_WAKE = 1 << 15
 
 
 class AcpiPm:
@@ -36,9 +39,13 @@ class AcpiPm:
     Args:
         sci: The SCI line (level, active high).
         on_poweroff: Called once a write of SLP_EN with SLP_TYP of S5 is seen, on the vCPU's thread.
+        on_suspend: The same with that of S3; None: the machine does not sleep.
     """
 
-    def __init__(self, sci: IrqLine, on_poweroff: Callable[[], None]) -> None:
+    def __init__(
+        self, sci: IrqLine, on_poweroff: Callable[[], None], on_suspend: Callable[[], None] | None = None
+    ) -> None:
+        self._on_suspend = on_suspend
         self._sci = sci
         self._on_poweroff = on_poweroff
         self._lock = threading.Lock()
@@ -68,8 +75,20 @@ class AcpiPm:
             self._enable = _merge(self._enable, bits >> 16, mask >> 16 & EN_WRITABLE)
             self._control = _merge(self._control, bits >> 32, mask >> 32 & CNT_WRITABLE) | CNT_SCI_EN
             self._update_sci()
-        if bits >> 32 & CNT_SLP_EN and self._control >> CNT_SLP_TYP_SHIFT & 7 == SLP_TYP_S5:
+        if bits >> 32 & CNT_SLP_EN:
+            self._sleep(self._control >> CNT_SLP_TYP_SHIFT & 7)
+
+    def _sleep(self, state: int) -> None:
+        if state == SLP_TYP_S5:
             self._on_poweroff()
+        elif state == SLP_TYP_S3 and self._on_suspend is not None:
+            self._on_suspend()
+
+    def wake(self, reason: int) -> None:
+        """Say that the machine has slept, and what woke it: a status bit, or 0."""
+        with self._lock:
+            self._status |= STS_WAKE | reason
+            self._update_sci()
 
     def _update_sci(self) -> None:
         self._sci.set_level(bool(self._status & self._enable))

@@ -29,3 +29,14 @@ def read_pam(config: ConfigSpace, offset: int) -> tuple[int, ...]:
     first, *rest = (config.get(offset + index, 1) for index in range(PAM_COUNT))
     low = [bits for byte in rest for bits in (byte & 3, byte >> 4 & 3)]
     return (*low, first >> 4 & 3)
+
+
+def save_pam(config: ConfigSpace, offset: int) -> bytes:
+    """The registers, which outlive a reset of the machine: firmware goes on in what it has put into RAM."""
+    return bytes(config.get(offset + index, 1) for index in range(PAM_COUNT))
+
+
+def restore_pam(config: ConfigSpace, offset: int, saved: bytes) -> None:
+    """Inverse of ``save_pam``."""
+    for index, value in enumerate(saved):
+        config.set(offset + index, 1, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sublet.devices.pci import intx_gsi
-from sublet.devices.platform.acpi_pm import SLP_TYP_S5
+from sublet.devices.platform.acpi_pm import SLP_TYP_S3, SLP_TYP_S5
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import aml
 from sublet.machine.acpi.tables import PowerPorts
@@ -36,10 +36,13 @@ def processor(index: int) -> bytes:
     )
 
 
-def sleep_states() -> bytes:
-    """``\\_S5``: what PM1 control takes to power off. ACPI 6.4 §7.4.2.6."""
-    values = (SLP_TYP_S5, SLP_TYP_S5, 0, 0)
-    return aml.name("\\_S5", aml.package(*[aml.integer(value) for value in values]))
+def sleep_states(*, suspend: bool = False) -> bytes:
+    """``\\_S5``, and with ``suspend`` ``\\_S3``: what PM1 control takes to sleep. ACPI 6.4 §7.4.2."""
+    named = {"\\_S5": SLP_TYP_S5} | ({"\\_S3": SLP_TYP_S3} if suspend else {})
+    return b"".join(
+        aml.name(name, aml.package(*[aml.integer(value) for value in (code, code, 0, 0)]))
+        for name, code in named.items()
+    )
 
 
 def motherboard(ports: PowerPorts | None, ecam: tuple[int, int] | None) -> bytes:

@@ -56,7 +56,7 @@ def build_table_files(machine: FirmwareAcpi) -> TableFiles:
     facs = linker.place(tables.build_facs())
     dsdt_offset = linker.place(tables.table(b"DSDT", 2, _dsdt(machine)))
     boot_flags = tables.LEGACY_DEVICES | tables.HAS_8042
-    fadt = tables.build_fadt(facs, dsdt_offset, machine.ports, boot_flags)
+    fadt = tables.build_fadt(facs, dsdt_offset, machine.ports, boot_flags, rtc_wakes=True)
     listed = [
         linker.place_linked(fadt, [(36, 4), (40, 4), (140, 8)]),
         linker.place(tables.build_madt(machine.cpus, machine.level_irqs)),
@@ -87,7 +87,7 @@ def _dsdt(machine: FirmwareAcpi) -> bytes:
         dsdt.real_time_clock(),
         dsdt.panic_device(),
     )
-    return dsdt.sleep_states() + pic_mode + aml.scope("\\_SB", *devices)
+    return dsdt.sleep_states(suspend=True) + pic_mode + aml.scope("\\_SB", *devices)
 
 
 def _windows(machine: FirmwareAcpi) -> bytes:

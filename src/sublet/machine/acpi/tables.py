@@ -118,9 +118,12 @@ def build_fadt(
     dsdt_gpa: int,
     ports: PowerPorts = _DEFAULT_PORTS,
     boot_flags: int = LEGACY_DEVICES | NO_VGA,
+    *,
+    rtc_wakes: bool = False,
 ) -> bytes:
     """Fixed ACPI description table, revision 6.4, 276 bytes; ACPI mode is always on (no SMI port)."""
-    flags = _WBINVD | _PROC_C1 | _SLP_BUTTON_ABSENT | _FIX_RTC_ABSENT | _TMR_VAL_EXT | _RESET_REG_SUP
+    flags = _WBINVD | _PROC_C1 | _SLP_BUTTON_ABSENT | _TMR_VAL_EXT | _RESET_REG_SUP
+    flags |= 0 if rtc_wakes else _FIX_RTC_ABSENT
     body = b"".join(
         (
             struct.pack("<IIBBHIBBBB", facs_gpa, dsdt_gpa, 0, 0, mm.SCI_IRQ, 0, 0, 0, 0, 0),
