@@ -76,6 +76,7 @@ def run_machine(config: MachineConfig, console: Console) -> MachineResult:
             request = _power_on_until_done(engine, config, console, control, route, totals, attach)
         finally:
             console.stop()
+    _give_back_memory()
     return MachineResult(EXIT_CODES[request], request.value, totals.as_dict(), totals.profile.counts())
 
 
@@ -128,9 +129,13 @@ def _power_on_until_done(
         totals.count("machine.wakes" if request is Request.WAKE else "machine.resets")
         # A disk may be elsewhere by now: under an overlay, or moved.
         config = config.model_copy(update=_now(cycle, config))
-        # Device callbacks refer to the cycle and back; its RAM is gone already, this is the rest.
         del cycle
-        gc.collect()
+        _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Free a closed cycle's RAM and devices, whose callbacks refer to the cycle and back."""
+    gc.collect()
 
 
 def _now(cycle: PowerCycle, config: MachineConfig) -> dict[str, object]:
