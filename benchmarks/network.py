@@ -40,6 +40,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from guest_benchmark import newest_qemu
+
 from sublet.guest import PreparedGuest, prepare_guest
 
 SOURCE: Final = Path(__file__).parent / "guest" / "network.c"
@@ -378,7 +380,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=512, help="MiB of guest memory")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one boot and its tasks")
     parser.add_argument("--engine", default="translate")
-    parser.add_argument("--qemu", default=shutil.which("qemu-system-x86_64"))
+    parser.add_argument("--qemu", default=newest_qemu())
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
