@@ -63,14 +63,12 @@ def test_large_packets_cross_whole_where_they_are_wanted(plug: Plug) -> None:
     header = PacketHeader(NEEDS_CHECKSUM, GSO_TCPV4, 54, 1448, 34, 16).pack()
     ip = b"\x45\0" + (40 + 60000).to_bytes(2, "big") + bytes.fromhex("000100004006000001020304 05060708")
     tcp = bytes.fromhex("04d20050000003e800000000501000ff00000000")
-    for target in (1, 2):
-        # Its offloads were told before anything was sent, but on another connection: wait for an answer.
-        sender.send(frame(target, 3, b"ping"))
-    assert taker.frame() == frame(1, 3, b"ping")
+    # A connection is read in order: what the switch passes on from the taker follows its offloads.
+    taker.send(frame(3, 1, b"ready"))
+    assert sender.frame() == frame(3, 1, b"ready")
     packet = header + mac(1) + mac(3) + b"\x08\0" + ip + tcp + bytes(60000)
     sender.sink.send([packet, header + mac(2) + packet[HEADER_SIZE + 6 :]])
     assert taker.packets.get(timeout=20) == packet
-    assert other.frame() == frame(2, 3, b"ping")
     assert sum(len(other.frame()) - 54 for _ in range(42)) == 60000
 
 
