@@ -216,8 +216,17 @@ def _held_directory(parent: Path) -> Iterator[Path]:
             path.mkdir()
             yield path
         finally:
-            remove_tree(path)
-            Path(lock.name).unlink(missing_ok=True)
+            try:
+                _remove_held(path, Path(lock.name))
+            except KeyboardInterrupt:
+                # A Ctrl-C while it was being removed: it goes first.
+                _remove_held(path, Path(lock.name))
+                raise
+
+
+def _remove_held(path: Path, lock: Path) -> None:
+    remove_tree(path)
+    lock.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:
