@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -120,8 +121,8 @@ class Store:
         """
         parent = self.directory("scratch")
         _sweep(parent)
-        with _held_directory(parent) as path:
-            yield path
+        with contextlib.closing(_HeldDirectory(parent)) as held:
+            yield held.path
 
     def publish(self, name: str, key: str, built: Path, manifest: Mapping[str, Any]) -> Path:
         """Move the directory ``built`` into place with its manifest, and make it what ``current`` returns."""
@@ -142,21 +143,43 @@ class Store:
         return RunDisk(parent, image)
 
 
+class _HeldDirectory:
+    """A new directory in ``parent``, held by a lock that ends with this process.
+
+    It is removed by ``close``, or, where a Ctrl-C comes between two instructions of whoever would call that,
+    when the process ends.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self.path: Final = parent / secrets.token_hex(8)
+        self._remove = weakref.finalize(self, _remove_held, self.path)
+        with host_errors(f"cannot use the cache directory {parent}"):
+            self._lock = self.path.with_suffix(".lock").open("xb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.path.mkdir()
+
+    def close(self) -> None:
+        """Remove the directory and what is in it. Closing twice is harmless."""
+        self._remove()
+        self._lock.close()
+
+
 class RunDisk:
     """A throw-away copy of a disk image. ``close`` removes it, or the next run if we are killed."""
 
     def __init__(self, parent: Path, image: Path) -> None:
-        self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as undo:
-            directory = undo.enter_context(_held_directory(parent))
-            self.path = directory / image.name
+        self._directory = _HeldDirectory(parent)
+        self.path = self._directory.path / image.name
+        try:
             with host_errors(f"cannot copy {image} for this run"):
                 copy_sparse(image, self.path)
-            self._stack = undo.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Remove the copy. Closing twice is harmless."""
-        self._stack.close()
+        self._directory.close()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -204,29 +227,18 @@ def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
         start += len(data)
 
 
-@contextlib.contextmanager
-def _held_directory(parent: Path) -> Iterator[Path]:
-    """A new directory in ``parent``, held by a lock that ends with this process, removed at the end."""
-    path = parent / secrets.token_hex(8)
-    with host_errors(f"cannot use the cache directory {parent}"):
-        lock = (parent / f"{path.name}.lock").open("xb")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            path.mkdir()
-            yield path
-        finally:
-            try:
-                _remove_held(path, Path(lock.name))
-            except KeyboardInterrupt:
-                # A Ctrl-C while it was being removed: it goes first.
-                _remove_held(path, Path(lock.name))
-                raise
+def _remove_held(path: Path) -> None:
+    """Remove a held directory and its lock; a Ctrl-C meanwhile waits until they are gone."""
+    try:
+        _remove_once(path)
+    except KeyboardInterrupt:
+        _remove_once(path)
+        raise
 
 
-def _remove_held(path: Path, lock: Path) -> None:
+def _remove_once(path: Path) -> None:
     remove_tree(path)
-    lock.unlink(missing_ok=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,29 @@ def test_cache_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HostRefused, match="cache directory"):
         Store(tmp_path / "file").directory("guests")
+
+
+def test_a_ctrl_c_during_the_removal_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real, calls = Store(tmp_path), shutil.rmtree, []
+
+    def interrupted_once(path: Path, **options: bool) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted_once)
+    with pytest.raises(KeyboardInterrupt), store.scratch() as scratch:
+        (scratch / "file").touch()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_held_directory_that_nobody_closes_goes_with_its_holder(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"disk")
+    disk = Store(tmp_path).private_copy(image)
+    assert disk.path.read_bytes() == b"disk"
+    del disk
+    assert not list((tmp_path / "runs").iterdir())
