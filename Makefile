@@ -70,7 +70,7 @@ fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	@cargo test --release --locked --quiet --package sublet-net --test nat no_frame
 
 bench: build  ## Run the benchmarks, beside their peers where the host has them
-	@failed=0; for script in benchmarks/*.py; do \
+	@failed=0; for script in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "==> $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
 clean:  ## Remove what was built (guests stay in the cache)

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from console import Console, at_prompt
 from guest_benchmark import newest_qemu
 
 from sublet.guest import PreparedGuest, prepare_guest
@@ -54,7 +55,6 @@ INTERNAL_PORT: Final = 5001
 CHUNK: Final = bytes(1 << 18)
 DESCRIPTORS: Final = 8192
 MIB_TASKS: Final = ("send", "receive")
-PROMPT: Final = b"~# "
 
 
 @dataclass
@@ -110,52 +110,6 @@ class Server:
         while left > 0:
             left -= connection.send(CHUNK[: min(left, len(CHUNK))])
         connection.recv(1)
-
-
-class Console:
-    """A guest's serial console."""
-
-    def __init__(self, process: subprocess.Popen[bytes], limit_s: float) -> None:
-        self._process = process
-        self._timer = threading.Timer(limit_s, process.kill)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def read_until(self, mark: bytes) -> bytes:
-        """Everything up to a mark; raises ``EOFError`` when the guest ends before it."""
-        assert self._process.stdout is not None
-        seen = b""
-        while mark not in seen:
-            data = os.read(self._process.stdout.fileno(), 65536)
-            if not data:
-                raise EOFError(f"the guest ended; last words: {seen[-300:].decode(errors='replace')}")
-            seen += data
-        return seen
-
-    def run(self, command: str) -> int:
-        """Run a shell command; its exit status."""
-        assert self._process.stdin is not None
-        # The echo of what is typed must not look like the answer.
-        self._process.stdin.write(f"{command}; echo sta''tus=$?.\n".encode())
-        self._process.stdin.flush()
-        seen = self.read_until(b"status=")
-        number = seen.partition(b"status=")[2]
-        while b"." not in number:
-            number += self.read_until(b".")
-        return int(number.partition(b".")[0])
-
-    def memory(self) -> float:
-        """MiB of the host's memory that the machine's process holds, the guest's not counted (proc(5))."""
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) / 1024
-        raise ValueError("this kernel does not tell of RssAnon")
-
-    def close(self) -> None:
-        """Kill the guest."""
-        self._timer.cancel()
-        self._process.kill()
-        self._process.wait()
 
 
 def build_disk(directory: Path) -> Path:
@@ -246,17 +200,9 @@ def tap() -> Iterator[str]:
 @contextmanager
 def booted(command: Sequence[str], limit_s: float) -> Iterator[Console]:
     """A guest at its prompt, with the program in /work."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-        )
-        console = Console(process, limit_s)
-        try:
-            console.read_until(PROMPT)
-            console.run("mkdir -p /work && tar -xf /dev/vda -C /work")
-            yield console
-        finally:
-            console.close()
+    with at_prompt(command, limit_s) as console:
+        console.run("mkdir -p /work && tar -xf /dev/vda -C /work")
+        yield console
 
 
 def run_side(options: argparse.Namespace, side: str, problems: list[str], disk: Path) -> dict[str, float]:
