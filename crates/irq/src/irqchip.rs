@@ -1,5 +1,6 @@
 //! The chipset: everything of the interrupt system that is not a vCPU's own.
 
+use crate::coprocessor::{CoprocessorError, COPROCESSOR_GSI, COPROCESSOR_PORT};
 use crate::fabric::Fabric;
 use crate::ioapic::{IoApic, IOAPIC_BASE, IOAPIC_SIZE};
 use crate::lapic::LocalApic;
@@ -10,7 +11,7 @@ use crate::sync::{lock, read, write};
 use crate::timer::{Alarm, AlarmSlot, TimerSource, NEVER};
 use crate::Clock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use sublet_engine::Statistics;
 
 /// 8259 pair with ELCR, I/O APIC, 8254, MSI routing and all local APICs of one VM.
@@ -19,6 +20,9 @@ pub struct Irqchip {
     fabric: Arc<Fabric>,
     alarm: Arc<AlarmSlot>,
     extint: AtomicU64,
+    coprocessor: Mutex<CoprocessorError>,
+    /// `coprocessor.asserted`, to be looked at without the lock.
+    math_errors: AtomicU64,
 }
 
 /// The chipset's state as plain data; local APICs are saved on their own.
@@ -30,6 +34,8 @@ pub struct IrqchipState {
     pub ioapic: IoApic,
     /// The 8254, its ticks relative to the save.
     pub pit: Pit,
+    /// FERR# and IGNNE#.
+    pub coprocessor: CoprocessorError,
 }
 
 impl Irqchip {
@@ -37,7 +43,8 @@ impl Irqchip {
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         let alarm = Arc::new(AlarmSlot::default());
         let fabric = Arc::new(Fabric::new(clock.clone(), alarm.clone()));
-        Arc::new(Self { clock, fabric, alarm, extint: AtomicU64::new(0) })
+        let (extint, math_errors) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { clock, fabric, alarm, extint, coprocessor: Mutex::default(), math_errors })
     }
 
     /// Make the local APIC of a vCPU. The one with ID 0 is the bootstrap processor's.
@@ -101,6 +108,28 @@ impl Irqchip {
         vector
     }
 
+    /// Set FERR# of vCPU `number`, 0 to 63: an x87 error while CR0.NE is clear. Returns whether IGNNE# is
+    /// asserted.
+    pub fn set_math_error(&self, number: u32, asserted: bool) -> bool {
+        self.change_coprocessor(|coprocessor| coprocessor.set(1 << (number & 63), asserted))
+    }
+
+    /// Whether vCPU `number` asserts FERR#.
+    pub fn math_error(&self, number: u32) -> bool {
+        self.math_errors.load(Ordering::Relaxed) >> (number & 63) & 1 != 0
+    }
+
+    fn change_coprocessor(&self, change: impl FnOnce(&mut CoprocessorError)) -> bool {
+        let mut coprocessor = lock(&self.coprocessor);
+        let before = coprocessor.interrupting;
+        change(&mut coprocessor);
+        self.math_errors.store(coprocessor.asserted, Ordering::Relaxed);
+        if coprocessor.interrupting != before {
+            self.fabric.set_line(COPROCESSOR_GSI, coprocessor.interrupting);
+        }
+        coprocessor.ignored
+    }
+
     /// Read a port; `None` when it is not one of ours (0x20, 0x21, 0x40 to 0x43, 0x61, 0xa0, 0xa1, 0x4d0,
     /// 0x4d1). `size` is 1, 2 or 4; bytes beyond our ports read as all ones.
     pub fn pio_read(&self, port: u16, size: u8) -> Option<u64> {
@@ -125,7 +154,7 @@ impl Irqchip {
         }
     }
 
-    /// Write a port; false when it is not one of ours.
+    /// Write a port; false when it is not one of ours: those that are read, and 0xf0.
     pub fn pio_write(&self, port: u16, size: u8, value: u64) -> bool {
         if !self.write_byte(port, value as u8) {
             return false;
@@ -139,6 +168,10 @@ impl Irqchip {
     fn write_byte(&self, port: u16, value: u8) -> bool {
         match port {
             0x40..=0x43 | 0x61 => self.fabric.system_timer.write(&self.fabric, port, value),
+            COPROCESSOR_PORT => {
+                self.change_coprocessor(CoprocessorError::acknowledge);
+                true
+            }
             0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => {
                 let mut lines = lock(&self.fabric.lines);
                 let ours = lines.pics.write(port, value);
@@ -195,6 +228,7 @@ impl Irqchip {
     /// RESET of the chipset and every local APIC. Lines keep the level their devices give them.
     pub fn reset(&self) {
         self.fabric.system_timer.reset();
+        self.change_coprocessor(|coprocessor| *coprocessor = CoprocessorError::default());
         let mut lines = lock(&self.fabric.lines);
         lines.pics.reset();
         lines.ioapic.reset();
@@ -206,13 +240,15 @@ impl Irqchip {
     /// The chipset's state.
     pub fn save_state(&self) -> IrqchipState {
         let pit = self.fabric.system_timer.save_state();
+        let coprocessor = lock(&self.coprocessor).clone();
         let lines = lock(&self.fabric.lines);
-        IrqchipState { pics: lines.pics.clone(), ioapic: lines.ioapic.clone(), pit }
+        IrqchipState { pics: lines.pics.clone(), ioapic: lines.ioapic.clone(), pit, coprocessor }
     }
 
     /// Replace the chipset's state. Interrupts that the state has pending are presented again.
     pub fn load_state(&self, state: &IrqchipState) {
         self.fabric.system_timer.load_state(&state.pit);
+        self.change_coprocessor(|coprocessor| coprocessor.clone_from(&state.coprocessor));
         let mut lines = lock(&self.fabric.lines);
         lines.pics = state.pics.restored();
         lines.ioapic = state.ioapic.restored();

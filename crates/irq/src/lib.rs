@@ -10,6 +10,7 @@
 //!
 //! ```text
 //! PlatformTimers::guarded                        → IrqSink
+//! Irqchip::coprocessor         FERR#; then Fabric::lines
 //! └─ SystemTimer::pit
 //!    └─ Fabric::lines          8259s, I/O APIC
 //!       └─ Fabric::apics       the list, shared for reading
@@ -30,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod coprocessor;
 mod fabric;
 mod ioapic;
 mod irqchip;
@@ -44,6 +46,7 @@ mod system_timer;
 mod timer;
 
 pub use clock::{Clock, HostClock};
+pub use coprocessor::CoprocessorError;
 pub use ioapic::{IoApic, IOAPIC_BASE, IOAPIC_PINS, IOAPIC_SIZE};
 pub use irqchip::{Irqchip, IrqchipState};
 pub use lapic::{LocalApic, LocalApicState, APIC_TIMER_HZ};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod coprocessor;
 mod fixture;
 mod hostile;
 mod ioapic;

@@ -188,6 +188,8 @@ fn is_system(instruction: &Instruction, mode: Mode) -> bool {
         M::Xsaveopt64 | M::Xsavec | M::Xsavec64 | M::Xsaves | M::Xsaves64 => true,
         M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 => true,
         M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave => true,
+        // They end an x87 error that interrupts, of which the chipset hears.
+        M::Fninit | M::Fnclex => true,
         M::Enter | M::Bound | M::Pusha | M::Pushad | M::Popa | M::Popad | M::Xlatb => true,
         M::Aaa | M::Aas | M::Aad | M::Aam | M::Daa | M::Das | M::Salc => true,
         M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => true,

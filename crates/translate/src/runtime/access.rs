@@ -441,8 +441,5 @@ fn kind(descriptor: Descriptor) -> Kind {
 /// unmasked exception pending (status word bit 7, ES).
 fn x87_exception_pending() -> bool {
     const ES: u16 = 1 << 7;
-    let status: u16;
-    // SAFETY: stores the status word, changes nothing and does not wait for exceptions.
-    unsafe { std::arch::asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags)) };
-    status & ES != 0
+    super::math_error::status_word() & ES != 0
 }

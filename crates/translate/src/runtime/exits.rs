@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use sublet_engine::Exit;
 
 const DEBUG: u8 = 1;
+const MATH_FAULT: u8 = 16;
 const HOST_FAULT_CODE: u32 = 4;
 
 impl VcpuCore {
@@ -75,6 +76,9 @@ impl VcpuCore {
 
     pub(super) fn raise(&mut self, exception: Exception) -> Next {
         self.faulted = true;
+        if exception.vector == MATH_FAULT && !self.reports_math_errors() {
+            return self.math_error_by_interrupt();
+        }
         // INT1 reports what a load of SS held back together with itself.
         let held = if exception.vector == DEBUG { self.held_hits } else { 0 };
         self.deliver_exception(Exception { payload: exception.payload | held, ..exception })

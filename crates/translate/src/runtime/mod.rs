@@ -8,6 +8,7 @@ mod events;
 mod exclusive;
 mod exits;
 mod gs;
+mod math_error;
 mod profile;
 mod requests;
 mod shared;

@@ -121,6 +121,8 @@ pub struct VcpuCore {
     /// All other vCPUs stand still.
     pub(super) exclusive: bool,
     pub(super) spin: super::spin::Spin,
+    /// The next instruction runs although an x87 exception is pending.
+    pub(super) ignored_error: Option<super::math_error::IgnoredError>,
     /// A single-step trap follows the current instruction.
     pub(super) stepping: bool,
     /// The last exit from the cache delivered an exception: no debug trap follows.
@@ -172,6 +174,7 @@ impl VcpuCore {
             exclusive_wanted: false,
             exclusive: false,
             spin: super::spin::Spin::default(),
+            ignored_error: None,
             stepping: false,
             faulted: false,
             panicked: false,
@@ -297,7 +300,7 @@ impl VcpuCore {
     }
 
     /// Find or make the block at RIP and enter it.
-    fn enter_current(&mut self) -> Next {
+    pub(super) fn enter_current(&mut self) -> Next {
         self.prepare_mode();
         let alone = std::mem::take(&mut self.alone);
         if alone && std::mem::take(&mut self.exclusive_wanted) {
@@ -394,12 +397,14 @@ impl VcpuCore {
         // Should the block be dead by now, its stub takes the target from there.
         self.cpu.state.hot.target = self.cpu.state.rip;
         self.load_vectors();
+        let hidden = self.hide_math_error();
         // SAFETY: GS points at this vCPU's state (see `run`), `host` is the entry of a live block,
         // and no reference into `self` is used by the calls that translated code makes but the
         // pointer in `hot.runtime`, which is this core.
         unsafe { entry::sublet_enter_cache(host) };
         self.end_exclusive();
         let next = self.after_exit();
+        self.settle_math_error(hidden);
         self.after_step(next)
     }
 }

@@ -67,6 +67,8 @@ pub(super) fn uses_vectors(instruction: &iced_x86::Instruction) -> bool {
             | M::Fstenv
             | M::Fnsave
             | M::Fsave
+            | M::Fninit
+            | M::Fnclex
             | M::Maskmovq
             | M::Xgetbv
     );

@@ -164,6 +164,8 @@ impl Cpu {
             Mnemonic::Fnstenv | Mnemonic::Fstenv | Mnemonic::Fnsave | Mnemonic::Fsave => {
                 next(self.store_x87(i))
             }
+            Mnemonic::Fninit => next(self.initialise_x87()),
+            Mnemonic::Fnclex => next(self.clear_x87_exceptions()),
             Mnemonic::Fldenv | Mnemonic::Frstor => next(self.load_x87(i)),
             _ => return None,
         })

@@ -583,10 +583,50 @@ impl Cpu {
         let la = self.operand_linear(self.memory_operand(i), size as u64, Kind::Write)?;
         self.write_bytes(la, &image[..size], AccessMode::Current)?;
         match save {
-            true => self.reset_component(0),
+            true => self.initialise_registers(),
             false => self.state.vector.0[0] |= 0x3f,
         }
         Ok(())
+    }
+
+    /// FNINIT.
+    pub(crate) fn initialise_x87(&mut self) -> Outcome {
+        self.require_fpu(cr0::TS | cr0::EM)?;
+        self.materialize_components(X87);
+        self.initialise_registers();
+        Ok(())
+    }
+
+    /// Control, status and tags as FNINIT has them; what the registers hold stays, as MMX instructions see.
+    fn initialise_registers(&mut self) {
+        self.enter_mmx();
+        let area = &mut self.state.vector.0;
+        area[0..X87_POINTERS.end].fill(0);
+        area[0..2].copy_from_slice(&FCW_RESET.to_le_bytes());
+    }
+
+    /// FNCLEX.
+    pub(crate) fn clear_x87_exceptions(&mut self) -> Outcome {
+        self.require_fpu(cr0::TS | cr0::EM)?;
+        self.materialize_components(X87);
+        let area = &mut self.state.vector.0;
+        area[2] = 0;
+        area[3] &= 0x7f;
+        Ok(())
+    }
+
+    /// Whether an unmasked x87 exception is pending in the vCPU's area.
+    pub(crate) fn math_error_pending(&mut self) -> bool {
+        self.materialize_components(X87);
+        self.state.vector.0[2] & !self.state.vector.0[0] & 0x3f != 0
+    }
+
+    /// Let the x87 `exceptions` (status word bits 0 to 5) be pending beside those that are.
+    pub(crate) fn add_x87_exceptions(&mut self, exceptions: u16) {
+        self.materialize_components(X87);
+        let area = &mut self.state.vector.0;
+        area[2] |= exceptions as u8;
+        set_error_summary(area);
     }
 
     /// FLDENV and FRSTOR.
