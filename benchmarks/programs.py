@@ -79,6 +79,12 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "sqlite3": Program(1, "sqlite3"),
     "sysbench-cpu": Program(800, "sysbench"),
     "sysbench-memory": Program(2048, "sysbench"),
+    "stress-ng-int64": Program(600, "stress-ng"),
+    "stress-ng-double": Program(400, "stress-ng"),
+    "stress-ng-matrix": Program(2500, "stress-ng"),
+    "stress-ng-vm": Program(20_000, "stress-ng"),
+    "stress-ng-pipe": Program(150_000, "stress-ng"),
+    "stress-ng-fork": Program(500, "stress-ng"),
     "shell": Program(150, "dash"),
 }
 PACKAGES: Final = tuple(sorted({program.package for program in PROGRAMS.values()} | {"libc6-dev"}))

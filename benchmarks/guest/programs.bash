@@ -70,6 +70,16 @@ work-shell() {
 }
 check-shell() { cat said; }
 
+stress() { stress-ng --verify --metrics-brief --timeout 0 "${@:2}" "$1"; }
+work-stress-ng-int64() { stress "$1" --cpu 1 --cpu-method int64 --cpu-ops; }
+work-stress-ng-double() { stress "$1" --cpu 1 --cpu-method double --cpu-ops; }
+work-stress-ng-matrix() { stress "$1" --matrix 1 --matrix-size 128 --matrix-ops; }
+work-stress-ng-vm() { stress "$1" --vm 1 --vm-bytes 16M --vm-ops; }
+work-stress-ng-pipe() { stress "$1" --pipe 1 --pipe-ops; }
+work-stress-ng-fork() { stress "$1" --fork 1 --fork-ops; }
+# Its status is not 0 when a stressor finds a wrong result.
+for name in int64 double matrix vm pipe fork; do eval "check-stress-ng-$name() { echo verified; }"; done
+
 while read -r name count <&3; do
     echo "programs: begin $name"
     start=${EPOCHREALTIME/./}
