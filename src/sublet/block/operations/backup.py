@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sublet.block.images import create_image, open_image
 from sublet.block.operations.copy import WINDOW, Progress, no_progress
-from sublet.block.qcow2.image import Qcow2Image
+
+if TYPE_CHECKING:
+    from sublet.block.qcow2.image import Qcow2Image
 
 
 def back_up_increment(
