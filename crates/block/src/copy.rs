@@ -1,31 +1,24 @@
-//! Copying what a disk holds into a new image: large pieces, several at once, zeroes left out.
+//! Copying what a disk holds into a new image: large pieces, zeroes left out.
 //!
-//! The source's pieces say where a range of the disk is stored. Workers take the range window by window,
-//! read, look for blocks of zeroes, have the rest placed by the target's format, and write it there.
-//! Windows are placed and written in the disk's order, so that the same disk gives the same image every time.
+//! The source's pieces say where a range of the disk is stored. One thread reads window by window and looks
+//! for blocks of zeroes, some windows ahead; the caller's thread has the rest placed by the target's format
+//! and writes it there, in the disk's order, so that the same disk gives the same image every time. More
+//! threads do not help: the host lets one at a time write to a file.
 
-use crate::data_map::DataMap;
-use crate::file::{read_at, write_at};
+use crate::file::write_at;
+use crate::source::Source;
+pub use crate::source::{Piece, WINDOW};
 use crate::zeroes::nonzero_runs;
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::os::fd::RawFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Bytes that a worker reads at once, from a multiple of it: more than this no longer fits into the
-/// processor's second cache, and is then fetched twice.
-pub const WINDOW: u64 = 1 << 20;
+/// Windows that are read before they are written.
+const AHEAD: usize = 8;
+/// How often the watcher is asked.
 const POLL: Duration = Duration::from_millis(100);
-
-/// A part of a disk and where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// Descriptor and offset of the host's file; `None` for zeroes, and for what is not to be copied.
-    pub place: Option<(RawFd, u64)>,
-    /// Bytes.
-    pub size: u64,
-}
 
 /// Why a copy failed.
 #[derive(Debug)]
@@ -54,218 +47,182 @@ pub struct Plan<'a> {
     pub pieces: &'a [Piece],
     /// Blocks of so many bytes of the disk that are zero are left out; a divisor of [`WINDOW`].
     pub granularity: u64,
-    /// Threads.
-    pub workers: usize,
 }
-
-/// Says where ranges of the disk go, in pieces that cover them exactly and in order.
-pub type Place<'a, E> = dyn Fn(&[Range<u64>]) -> Result<Vec<Piece>, E> + Sync + 'a;
 
 /// Copy a range of a disk.
 ///
-/// `place` is called by one worker at a time. `watch` is called now and then by this thread, and ends the
-/// copy by an error.
+/// `place` says where ranges of the disk go, in pieces that cover them exactly and in order. `watch` is
+/// called now and then, and ends the copy by an error. Both are called by this thread.
 ///
 /// Precondition: what is placed reads as zeroes where it is not written.
 ///
 /// # Errors
 /// The first that occurs; parts may have been written.
-pub fn copy<E: Send>(
+pub fn copy<E>(
     plan: &Plan<'_>,
-    place: &Place<'_, E>,
+    mut place: impl FnMut(&[Range<u64>]) -> Result<Vec<Piece>, E>,
     mut watch: impl FnMut() -> Result<(), E>,
 ) -> Result<(), CopyError<E>> {
-    let job = Job {
-        plan,
-        place,
-        source: Mutex::new(Source::new(plan)),
-        state: Mutex::new(State { turn: 0, running: plan.workers.max(1), failed: None }),
-        changed: Condvar::new(),
-        ended: Condvar::new(),
-    };
+    let queue = Queue::default();
     std::thread::scope(|scope| {
-        for _ in 0..plan.workers.max(1) {
-            scope.spawn(|| job.work());
-        }
-        job.wait(&mut watch);
-    });
-    let failed = lock(&job.state).failed.take();
-    failed.map_or(Ok(()), Err)
-}
-
-/// What the workers share.
-struct Job<'a, E> {
-    plan: &'a Plan<'a>,
-    place: &'a Place<'a, E>,
-    source: Mutex<Source<'a>>,
-    state: Mutex<State<E>>,
-    /// The turn, or that a worker failed.
-    changed: Condvar,
-    /// A worker is done.
-    ended: Condvar,
-}
-
-struct State<E> {
-    /// Number of the window that may be written.
-    turn: u64,
-    running: usize,
-    failed: Option<CopyError<E>>,
-}
-
-/// Counts a worker out, also when it panics: whoever waits for it must not wait forever.
-struct Leaving<'a, 'b, E>(&'a Job<'b, E>);
-
-impl<E> Drop for Leaving<'_, '_, E> {
-    fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.running -= 1;
-        if std::thread::panicking() && state.failed.is_none() {
-            state.failed = Some(CopyError::Misplaced);
-        }
-        drop(state);
-        self.0.changed.notify_all();
-        self.0.ended.notify_all();
-    }
-}
-
-impl<E: Send> Job<'_, E> {
-    /// Until the workers are done, look after the watcher.
-    fn wait(&self, watch: &mut impl FnMut() -> Result<(), E>) {
-        let mut state = lock(&self.state);
-        while state.running > 0 {
-            let (woken, timeout) =
-                self.ended.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner);
-            state = woken;
-            if timeout.timed_out() && state.failed.is_none() {
-                drop(state);
-                let outcome = watch();
-                state = lock(&self.state);
-                if let Err(error) = outcome {
-                    self.fail(&mut state, CopyError::Stopped(error));
+        std::thread::Builder::new().spawn_scoped(scope, || queue.fill(plan))?;
+        let _stopping = Stopping(&queue);
+        let mut asked = Instant::now();
+        loop {
+            let next = queue.take();
+            if matches!(next, Next::Later) || asked.elapsed() >= POLL {
+                watch().map_err(CopyError::Stopped)?;
+                asked = Instant::now();
+            }
+            match next {
+                Next::Window(window) => {
+                    let window = window?;
+                    let placed = place(&window.runs).map_err(CopyError::Place)?;
+                    write_runs(&window.data, window.offset, &window.runs, &placed)?;
+                    queue.give_back(window.data);
                 }
+                Next::Later => {}
+                Next::End => return Ok(()),
             }
         }
-    }
-
-    fn fail(&self, state: &mut State<E>, error: CopyError<E>) {
-        state.failed.get_or_insert(error);
-        self.changed.notify_all();
-    }
-
-    fn work(&self) {
-        let _leaving = Leaving(self);
-        let mut buffer = vec![0; WINDOW as usize];
-        if let Err(error) = self.copy_windows(&mut buffer) {
-            self.fail(&mut lock(&self.state), error);
-        }
-    }
-
-    fn copy_windows(&self, buffer: &mut [u8]) -> Result<(), CopyError<E>> {
-        let mut pieces = Vec::new();
-        loop {
-            let Some((number, offset)) = lock(&self.source).next_window(&mut pieces) else { return Ok(()) };
-            let size = read_pieces(&pieces, buffer)?;
-            let data = &buffer[..size];
-            let runs = nonzero_runs(data, offset, self.plan.granularity);
-            if !self.wait_for_turn(number) {
-                return Ok(());
-            }
-            if !runs.is_empty() {
-                let placed = (self.place)(&runs).map_err(CopyError::Place)?;
-                write_runs(data, offset, &runs, &placed)?;
-            }
-            self.pass_turn();
-        }
-    }
-
-    /// Wait until the windows before this one are written; `false` when another worker failed.
-    ///
-    /// The host lets one thread at a time write to a file, and burns processor time in those that wait.
-    fn wait_for_turn(&self, number: u64) -> bool {
-        let mut state = lock(&self.state);
-        while state.turn != number && state.failed.is_none() {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.failed.is_none()
-    }
-
-    fn pass_turn(&self) {
-        lock(&self.state).turn += 1;
-        self.changed.notify_all();
-    }
+    })
 }
 
-/// The windows of the source that hold data.
-struct Source<'a> {
-    pieces: &'a [Piece],
-    /// Bytes of the first of `pieces` that were taken already.
-    taken: u64,
+/// What was read of the source and has something in it.
+struct Window {
+    /// Byte of the disk.
     offset: u64,
-    number: u64,
-    map: DataMap,
+    data: Vec<u8>,
+    /// Ranges of the disk that are to be written.
+    runs: Vec<Range<u64>>,
 }
 
-impl<'a> Source<'a> {
-    fn new(plan: &Plan<'a>) -> Self {
-        Self { pieces: plan.pieces, taken: 0, offset: plan.offset, number: 0, map: DataMap::default() }
-    }
+/// What the writer finds in the queue.
+enum Next {
+    Window(io::Result<Window>),
+    /// Nothing came for the time of [`POLL`].
+    Later,
+    /// Nothing will come.
+    End,
+}
 
-    /// Number and disk offset of the next window, and what it consists of; `None` at the end.
-    fn next_window(&mut self, window: &mut Vec<Piece>) -> Option<(u64, u64)> {
+/// Between the thread that reads and the one that writes.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    windows: VecDeque<io::Result<Window>>,
+    /// Memory of windows that were written.
+    empty: Vec<Vec<u8>>,
+    /// Nothing more is read.
+    ended: bool,
+    /// Nothing more is written.
+    stopped: bool,
+    /// Somebody sleeps.
+    waiting: bool,
+}
+
+/// Ends the reader, however the writer ends.
+struct Stopping<'a>(&'a Queue);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.stopped = true);
+    }
+}
+
+/// Lets the writer end, also when the reader panics.
+struct Ending<'a>(&'a Queue);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.ended = true);
+    }
+}
+
+impl Queue {
+    /// The reader's work: read everything, until there is no more, it fails, or nobody wants it.
+    fn fill(&self, plan: &Plan<'_>) {
+        let _ending = Ending(self);
+        let mut source = Source::new(plan.offset, plan.pieces);
+        let mut data = Vec::new();
         loop {
-            self.skip_zeroes();
-            let start = self.offset;
-            self.take_window(window)?;
-            if window.iter().any(|piece| piece.place.is_some()) {
-                self.number += 1;
-                return Some((self.number - 1, start));
+            let window = match source.read_window(&mut data) {
+                Ok(None) => return,
+                Ok(Some(offset)) => {
+                    let runs = nonzero_runs(&data, offset, plan.granularity);
+                    if runs.is_empty() {
+                        continue;
+                    }
+                    Ok(Window { offset, data, runs })
+                }
+                Err(error) => Err(error),
+            };
+            let failed = window.is_err();
+            self.change(|state| state.windows.push_back(window));
+            match self.take_empty() {
+                Some(next) if !failed => data = next,
+                _ => return,
             }
         }
     }
 
-    /// Leave out zeroes that go on, however long.
-    fn skip_zeroes(&mut self) {
-        while let Some((Piece { place: None, size }, rest)) = self.pieces.split_first() {
-            self.offset += size - self.taken;
-            self.taken = 0;
-            self.pieces = rest;
-        }
-    }
-
-    /// Put what is left up to a window's end into `window`, holes of files as zeroes.
-    fn take_window(&mut self, window: &mut Vec<Piece>) -> Option<()> {
-        window.clear();
-        let end = (self.offset / WINDOW + 1) * WINDOW;
-        while self.offset < end {
-            let Some((piece, rest)) = self.pieces.split_first() else { break };
-            let size = (piece.size - self.taken).min(end - self.offset);
-            let place = piece.place.map(|(fd, host)| (fd, host + self.taken));
-            let place = place.filter(|&(fd, host)| self.map.has_data(fd, host, size));
-            window.push(Piece { place, size });
-            self.offset += size;
-            self.taken += size;
-            if self.taken == piece.size {
-                self.pieces = rest;
-                self.taken = 0;
+    /// Memory for the next window, as soon as the writer is not too far behind; `None` when it has stopped.
+    fn take_empty(&self) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        if state.windows.len() >= AHEAD {
+            // Waking costs more than reading a window, so it is done for several.
+            while state.windows.len() > AHEAD / 2 && !state.stopped {
+                state.waiting = true;
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        (!window.is_empty()).then_some(())
+        (!state.stopped).then(|| state.empty.pop().unwrap_or_default())
     }
-}
 
-/// Read pieces one after the other; returns how many bytes they are.
-fn read_pieces(pieces: &[Piece], buffer: &mut [u8]) -> io::Result<usize> {
-    let mut at = 0;
-    for piece in pieces {
-        let part = &mut buffer[at..at + piece.size as usize];
-        let found = match piece.place {
-            Some((fd, host)) => read_at(fd, part, host)?,
-            None => 0,
-        };
-        part[found..].fill(0);
-        at += part.len();
+    /// The next window for the writer.
+    fn take(&self) -> Next {
+        let mut state = self.lock();
+        if state.windows.is_empty() && !state.ended {
+            state.waiting = true;
+            state = self.changed.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match state.windows.pop_front() {
+            Some(window) => {
+                if state.windows.len() == AHEAD / 2 {
+                    self.wake(&mut state);
+                }
+                Next::Window(window)
+            }
+            None if state.ended => Next::End,
+            None => Next::Later,
+        }
     }
-    Ok(at)
+
+    fn give_back(&self, data: Vec<u8>) {
+        self.lock().empty.push(data);
+    }
+
+    fn change(&self, how: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        how(&mut state);
+        self.wake(&mut state);
+    }
+
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.waiting) {
+            self.changed.notify_all();
+        }
+    }
+
+    /// A panic of the other thread does not take the lock away.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Write the runs of a window that begins at `offset` to where they were placed.
@@ -292,17 +249,12 @@ fn write_runs<E>(
     places.next().map_or(Ok(()), |_| Err(CopyError::Misplaced))
 }
 
-/// A lock that a panic elsewhere does not take away.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::read_at;
     use std::fs::File;
-    use std::os::fd::{AsRawFd, FromRawFd};
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
     const MIB: u64 = 1 << 20;
 
@@ -322,7 +274,7 @@ mod tests {
         data
     }
 
-    fn same_place(fd: RawFd) -> impl Fn(&[Range<u64>]) -> Result<Vec<Piece>, ()> + Sync {
+    fn same_place(fd: RawFd) -> impl Fn(&[Range<u64>]) -> Result<Vec<Piece>, ()> {
         move |runs| {
             let piece = |run: &Range<u64>| Piece { place: Some((fd, run.start)), size: run.end - run.start };
             Ok(runs.iter().map(piece).collect())
@@ -337,15 +289,15 @@ mod tests {
         patterned(&source, 9 * MIB, 3 * MIB);
         let fd = source.as_raw_fd();
         let pieces = [Piece { place: Some((fd, 0)), size: 12 * MIB }];
-        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096, workers: 3 };
-        let written = AtomicU64::new(0);
+        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096 };
+        let mut written = 0;
         let place = |runs: &[Range<u64>]| {
-            written.fetch_add(runs.iter().map(|run| run.end - run.start).sum(), Ordering::Relaxed);
+            written += runs.iter().map(|run| run.end - run.start).sum::<u64>();
             same_place(target.as_raw_fd())(runs)
         };
-        copy(&plan, &place, || Ok(())).expect("nothing refuses");
+        copy(&plan, place, || Ok(())).expect("nothing refuses");
         assert!(content(&target, 12 * MIB) == content(&source, 12 * MIB));
-        assert_eq!(written.load(Ordering::Relaxed), 4 * MIB + 4096);
+        assert_eq!(written, 4 * MIB + 4096);
     }
 
     #[test]
@@ -358,8 +310,8 @@ mod tests {
             Piece { place: None, size: 512 },
             Piece { place: Some((fd, 0)), size: MIB },
         ];
-        let plan = Plan { offset: 512, pieces: &pieces, granularity: 512, workers: 2 };
-        copy(&plan, &same_place(target.as_raw_fd()), || Ok(())).expect("nothing refuses");
+        let plan = Plan { offset: 512, pieces: &pieces, granularity: 512 };
+        copy(&plan, same_place(target.as_raw_fd()), || Ok(())).expect("nothing refuses");
         let (from, to) = (content(&source, 2 * MIB), content(&target, 2 * MIB + 1024));
         assert!(to[512..][..MIB as usize] == from[MIB as usize..]);
         assert!(to[MIB as usize + 1024..] == from[..MIB as usize]);
@@ -371,14 +323,14 @@ mod tests {
         let (source, target) = (memory_file(), memory_file());
         patterned(&source, 0, 16 * MIB);
         let pieces = [Piece { place: Some((source.as_raw_fd(), 0)), size: 16 * MIB }];
-        let plan = Plan { offset: 0, pieces: &pieces, granularity: 65536, workers: 4 };
-        let seen = Mutex::new(Vec::new());
+        let plan = Plan { offset: 0, pieces: &pieces, granularity: 65536 };
+        let mut seen = Vec::new();
         let place = |runs: &[Range<u64>]| {
-            lock(&seen).push(runs[0].start);
+            seen.push(runs[0].start);
             same_place(target.as_raw_fd())(runs)
         };
-        copy(&plan, &place, || Ok(())).expect("nothing refuses");
-        assert_eq!(*lock(&seen), (0..16).map(|n| n * MIB).collect::<Vec<_>>());
+        copy(&plan, place, || Ok(())).expect("nothing refuses");
+        assert_eq!(seen, (0..16).map(|n| n * MIB).collect::<Vec<_>>());
     }
 
     #[test]
@@ -386,15 +338,15 @@ mod tests {
         let source = memory_file();
         patterned(&source, 0, 8 * MIB);
         let pieces = [Piece { place: Some((source.as_raw_fd(), 0)), size: 8 * MIB }];
-        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096, workers: 2 };
+        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096 };
         let refuse = |_: &[Range<u64>]| Err("no room");
-        assert!(matches!(copy(&plan, &refuse, || Ok(())), Err(CopyError::Place("no room"))));
+        assert!(matches!(copy(&plan, refuse, || Ok(())), Err(CopyError::Place("no room"))));
         let nowhere = same_place(-1);
-        assert!(matches!(copy(&plan, &nowhere, || Ok(())), Err(CopyError::Host(_))));
+        assert!(matches!(copy(&plan, nowhere, || Ok(())), Err(CopyError::Host(_))));
         let short = |runs: &[Range<u64>]| -> Result<_, ()> {
             Ok(vec![Piece { place: Some((-1, 0)), size: runs[0].end - runs[0].start + 1 }])
         };
-        assert!(matches!(copy(&plan, &short, || Ok(())), Err(CopyError::Misplaced)));
+        assert!(matches!(copy(&plan, short, || Ok(())), Err(CopyError::Misplaced)));
     }
 
     #[test]
@@ -402,22 +354,37 @@ mod tests {
         let source = memory_file();
         patterned(&source, 0, 8 * MIB);
         let pieces = [Piece { place: Some((source.as_raw_fd(), 0)), size: 8 * MIB }];
-        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096, workers: 2 };
-        // Nothing is placed until the watcher has been asked.
-        let (stopped, wake) = (Mutex::new(false), Condvar::new());
+        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096 };
+        let mut placed = 0;
         let place = |runs: &[Range<u64>]| {
-            let mut now = lock(&stopped);
-            while !*now {
-                now = wake.wait(now).unwrap_or_else(PoisonError::into_inner);
-            }
-            drop(now);
+            placed += 1;
+            std::thread::sleep(POLL);
             same_place(source.as_raw_fd())(runs)
         };
-        let watch = || {
-            *lock(&stopped) = true;
-            wake.notify_all();
-            Err(())
+        assert!(matches!(copy(&plan, place, || Err(())), Err(CopyError::Stopped(()))));
+        assert!(placed <= 1);
+    }
+
+    #[test]
+    fn a_reader_far_ahead_waits_and_goes_on() {
+        let (source, target) = (memory_file(), memory_file());
+        let size = 4 * AHEAD as u64 * WINDOW;
+        patterned(&source, 0, size);
+        let pieces = [Piece { place: Some((source.as_raw_fd(), 0)), size }];
+        let plan = Plan { offset: 0, pieces: &pieces, granularity: 65536 };
+        let place = |runs: &[Range<u64>]| {
+            std::thread::sleep(Duration::from_millis(2));
+            same_place(target.as_raw_fd())(runs)
         };
-        assert!(matches!(copy(&plan, &place, watch), Err(CopyError::Stopped(()))));
+        copy(&plan, place, || Ok(())).expect("nothing refuses");
+        assert!(content(&target, size) == content(&source, size));
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_read_ends_it() {
+        let pieces = [Piece { place: Some((-1, 0)), size: 8 * MIB }];
+        let plan = Plan { offset: 0, pieces: &pieces, granularity: 4096 };
+        let said = copy(&plan, same_place(-1), || Ok(()));
+        assert!(matches!(said, Err(CopyError::Host(error)) if error.raw_os_error() == Some(libc::EBADF)));
     }
 }

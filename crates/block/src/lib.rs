@@ -14,6 +14,7 @@ pub mod file;
 pub mod gate;
 pub mod in_place;
 pub mod pieces;
+mod source;
 pub mod table;
 pub mod virtio;
 pub mod xts;

@@ -38,20 +38,19 @@ pub fn copy_pieces(
     pieces: Vec<Row>,
     granularity: u64,
     place: Py<PyAny>,
-    workers: usize,
 ) -> PyResult<()> {
-    if granularity == 0 || WINDOW % granularity != 0 || workers > 64 {
-        return Err(InvalidError::new_err(format!("blocks of {granularity} bytes, {workers} workers")));
+    if granularity == 0 || WINDOW % granularity != 0 {
+        return Err(InvalidError::new_err(format!("blocks of {granularity} bytes")));
     }
     let pieces = checked(offset, pieces)?;
-    let plan = Plan { offset, pieces: &pieces, granularity, workers };
+    let plan = Plan { offset, pieces: &pieces, granularity };
     let place = |runs: &[Range<u64>]| -> PyResult<Vec<Piece>> {
         let ranges: Vec<(u64, u64)> = runs.iter().map(|run| (run.start, run.end - run.start)).collect();
         let rows: Vec<Row> = Python::attach(|py| place.call1(py, (ranges,))?.extract(py))?;
         Ok(rows.into_iter().map(piece).collect())
     };
     let watch = || Python::attach(|py| py.check_signals());
-    py.detach(|| guarded(|| Ok(copy(&plan, &place, watch))))?.map_err(|error| match error {
+    py.detach(|| guarded(|| Ok(copy(&plan, place, watch))))?.map_err(|error| match error {
         CopyError::Host(error) => os_error(&error),
         CopyError::Place(error) | CopyError::Stopped(error) => error,
         CopyError::Misplaced => {

@@ -269,11 +269,10 @@ def copy_pieces(
     pieces: Sequence[tuple[int, int, int]],
     granularity: int,
     place: Callable[[list[tuple[int, int]]], Sequence[tuple[int, int, int]]],
-    workers: int,
 ) -> None:
     """Copy what files hold of a disk from ``offset`` on, without the interpreter; blocks of zeroes are left out.
 
     Pieces are (descriptor, offset in the file, bytes), in the disk's order; below 0 there is nothing to copy.
     ``place`` turns ranges of the disk, (offset, bytes) each, into pieces that cover them in order; it is called
-    from other threads, one at a time, in the disk's order. OSError of the host, and what ``place`` raises."""
+    by this thread, in the disk's order. OSError of the host, and what ``place`` raises."""
 def core_version() -> str: ...

@@ -34,7 +34,7 @@ def convert(
 
     Args:
         replace: Replace an existing file.
-        files: Writes the target; by default the host's files, synced once at the end.
+        files: Writes the target, and has it stable or not; by default the host's files, synced once at the end.
 
     Raises:
         HostRefused: The target exists, or the host has no room.
@@ -56,7 +56,7 @@ def convert(
             copy(source, target, compress=compress, fresh=True, progress=progress)
         if files is None:
             sync_folder(folder)
-        move_in(folder, path)
+        move_in(folder, path, sync=files is None)
     except OSError as error:
         raise HostRefused(
             f"cannot convert {source.path} into {path}: {error.strerror or error}",
@@ -76,11 +76,17 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def move_in(folder: Path, path: Path) -> None:
-    """Move the files of ``folder`` beside ``path``, the one named like it last, and make that durable."""
+def move_in(folder: Path, path: Path, *, sync: bool = True) -> None:
+    """Move the files of ``folder`` beside ``path``, the one named like it last, and make that durable.
+
+    Args:
+        sync: Wait until it is; a host's file system may then write out all that it has.
+    """
     others: Iterable[Path] = (file for file in folder.iterdir() if file.name != path.name)
     for file in (*others, folder / path.name):
         file.replace(path.parent / file.name)
+    if not sync:
+        return
     fd = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -56,7 +56,7 @@ def copy(
     job = _Job(source, target, cluster, compress=compress, erase=erase)
     workers = 1 if target.sequential else _WORKERS
     if fresh and not compress and target.can_place:
-        left = fill(source, target, granularity=job.granularity, workers=workers, progress=progress)
+        left = fill(source, target, granularity=job.granularity, progress=progress)
         windows: Iterator[MapExtent] = (window for extent in left for window in _cut(extent))
     else:
         windows = _windows(source, select or source.map)

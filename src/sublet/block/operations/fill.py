@@ -10,12 +10,12 @@ from sublet.block.format import Image, MapExtent
 from sublet.block.pieces import OTHER, Piece
 from sublet.core import copy_pieces
 
-_BATCH: Final = 64 << 20
+_BATCH: Final = 128 << 20
 """Bytes of the disk for one call of the core, up to a multiple of it."""
 
 
 def fill(
-    source: Image, target: Image, *, granularity: int, workers: int, progress: Callable[[int, int], None]
+    source: Image, target: Image, *, granularity: int, progress: Callable[[int, int], None]
 ) -> Iterator[MapExtent]:
     """Copy what ``source`` has stored as it is to the same offsets of ``target``, without the interpreter.
 
@@ -24,7 +24,6 @@ def fill(
     Args:
         target: Just made, at least as large, and lost on failure; its ``can_place`` holds.
         granularity: Bytes of the blocks that are looked at, a power of two up to 1 MiB.
-        workers: Threads of the core.
 
     Yields:
         What is left: data that only the source itself can read.
@@ -38,7 +37,7 @@ def fill(
         size = min(_BATCH - offset % _BATCH, source.size - offset)
         pieces = source.stored(offset, size)
         if any(piece.fd >= 0 for piece in pieces):
-            copy_pieces(offset, pieces, granularity, target.place, workers)
+            copy_pieces(offset, pieces, granularity, target.place)
         yield from _others(offset, pieces)
         offset += size
         progress(offset, source.size)
