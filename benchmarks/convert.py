@@ -1,11 +1,12 @@
 """How long a conversion takes, beside ``qemu-img convert``: every pair of formats, a half-full image.
 
-The source holds runs of random bytes and holes of the same length in turn, so that half of it is stored. Each
-round runs both programs once for each pair, with nothing left to be written out when one begins, and after
-memory for the page cache was touched: a virtual host may have given its free memory back, and whoever needs it
-first pays for it. Who begins changes with each round, for the same reason. Neither program waits until the target is on stable storage (``--no-sync``; QEMU
-never does). The target must then hold what the source holds, and a sparse source must not give a full target.
-sublet's modules are compiled before, as pip compiles them.
+The source holds runs of random bytes and holes of the same length in turn, so that half of it is stored.
+Each round runs both programs once for each pair, with nothing left to be written out when one begins, and
+after memory for the page cache was touched: a virtual host may have given its free memory back, and whoever
+needs it first pays for it. Who begins changes with each round, for the same reason. Neither program waits
+until the target is on stable storage (``--no-sync``; QEMU never does). The target must then hold what the
+source holds, and a sparse source must not give a full target. sublet's modules are compiled before, as pip
+compiles them.
 
 The table shows medians in seconds; ``ratio`` above 1 means that sublet is slower. ``best`` is the same of the
 quickest rounds, ``cpu`` of processor seconds: a busy host disturbs both less.
@@ -187,7 +188,8 @@ def measure_all(
     for source, target in pairs:
         row = measure(folder / f"source.{source}", folder / f"target.{target}", rounds, size)
         rows[f"{source}:{target}"] = row
-        widths = {"sublet": 10, "qemu-img": 10, "ratio": 8, "best ratio": 8, "cpu ratio": 8, "storage ratio": 9}
+        widths = {"sublet": 10, "qemu-img": 10, "ratio": 8, "best ratio": 8, "cpu ratio": 8}
+        widths["storage ratio"] = 9
         values = "".join(f"{row[key]:>{width}.2f}" for key, width in widths.items())
         print(f"{source + ':' + target:<14}{values}", flush=True)
     return rows

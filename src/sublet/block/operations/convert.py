@@ -34,7 +34,7 @@ def convert(
 
     Args:
         replace: Replace an existing file.
-        files: Writes the target, and has it stable or not; by default the host's files, synced once at the end.
+        files: Writes the target, and syncs it or not; by default the host's files, synced once at the end.
 
     Raises:
         HostRefused: The target exists, or the host has no room.
