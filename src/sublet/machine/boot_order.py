@@ -26,7 +26,11 @@ _ISA_BRIDGES: Final = {"pc": "isa@1", "q35": "isa@1f"}
 
 
 def boot_paths(board: FirmwareBoard, cards: Sequence[tuple[int, PciDevice]]) -> list[str]:
-    """Names of the devices to try first, in order; the rest is in the order of kinds that the BIOS is told.
+    """Names of the devices to try first, in order.
+
+    The BIOS tries what is not named in the order of kinds that it finds in CMOS RAM. OVMF reads names alone,
+    drops what they leave out, and has an order of its own from earlier runs: once it is given names, it is
+    given all of them.
 
     Args:
         board: The machine, which may have a kernel to start instead.
@@ -38,7 +42,7 @@ def boot_paths(board: FirmwareBoard, cards: Sequence[tuple[int, PciDevice]]) -> 
     config = board.config
     if config.kernel is not None:
         return [] if config.is_uefi else [ROM_BOOT_PATH]
-    if not any(":" in device for device in config.boot):
+    if not config.boot or not (config.is_uefi or any(":" in device for device in config.boot)):
         return []
     known = {
         "disk": _disks(config, _slots(cards, _BLOCK_CLASS)),
@@ -46,7 +50,8 @@ def boot_paths(board: FirmwareBoard, cards: Sequence[tuple[int, PciDevice]]) -> 
         "floppy": _floppies(config),
         "network": [f"{_ROOT}/ethernet@{slot:x}/ethernet-phy@0" for slot in _slots(cards, _ETHERNET_CLASS)],
     }
-    return [path for device in config.boot for path in _find(known, device)]
+    order = [*config.boot, *known] if config.is_uefi else config.boot
+    return list(dict.fromkeys(path for device in order for path in _find(known, device)))
 
 
 def _slots(cards: Sequence[tuple[int, PciDevice]], base_class: int) -> list[int]:
