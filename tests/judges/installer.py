@@ -42,11 +42,14 @@ _MEMORY_MIB: Final = 1024
 _LIMIT_S: Final = 600.0
 _SETTLED_S: Final = 5.0
 _MENU_COLOURS: Final = 200
-"""The menu has a picture behind it; no other screen on the way has as many colours."""
+"""ISOLINUX's menu has a picture behind it; no other screen on the way has as many colours."""
+_GRUB_SIZE: Final = (800, 600)
+"""GRUB's menu is letters alone, in the mode that its configuration sets and the firmware never does."""
 _DIFFERENT: Final = 0.002
 """Share of pixels that may differ: a cursor of one character in 800 by 600, twice."""
 _FIVE_BITS: Final = bytes(value >> 3 for value in range(256))
 _QUESTION: Final = "Select a language"
+_SHIM: Final = "debian-installer/amd64/bootnetx64.efi"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def rows() -> list[Row]:
     cd = ("--cdrom", "{cd}", "--boot", "cdrom", "--net", "none")
     kernel = ("--kernel", str(KERNEL), "--initrd", str(INITRD), "--net", "none", "--append", "console=ttyS0")
     from_network = ("--boot", "network", "--net")
-    pxelinux, shim = f"{network}pxelinux.0", f"{network}debian-installer/amd64/bootnetx64.efi"
+    pxelinux, shim = f"{network}pxelinux.0", f"{network}{_SHIM}"
     table = [
         Row("cd, pc, BIOS", "bios", ("--machine", "pc", *cd)),
         Row("cd, q35, BIOS", "bios", ("--machine", "q35", *cd)),
@@ -102,9 +105,10 @@ class Result:
 class Reference:
     """The two screens as QEMU's TCG shows them, of one kind of firmware."""
 
-    def __init__(self, firmware: str, cd: Path) -> None:
+    def __init__(self, firmware: str, boot: Sequence[str]) -> None:
+        """``boot``: what QEMU starts from, as words for it."""
         with tempfile.TemporaryDirectory() as directory:
-            qemu = Qemu(Path(directory), *_qemu_words(firmware, cd, Path(directory)))
+            qemu = Qemu(Path(directory), *_qemu_words(firmware, Path(directory)), *boot)
             try:
                 self.menu = settled(qemu.picture, is_menu)
                 for down in (True, False):
@@ -114,8 +118,8 @@ class Reference:
                 qemu.close()
 
 
-def _qemu_words(firmware: str, cd: Path, directory: Path) -> list[str]:
-    words = ["-m", str(_MEMORY_MIB), "-device", "VGA,edid=off", "-cdrom", str(cd)]
+def _qemu_words(firmware: str, directory: Path) -> list[str]:
+    words = ["-m", str(_MEMORY_MIB), "-device", "VGA,edid=off"]
     if firmware == "bios":
         return words
     variables = directory / "vars.fd"
@@ -125,6 +129,17 @@ def _qemu_words(firmware: str, cd: Path, directory: Path) -> list[str]:
     return ["-M", "q35", *words, "-drive", flash[0], "-drive", flash[1]]
 
 
+def _qemu_boot(row: Row, cd: Path) -> tuple[str, ...]:
+    """What QEMU starts from: the CD, but for UEFI from the network, where GRUB's menu is another.
+
+    The BIOS's loaders show the same menu from both.
+    """
+    if not row.name.startswith("network") or row.firmware == "bios":
+        return ("-cdrom", str(cd))
+    network = f"user,id=net,tftp={NETBOOT},bootfile={_SHIM}"
+    return ("-netdev", network, "-device", "virtio-net-pci,netdev=net,bootindex=1")
+
+
 def _colours(picture: Picture) -> Counter[bytes]:
     rgb = picture.rgb
     return Counter(rgb[at : at + 3] for at in range(0, len(rgb), 3))
@@ -132,7 +147,8 @@ def _colours(picture: Picture) -> Counter[bytes]:
 
 def is_menu(picture: Picture) -> bool:
     """Whether a boot loader's menu is on the screen."""
-    return len(_colours(picture)) > _MENU_COLOURS
+    colours = len(_colours(picture))
+    return colours > _MENU_COLOURS or ((picture.width, picture.height) == _GRUB_SIZE and colours > 2)
 
 
 def is_question(picture: Picture) -> bool:
@@ -226,7 +242,10 @@ def judge_letters(row: Row, words: Sequence[str]) -> None:
 
 
 def judge(
-    row: Row, media: dict[str, Path], references: dict[str, Reference], pictures: Path | None
+    row: Row,
+    media: dict[str, Path],
+    references: dict[tuple[str, tuple[str, ...]], Reference],
+    pictures: Path | None,
 ) -> Result:
     """Run one row."""
     firmware = ["--firmware", row.firmware] if row.firmware else []
@@ -234,10 +253,11 @@ def judge(
     started = time.monotonic()
     try:
         if row.judged_by == "pixels":
-            if row.firmware not in references:
-                references[row.firmware] = Reference(row.firmware, media["cd"])
+            way = _qemu_boot(row, media["cd"])
+            if (row.firmware, way) not in references:
+                references[row.firmware, way] = Reference(row.firmware, way)
                 started = time.monotonic()
-            judge_pixels(row, words, references[row.firmware], pictures)
+            judge_pixels(row, words, references[row.firmware, way], pictures)
         else:
             judge_letters(row, words)
     except (AssertionError, RuntimeError, SubletError) as error:
@@ -260,7 +280,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XDG_RUNTIME_DIR"] = directory
         media = {"cd": make_cd(Path(directory)), "text": make_cd(Path(directory), text_mode=True)}
-        references: dict[str, Reference] = {}
+        references: dict[tuple[str, tuple[str, ...]], Reference] = {}
         for row in rows():
             if options.only in row.name:
                 results.append(judge(row, media, references, options.pictures))
