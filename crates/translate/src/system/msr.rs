@@ -77,6 +77,8 @@ const ALL: u64 = u64::MAX;
 const MTRR_CAP_VALUE: u64 = 0x508;
 /// MISC_ENABLE: fast strings; branch trace and event-based sampling unavailable.
 const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12;
+/// Fast strings, thermal control, SpeedStep, MONITOR, CPUID limit, xTPR messages, execute disable.
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// HWCR.TscFreqSel: the TSC counts at the P0 frequency.
 const HWCR_VALUE: u64 = 1 << 24;
 
@@ -94,7 +96,7 @@ const STORED: &[Stored] = &[
     stored(0x179, 0x179, Vendor::Any, 0, 0), // MCG_CAP: no banks
     stored(0x17a, 0x17a, Vendor::Any, 0, 7), // MCG_STATUS
     stored(0x198, 0x199, Vendor::Intel, 0, 0xffff), // PERF_STATUS, PERF_CTL
-    stored(0x1a0, 0x1a0, Vendor::Any, MISC_ENABLE_VALUE, 0x0000_0004_0044_0009),
+    stored(0x1a0, 0x1a0, Vendor::Any, MISC_ENABLE_VALUE, MISC_ENABLE_WRITABLE),
     stored(0x1d9, 0x1d9, Vendor::Any, 0, 3),     // DEBUGCTL: LBR, BTF
     stored(0x1db, 0x1de, Vendor::Any, 0, 0),     // last branch and exception records
     stored(0x200, 0x20f, Vendor::Any, 0, ALL),   // MTRR_PHYSBASE, MTRR_PHYSMASK
@@ -181,6 +183,7 @@ impl Cpu {
     pub fn msr_write(&mut self, index: u32, value: u64, host_initiated: bool) -> Option<()> {
         match index {
             msr::TSC => self.write_tsc(value, host_initiated),
+            msr::APIC_BASE if !host_initiated && !self.may_hold_apic_base(value) => return None,
             msr::APIC_BASE => match &self.apic {
                 Some(apic) => apic.set_apic_base(value).ok()?,
                 None => self.write_plain(msr::APIC_BASE, value),
@@ -226,6 +229,13 @@ impl Cpu {
     /// Without an in-core APIC: where it would be, the bootstrap flag, disabled.
     fn apic_base_without_apic(&self) -> u64 {
         self.plain_msrs.get(&msr::APIC_BASE).copied().unwrap_or(0xfee0_0100)
+    }
+
+    /// Whether CPUID offers what a value of IA32_APIC_BASE asks for: the width of the address, x2APIC mode
+    /// (SDM vol. 3A §11.4.4 "Local APIC Status and Location", §11.12.1 "Detecting and Enabling x2APIC Mode").
+    fn may_hold_apic_base(&self, value: u64) -> bool {
+        const X2APIC_MODE: u64 = 1 << 10;
+        value >> self.physical_bits == 0 && (value & X2APIC_MODE == 0 || self.cpuid_bit(1, 0, 2, 21))
     }
 
     fn write_stored(&mut self, index: u32, value: u64, host_initiated: bool) -> Option<()> {
@@ -368,6 +378,18 @@ mod tests {
     }
 
     #[test]
+    fn the_apic_base_has_the_width_and_the_modes_that_cpuid_offers() {
+        let mut cpu = cpu64();
+        let (base, wide) = (0xfee0_0900, 1 << cpu.physical_bits);
+        assert_eq!(write(&mut cpu, msr::APIC_BASE, base | wide), GP);
+        assert_eq!(write(&mut cpu, msr::APIC_BASE, base | wide >> 1), Ok(()));
+        assert_eq!(write(&mut cpu, msr::APIC_BASE, base | 1 << 10), Ok(()));
+        cpu.cpuid.clear();
+        assert_eq!(write(&mut cpu, msr::APIC_BASE, base | 1 << 10), GP);
+        assert_eq!(cpu.msr_write(msr::APIC_BASE, base | 1 << 10, true), Some(()));
+    }
+
+    #[test]
     fn values_are_checked() {
         let mut cpu = cpu64();
         assert_eq!(write(&mut cpu, msr::LSTAR, 1 << 62), GP);
@@ -379,6 +401,8 @@ mod tests {
         assert_eq!(write(&mut cpu, msr::TSC_AUX, 1 << 32), GP);
         assert_eq!(write(&mut cpu, msr::XSS, 1 << 8), GP);
         assert_eq!(write(&mut cpu, msr::EFER, 1 << 20), GP);
+        assert_eq!(write(&mut cpu, msr::MISC_ENABLE, 0x4_00c5_1809), Ok(()));
+        assert_eq!(write(&mut cpu, msr::MISC_ENABLE, 0x4_00c5_1809 | 1 << 35), GP);
         // LME may not change while paging is on; LMA is kept whatever is written.
         assert_eq!(write(&mut cpu, msr::EFER, 0), GP);
         assert_eq!(write(&mut cpu, msr::EFER, 1 << 8 | 1 << 11), Ok(()));
