@@ -92,8 +92,8 @@ pub enum Flush {
     Pcid(u16),
     /// One page of one PCID, without global pages.
     PcidPage(u16, u64),
-    /// CR3 was loaded with the flag that keeps entries (or another PCID became current).
-    SwitchPcid,
+    /// Nothing: from now on this PCID is the current one.
+    Switch(u16),
 }
 
 /// What an event in flight waits for.

@@ -26,10 +26,12 @@ pub enum Optimisation {
     RepeatedStrings,
     /// Code that seldom runs is kept away from the rest.
     ColdCode,
+    /// What is cached of an address space is kept while another one is current.
+    AddressSpaces,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 10] = [
+pub const NAMES: [(&str, Optimisation); 11] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -40,6 +42,7 @@ pub const NAMES: [(&str, Optimisation); 10] = [
     ("interrupt-returns", Optimisation::InterruptReturns),
     ("repeated-strings", Optimisation::RepeatedStrings),
     ("cold-code", Optimisation::ColdCode),
+    ("address-spaces", Optimisation::AddressSpaces),
 ];
 
 /// A set of optimisations.

@@ -1,7 +1,12 @@
 //! Page walks and the software TLBs filled from them.
 
+mod filled;
+mod large_pages;
+mod space;
 pub mod tlb;
 pub mod walk;
+
+pub use space::SpaceId;
 
 use crate::cpu::Flush;
 use std::collections::VecDeque;
@@ -20,8 +25,12 @@ impl Mmu {
     /// code always walks.
     pub fn flush(&mut self, what: Flush) {
         if self.pending.len() >= MAX_PENDING {
-            self.pending.clear();
+            // The last change of the address space counts, whatever is dropped.
+            let is_switch = |flush: &Flush| matches!(flush, Flush::Switch(_));
+            let switch = self.pending.drain(..).rfind(is_switch);
             self.pending.push_back(Flush::All);
+            self.pending.extend(switch);
+            self.pending.extend(is_switch(&what).then_some(what));
             return;
         }
         self.pending.push_back(what);

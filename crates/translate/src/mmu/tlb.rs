@@ -1,11 +1,15 @@
 //! The software TLBs that translated code looks into, and those for code itself.
 
+use super::filled::{tlb_of, FilledEntries};
+use super::large_pages::LargePages;
+use super::space::{
+    AddressSpace, CodePages, CodeTlb, SpaceId, CODE_ENTRIES, CODE_PAGE_WORDS, MAX_ENTRIES, MAX_KEPT, NO_CODE,
+    USER_JUMPS,
+};
 use super::walk::Walk;
 use crate::cpu::Flush;
 use crate::mode::Mode;
-use crate::state::{
-    HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, MMU_INDICES, TLB_ENTRIES,
-};
+use crate::state::{HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, TLB_ENTRIES};
 
 const PAGE_BITS: u32 = 12;
 /// A page address that no canonical access has; its index is 0.
@@ -17,7 +21,7 @@ fn index(la: u64) -> usize {
 
 /// The tag of an empty entry: negated address of a page that no lookup of this index asks for. It is 0
 /// where it can be, so that memory that was never touched holds empty entries.
-fn empty_tag(entry: usize) -> u64 {
+pub(super) fn empty_tag(entry: usize) -> u64 {
     match entry {
         // Page 0 is looked for here, or reached into from the last page of the address space.
         0 | LAST_ENTRY => (NOWHERE + (2 << PAGE_BITS)).wrapping_neg(),
@@ -25,7 +29,7 @@ fn empty_tag(entry: usize) -> u64 {
     }
 }
 
-const LAST_ENTRY: usize = TLB_ENTRIES - 1;
+pub(super) const LAST_ENTRY: usize = TLB_ENTRIES - 1;
 
 impl Tlb {
     fn clear(&mut self) {
@@ -102,110 +106,6 @@ fn clear_jump_entries(cache: &mut JumpCache) {
 const FEW_JUMPS: usize = JUMP_ENTRIES / 8;
 /// Generations are positive 32-bit displacements. Before one returns all links have to go.
 const MAX_GENERATION: u32 = i32::MAX as u32;
-/// Entries of the instruction TLB.
-const CODE_ENTRIES: usize = 256;
-
-/// Log2 of the sizes that large pages have.
-const LARGE_PAGE_BITS: [u32; 3] = [21, 22, 30];
-/// Words of a set of large pages.
-const LARGE_WORDS: usize = 1024;
-
-/// Hashes of large pages. An entry here stands for 4 KiB only, but INVLPG for any address in a
-/// large page ends all that was cached of it (Intel SDM vol. 3A §4.10.4.1).
-#[derive(Debug)]
-struct LargePages {
-    words: Box<[u64; LARGE_WORDS]>,
-    empty: bool,
-}
-
-impl Default for LargePages {
-    fn default() -> Self {
-        Self { words: Box::new([0; LARGE_WORDS]), empty: true }
-    }
-}
-
-impl LargePages {
-    fn place(la: u64, bits: u32) -> (usize, u64) {
-        let key = (la >> bits) << 6 | u64::from(bits);
-        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
-        ((hash / 64) as usize, 1 << (hash % 64))
-    }
-
-    /// Note the page of a walk, if it is large.
-    fn note(&mut self, la: u64, walk: &Walk) {
-        let bits = u32::from(walk.page_bits);
-        if bits > PAGE_BITS {
-            let (word, bit) = Self::place(la, bits);
-            self.words[word] |= bit;
-            self.empty = false;
-        }
-    }
-
-    /// Log2 of the size of the largest page around `la` that may have been noted.
-    fn find(&self, la: u64) -> Option<u32> {
-        let noted = |bits: u32| {
-            let (word, bit) = Self::place(la, bits);
-            self.words[word] & bit != 0
-        };
-        LARGE_PAGE_BITS.into_iter().rev().find(|&bits| !self.empty && noted(bits))
-    }
-
-    fn clear(&mut self) {
-        if !self.empty {
-            *self = Self::default();
-        }
-    }
-}
-
-/// Marked entries of the data TLBs, so that clearing them costs what filling them did.
-#[derive(Debug)]
-struct FilledEntries {
-    /// A bit an entry: by MMU index, then read and write.
-    marks: Box<[[[u64; TLB_ENTRIES / 64]; 2]; MMU_INDICES]>,
-}
-
-impl Default for FilledEntries {
-    /// The first and the last entry are marked: memory that was never touched does not hold their empty tags,
-    /// so the first flush has to write them.
-    fn default() -> Self {
-        let mut marks = Box::new([[[0; TLB_ENTRIES / 64]; 2]; MMU_INDICES]);
-        for words in marks.iter_mut().flatten() {
-            words[0] = 1;
-            words[LAST_ENTRY / 64] |= 1 << (LAST_ENTRY % 64);
-        }
-        Self { marks }
-    }
-}
-
-impl FilledEntries {
-    fn mark(&mut self, mmu: usize, write: bool, entry: usize) {
-        self.marks[mmu][usize::from(write)][entry / 64] |= 1 << (entry % 64);
-    }
-
-    fn unmark(&mut self, mmu: usize, write: bool, entry: usize) {
-        self.marks[mmu][usize::from(write)][entry / 64] &= !(1 << (entry % 64));
-    }
-
-    /// Empty the marked entries, and forget the marks.
-    fn clear_entries(&mut self, hot: &mut HotState) {
-        for (mmu, [reads, writes]) in self.marks.iter_mut().enumerate() {
-            clear_marked(&mut hot.read_tlb[mmu], reads);
-            clear_marked(&mut hot.write_tlb[mmu], writes);
-        }
-    }
-}
-
-fn clear_marked(tlb: &mut Tlb, marks: &mut [u64; TLB_ENTRIES / 64]) {
-    for (word, bits) in marks.iter_mut().enumerate() {
-        let mut left = std::mem::take(bits);
-        while left != 0 {
-            let entry = word * 64 + left.trailing_zeros() as usize;
-            tlb.tag[entry] = empty_tag(entry);
-            left &= left - 1;
-        }
-    }
-}
-
 /// Everything cached of the guest's page tables, outside `HotState`'s arrays.
 #[derive(Debug)]
 pub struct TlbDirectory {
@@ -213,16 +113,24 @@ pub struct TlbDirectory {
     local: FilledEntries,
     /// The same, with global mappings.
     global: FilledEntries,
-    /// Linear page (with the privilege in bit 0) and guest-physical page of recent code.
-    code: Box<[(u64, u64); CODE_ENTRIES]>,
-    /// Hashes of pages that kernel and user code was fetched from since the jump caches were cleared.
-    code_pages: Box<[[u64; CODE_PAGE_WORDS]; 2]>,
+    /// The current address space.
+    space: AddressSpace,
+    /// Others, the one that was current last at the end.
+    kept: Vec<AddressSpace>,
+    /// Whether others are kept.
+    keeps: bool,
+    /// The newest name of an address space.
+    newest_space: SpaceId,
+    /// Kernel code: linear page and guest-physical page.
+    kernel_code: Box<CodeTlb>,
+    /// Hashes of pages that kernel code was fetched from since the jump caches were cleared.
+    kernel_code_pages: Box<CodePages>,
     /// Kernel code was fetched from a page that is not global, or lies at a user address.
     local_kernel_code: bool,
     /// Kernel code of 32 or 16 bits was fetched: it lies anywhere.
     narrow_kernel_code: bool,
-    /// Large pages that data TLB entries were filled from: not global, global.
-    large_data: [LargePages; 2],
+    /// Large pages that global entries of the data TLBs were filled from.
+    large_global_data: LargePages,
     /// Large pages that code was fetched from since the jump caches were cleared.
     large_code: LargePages,
     /// The mode whose blocks each jump cache of 64-bit code holds.
@@ -231,12 +139,16 @@ pub struct TlbDirectory {
     jump_filled: [Vec<u16>; JUMP_CACHES],
     /// Hashes of host pages that write TLB entries were filled from since all were cleared.
     written_pages: Box<[u64; WRITTEN_WORDS]>,
-    /// Numbers of the present generations of kernel and user mappings, see `cache::Link::guard`.
-    generations: [u32; 2],
+    /// The number of the present generation of kernel mappings, see `cache::Link::guard`.
+    kernel_generation: u32,
+    /// The newest number of a generation.
+    newest_generation: u32,
     /// All numbers have been used once: links of the first would seem to hold. Cleared by who drops them.
     pub generations_over: bool,
     /// Flushes of everything, of non-global entries, of single pages, of all jump caches.
     pub flushes: [u64; 4],
+    /// Changes of the address space, and those that brought a kept one back.
+    pub switches: [u64; 2],
 }
 
 /// Words of the set of written pages.
@@ -247,31 +159,11 @@ fn written_hash(host_page: u64) -> (usize, u64) {
     ((hash / 64) as usize, 1 << (hash % 64))
 }
 
-const NO_CODE: (u64, u64) = (u64::MAX, 0);
-
 impl Default for TlbDirectory {
     fn default() -> Self {
-        Self {
-            local: Default::default(),
-            global: Default::default(),
-            code: Box::new([NO_CODE; CODE_ENTRIES]),
-            code_pages: Box::new([[0; CODE_PAGE_WORDS]; 2]),
-            local_kernel_code: false,
-            narrow_kernel_code: false,
-            large_data: Default::default(),
-            large_code: LargePages::default(),
-            jump_modes: [None; JUMP_CACHES],
-            jump_filled: std::array::from_fn(|_| vec![0]),
-            written_pages: Box::new([0; WRITTEN_WORDS]),
-            generations: [1; 2],
-            generations_over: false,
-            flushes: [0; 4],
-        }
+        Self::new(true)
     }
 }
-
-/// Words of the set of code pages: 131072 hashes, so that a large program's thousands leave most of them clear.
-const CODE_PAGE_WORDS: usize = 2048;
 
 fn page_hash(la: u64) -> (usize, u64) {
     let hash = (la >> PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 47;
@@ -279,6 +171,42 @@ fn page_hash(la: u64) -> (usize, u64) {
 }
 
 impl TlbDirectory {
+    /// Nothing cached; `keeps`: address spaces are kept while others are current.
+    pub fn new(keeps: bool) -> Self {
+        Self {
+            local: Default::default(),
+            global: Default::default(),
+            space: AddressSpace { generation: 1, ..AddressSpace::new(0, SpaceId(1)) },
+            kept: Vec::with_capacity(MAX_KEPT),
+            keeps,
+            newest_space: SpaceId(1),
+            kernel_code: Box::new([NO_CODE; CODE_ENTRIES]),
+            kernel_code_pages: Box::new([0; CODE_PAGE_WORDS]),
+            local_kernel_code: false,
+            narrow_kernel_code: false,
+            large_global_data: LargePages::default(),
+            large_code: LargePages::default(),
+            jump_modes: [None; JUMP_CACHES],
+            jump_filled: std::array::from_fn(|_| vec![0]),
+            written_pages: Box::new([0; WRITTEN_WORDS]),
+            kernel_generation: 1,
+            newest_generation: 1,
+            generations_over: false,
+            flushes: [0; 4],
+            switches: [0; 2],
+        }
+    }
+
+    /// Which mappings that are not global are cached at present.
+    pub fn space(&self) -> SpaceId {
+        self.space.id
+    }
+
+    fn next_space(&mut self) -> SpaceId {
+        self.newest_space = SpaceId(self.newest_space.0 + 1);
+        self.newest_space
+    }
+
     /// Let translated code reach a page directly.
     pub fn fill_data(
         &mut self,
@@ -296,7 +224,8 @@ impl TlbDirectory {
             self.written_pages[word] |= bit;
         }
         let entry = index(la);
-        self.large_data[usize::from(walk.global)].note(la, walk);
+        let large = if walk.global { &mut self.large_global_data } else { &mut self.space.large_data };
+        large.note(la, walk);
         let (filled, other) = if walk.global {
             (&mut self.global, &mut self.local)
         } else {
@@ -309,16 +238,21 @@ impl TlbDirectory {
     /// The guest-physical page that code at a linear address was last fetched from.
     pub fn find_code(&self, la: u64, user: bool) -> Option<u64> {
         let key = (la & !0xfff) | u64::from(user);
-        let (tag, page) = self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)];
+        let code = if user { &self.space.code } else { &self.kernel_code };
+        let (tag, page) = code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)];
         (tag == key).then_some(page)
     }
 
     /// Remember where code at a linear address is; `wide`: of 64 bits.
     pub fn fill_code(&mut self, la: u64, user: bool, wide: bool, walk: &Walk) {
         let key = (la & !0xfff) | u64::from(user);
-        self.code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, walk.gpa & !0xfff);
+        let (code, pages) = match user {
+            true => (&mut self.space.code, &mut self.space.code_pages),
+            false => (&mut self.kernel_code, &mut self.kernel_code_pages),
+        };
+        code[(la >> PAGE_BITS) as usize & (CODE_ENTRIES - 1)] = (key, walk.gpa & !0xfff);
         let (word, bit) = page_hash(la);
-        self.code_pages[usize::from(user)][word] |= bit;
+        pages[word] |= bit;
         self.large_code.note(la, walk);
         self.local_kernel_code |= !user && (!walk.global || (wide && la >> 63 == 0));
         self.narrow_kernel_code |= !user && !wide;
@@ -406,17 +340,19 @@ impl TlbDirectory {
     /// Forget all blocks.
     pub fn clear_jumps(&mut self, hot: &mut HotState) {
         self.flushes[3] += 1;
-        self.next_generation(hot, false);
-        self.next_generation(hot, true);
         for cache in 0..JUMP_CACHES {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
         }
-        *self.code_pages = [[0; CODE_PAGE_WORDS]; 2];
+        self.kernel_code.fill(NO_CODE);
+        self.kernel_code_pages.fill(0);
         self.local_kernel_code = false;
         self.narrow_kernel_code = false;
         self.large_code.clear();
-        self.code.fill(NO_CODE);
+        self.kept.iter_mut().for_each(AddressSpace::forget_code);
+        self.space.forget_code();
+        self.kernel_generation = self.next_generation();
+        self.set_generations(hot);
     }
 
     /// Make stores to a host page take the slow path: it now holds code.
@@ -428,19 +364,25 @@ impl TlbDirectory {
         for tlb in &mut hot.write_tlb {
             tlb.clear_host_page(host_page);
         }
+        self.kept.iter_mut().for_each(|space| space.protect_host_page(host_page));
     }
 
     /// As [`Self::protect_host_page`], for all pages.
     pub fn protect_all(&mut self, hot: &mut HotState) {
         hot.write_tlb.iter_mut().for_each(Tlb::clear);
+        self.kept.iter_mut().for_each(AddressSpace::protect_all);
     }
 
     /// Carry out a flush.
     pub fn flush(&mut self, hot: &mut HotState, what: Flush) {
         match what {
             Flush::All => self.flush_all(hot),
-            Flush::NonGlobal | Flush::SwitchPcid | Flush::Pcid(_) => self.flush_local(hot),
-            Flush::Page(la) | Flush::PcidPage(_, la) => self.flush_page(hot, la),
+            Flush::NonGlobal => self.flush_local(hot),
+            Flush::Pcid(pcid) if pcid == self.space.pcid => self.flush_space(hot),
+            Flush::PcidPage(pcid, la) if pcid == self.space.pcid => self.flush_page(hot, la),
+            Flush::Pcid(pcid) | Flush::PcidPage(pcid, _) => self.forget_kept(pcid),
+            Flush::Page(la) => self.flush_page(hot, la),
+            Flush::Switch(pcid) => self.switch(hot, pcid),
         }
     }
 
@@ -449,43 +391,158 @@ impl TlbDirectory {
         self.local.clear_entries(hot);
         self.global.clear_entries(hot);
         self.written_pages.fill(0);
-        self.large_data.iter_mut().for_each(LargePages::clear);
+        self.large_global_data.clear();
+        self.kept.clear();
+        let id = self.next_space();
+        self.space.forget(id);
         self.clear_jumps(hot);
     }
 
+    /// Everything but what is global, of all address spaces.
     fn flush_local(&mut self, hot: &mut HotState) {
+        for kept in 0..self.kept.len() {
+            let id = self.next_space();
+            self.kept[kept].forget(id);
+        }
+        self.flush_space(hot);
+    }
+
+    /// Everything but what is global, of the current address space.
+    fn flush_space(&mut self, hot: &mut HotState) {
         self.flushes[1] += 1;
         self.local.clear_entries(hot);
-        self.large_data[0].clear();
+        self.space.large_data.clear();
+        self.space.id = self.next_space();
         if self.local_kernel_code {
             return self.clear_jumps(hot);
         }
         self.clear_user_jumps(hot);
     }
 
-    /// End all links across pages of user or kernel code.
-    fn next_generation(&mut self, hot: &mut HotState, user: bool) {
-        let generation = &mut self.generations[usize::from(user)];
-        self.generations_over |= *generation == MAX_GENERATION;
-        *generation = *generation % MAX_GENERATION + 1;
-        hot.negated_generations[usize::from(user)] = u64::from(*generation).wrapping_neg();
+    /// The current PCID is this one. If it came to be by other means than [`Flush::Switch`], nothing is kept.
+    pub fn agree(&mut self, hot: &mut HotState, pcid: u16) {
+        if pcid != self.space.pcid {
+            self.flush_local(hot);
+            self.kept.clear();
+            self.space.pcid = pcid;
+        }
+    }
+
+    fn forget_kept(&mut self, pcid: u16) {
+        let id = self.next_space();
+        self.kept.iter_mut().filter(|space| space.pcid == pcid).for_each(|space| space.forget(id));
+    }
+
+    /// Make another address space the current one.
+    fn switch(&mut self, hot: &mut HotState, pcid: u16) {
+        if !self.keeps || self.local_kernel_code {
+            self.flush_local(hot);
+            self.agree(hot, pcid);
+        }
+        if pcid == self.space.pcid {
+            return;
+        }
+        self.switches[0] += 1;
+        let next = self.take_kept(pcid);
+        let mut last = std::mem::replace(&mut self.space, next);
+        self.put_away(hot, &mut last);
+        self.kept.push(last);
+        self.bring_back(hot);
+        self.set_generations(hot);
+    }
+
+    /// The kept address space of a PCID, or one of which nothing is known, made of the oldest if there are many.
+    fn take_kept(&mut self, pcid: u16) -> AddressSpace {
+        if let Some(place) = self.kept.iter().position(|space| space.pcid == pcid) {
+            self.switches[1] += 1;
+            return self.kept.remove(place);
+        }
+        let id = self.next_space();
+        if self.kept.len() < MAX_KEPT {
+            return AddressSpace::new(pcid, id);
+        }
+        let mut oldest = self.kept.remove(0);
+        oldest.forget(id);
+        oldest.pcid = pcid;
+        oldest
+    }
+
+    /// Take the entries of what was the current address space out of the TLBs and jump caches.
+    fn put_away(&mut self, hot: &mut HotState, space: &mut AddressSpace) {
+        self.local.take_entries(hot, |entry| {
+            if space.entries.len() < MAX_ENTRIES {
+                space.entries.push(entry);
+            }
+        });
+        space.jump_mode = self.jump_modes[USER_JUMPS[0]].take();
+        for (cache, jumps) in USER_JUMPS.into_iter().zip(&mut space.jumps) {
+            if self.jump_filled[cache].len() <= MAX_ENTRIES {
+                for &entry in &self.jump_filled[cache] {
+                    let empty = JumpEntry::empty(entry.into());
+                    let jump = std::mem::replace(&mut hot.jump[cache][usize::from(entry)], empty);
+                    if jump.host != 0 {
+                        jumps.push((entry, jump));
+                    }
+                }
+            }
+            self.clear_jump_cache(hot, cache);
+        }
+    }
+
+    /// Fill TLBs and jump caches with what was kept of the current address space.
+    fn bring_back(&mut self, hot: &mut HotState) {
+        for kept in self.space.entries.drain(..) {
+            let (mmu, entry) = (usize::from(kept.tlb / 2), usize::from(kept.entry));
+            // What every address space has in common goes first.
+            if !self.global.is_marked(mmu, kept.writes(), entry) {
+                let tlb = tlb_of(hot, kept.tlb.into());
+                (tlb.tag[entry], tlb.addend[entry]) = (kept.tag, kept.addend);
+                self.local.mark(mmu, kept.writes(), entry);
+            }
+        }
+        self.jump_modes[USER_JUMPS[0]] = self.space.jump_mode.take();
+        for (cache, jumps) in USER_JUMPS.into_iter().zip(&mut self.space.jumps) {
+            for (entry, jump) in jumps.drain(..) {
+                hot.jump[cache][usize::from(entry)] = jump;
+                self.jump_filled[cache].push(entry);
+            }
+        }
+    }
+
+    /// A number that no link across pages has.
+    fn next_generation(&mut self) -> u32 {
+        if self.newest_generation == MAX_GENERATION {
+            self.generations_over = true;
+            self.kept.iter_mut().for_each(|space| space.generation = 0);
+        }
+        self.newest_generation = self.newest_generation % MAX_GENERATION + 1;
+        self.newest_generation
+    }
+
+    /// Let the links across pages hold that were made under the present mappings, and no others.
+    fn set_generations(&mut self, hot: &mut HotState) {
+        if self.space.generation == 0 {
+            self.space.generation = self.next_generation();
+        }
+        hot.negated_generations =
+            [self.kernel_generation, self.space.generation].map(|number| u64::from(number).wrapping_neg());
     }
 
     /// The number of the present mappings, which links across pages from code of `mode` hold for.
     pub fn generation(&self, mode: Mode) -> u32 {
-        self.generations[usize::from(mode.cpl() == 3)]
+        match mode.cpl() {
+            3 => self.space.generation,
+            _ => self.kernel_generation,
+        }
     }
 
     fn clear_user_jumps(&mut self, hot: &mut HotState) {
-        self.next_generation(hot, true);
-        for cache in [0, 3] {
+        for cache in USER_JUMPS {
             self.clear_jump_cache(hot, cache);
             self.jump_modes[cache] = None;
         }
-        for entry in self.code.iter_mut().filter(|entry| entry.0 & 1 == 1) {
-            *entry = NO_CODE;
-        }
-        self.code_pages[1] = [0; CODE_PAGE_WORDS];
+        self.space.forget_code();
+        self.set_generations(hot);
     }
 
     fn flush_page(&mut self, hot: &mut HotState, la: u64) {
@@ -493,7 +550,8 @@ impl TlbDirectory {
         for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
             tlb.clear_page(la);
         }
-        if let Some(bits) = self.large_data.iter().filter_map(|pages| pages.find(la)).max() {
+        let large = [&self.large_global_data, &self.space.large_data];
+        if let Some(bits) = large.into_iter().filter_map(|pages| pages.find(la)).max() {
             for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
                 tlb.clear_region(la, bits);
             }
@@ -503,9 +561,9 @@ impl TlbDirectory {
         }
         let (word, bit) = page_hash(la);
         let maybe_kernel = la >> 63 != 0 || self.local_kernel_code || self.narrow_kernel_code;
-        if maybe_kernel && self.code_pages[0][word] & bit != 0 {
+        if maybe_kernel && self.kernel_code_pages[word] & bit != 0 {
             self.clear_jumps(hot);
-        } else if self.code_pages[1][word] & bit != 0 {
+        } else if self.space.code_pages[word] & bit != 0 {
             self.clear_user_jumps(hot);
         }
     }
@@ -554,12 +612,15 @@ mod tests {
     #[test]
     fn generations_end() {
         let mut cpu = crate::cpu::Cpu::new(std::sync::Arc::new(sublet_memory::GuestMemory::new()));
-        let mut tlb =
-            super::TlbDirectory { generations: [5, super::MAX_GENERATION - 1], ..Default::default() };
+        let mut tlb = super::TlbDirectory {
+            newest_generation: super::MAX_GENERATION - 2,
+            ..super::TlbDirectory::default()
+        };
         tlb.clear_jumps(&mut cpu.state.hot);
         assert!(!tlb.generations_over);
         tlb.clear_jumps(&mut cpu.state.hot);
-        assert!(tlb.generations_over && tlb.generations == [7, 1]);
+        assert!(tlb.generations_over);
+        assert_eq!([tlb.kernel_generation, tlb.space.generation], [1, 2]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::emit::{Assembler, Host};
 use crate::mmu::tlb::TlbDirectory;
 use crate::mmu::walk::is_canonical;
 use crate::mode::Mode;
+use crate::optimisations::Optimisation;
 use crate::state::{flag, CpuState, HotState, SegmentRegister};
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -150,6 +151,7 @@ impl VcpuCore {
         let (cache, registration) = code_cache()?;
         let requests = Arc::new(Requests::default());
         let number = shared.add_vcpu(requests.clone())?;
+        let keeps_spaces = shared.optimisations.has(Optimisation::AddressSpaces);
         let mut core = Box::new(Self {
             cpu,
             shared,
@@ -160,7 +162,7 @@ impl VcpuCore {
             marks: HashMap::new(),
             unconfirmed: Vec::new(),
             fetched: Box::new([[0xff; PAGE]; 2]),
-            tlb: TlbDirectory::default(),
+            tlb: TlbDirectory::new(keeps_spaces),
             counters: Counters::default(),
             carried_out: super::tally::Tally::default(),
             stopped: None,
@@ -379,6 +381,8 @@ impl VcpuCore {
         while let Some(flush) = self.cpu.mmu.take_pending() {
             self.tlb.flush(&mut self.cpu.state.hot, flush);
         }
+        let pcid = self.cpu.pcid();
+        self.tlb.agree(&mut self.cpu.state.hot, pcid);
     }
 
     fn code_breakpoint(&mut self) -> Option<Next> {

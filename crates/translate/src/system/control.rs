@@ -224,10 +224,19 @@ impl Cpu {
             self.mmu.flush(Flush::NonGlobal);
             return;
         }
+        let pcid = (new & PCID_MASK) as u16;
         if !keep {
-            self.mmu.flush(Flush::Pcid((new & PCID_MASK) as u16));
+            self.mmu.flush(Flush::Pcid(pcid));
         }
-        self.mmu.flush(Flush::SwitchPcid);
+        self.mmu.flush(Flush::Switch(pcid));
+    }
+
+    /// The current process-context identifier: 0 unless CR4.PCIDE is set.
+    pub fn pcid(&self) -> u16 {
+        match self.state.cr4 & cr4::PCIDE != 0 {
+            true => (self.state.cr3 & PCID_MASK) as u16,
+            false => 0,
+        }
     }
 
     /// The bits of CR4 that CPUID says exist.
