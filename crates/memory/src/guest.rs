@@ -55,6 +55,8 @@ pub struct Memslot {
     ram: Arc<RamBlock>,
     ram_offset: u64,
     dirty: Box<[AtomicU64]>,
+    /// Unlike that of any slot of this memory before.
+    serial: u64,
 }
 
 impl Memslot {
@@ -96,6 +98,8 @@ pub struct HostPage {
     pub log_dirty: bool,
     /// The page holds translated code: each store must be seen.
     pub code: bool,
+    /// Tells the slot from all others that there have been, those with the same number and RAM among them.
+    pub slot: u64,
 }
 
 /// All RAM of one virtual machine, by guest-physical address.
@@ -104,6 +108,8 @@ pub struct GuestMemory {
     slots: ArcSwap<Vec<Arc<Memslot>>>,
     changing: Mutex<()>,
     generation: AtomicU64,
+    /// Slots made so far.
+    made: AtomicU64,
     watcher: OnceLock<Arc<dyn CodeWatcher>>,
     /// Bits of addresses that are forced to zero: bit 20 while the A20 gate is closed.
     grounded: AtomicU64,
@@ -217,6 +223,7 @@ impl GuestMemory {
             ram,
             ram_offset,
             dirty: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            serial: self.made.fetch_add(1, Ordering::Relaxed),
         });
         self.replace(|slots| {
             slots.retain(|other| other.slot != slot);
@@ -243,6 +250,7 @@ impl GuestMemory {
             readonly: slot.readonly,
             log_dirty: slot.log_dirty && slot.dirty[word].load(Ordering::Relaxed) & bit == 0,
             code: slot.code_marks(gpa).load(Ordering::SeqCst) != 0,
+            slot: slot.serial,
         })
     }
 

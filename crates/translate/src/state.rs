@@ -211,6 +211,8 @@ pub struct JumpEntry {
     pub host: u64,
     /// RIP of byte 0 of the block's page.
     pub rip_page: u64,
+    /// The block's number.
+    pub block: u32,
 }
 
 /// Where indirect branches look up their target, by guest RIP.

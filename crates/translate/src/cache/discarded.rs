@@ -3,8 +3,8 @@
 //! A full cache has hundreds of thousands of blocks, each with memory of its own: to free all of it at once would
 //! stop the guest for tens of milliseconds.
 
-use super::{AddressMap, Block, BlockId};
-use std::collections::hash_map;
+use super::pages::Forgotten;
+use super::Block;
 use std::vec;
 
 /// Blocks freed for each one that is made: a cache that fills has freed the last one's long before it is full.
@@ -14,7 +14,7 @@ const AT_A_TIME: usize = 8;
 #[derive(Debug)]
 struct Load {
     blocks: vec::IntoIter<Block>,
-    pages: hash_map::IntoIter<u64, Vec<BlockId>>,
+    pages: Forgotten,
 }
 
 /// Blocks that nobody asks for any more.
@@ -22,16 +22,16 @@ struct Load {
 pub struct Discarded(Vec<Load>);
 
 impl Discarded {
-    /// Take over the blocks of a cache, and its lists of them by page.
-    pub fn add(&mut self, blocks: Vec<Block>, pages: AddressMap<u64, Vec<BlockId>>) {
-        self.0.push(Load { blocks: blocks.into_iter(), pages: pages.into_iter() });
+    /// Take over the blocks of a cache, and what it kept of their pages.
+    pub fn add(&mut self, blocks: Vec<Block>, pages: Forgotten) {
+        self.0.push(Load { blocks: blocks.into_iter(), pages });
     }
 
     /// Free some.
     pub fn free_some(&mut self) {
         let Some(load) = self.0.last_mut() else { return };
         load.blocks.by_ref().take(AT_A_TIME).for_each(drop);
-        load.pages.by_ref().take(AT_A_TIME).for_each(drop);
+        load.pages.free_some(AT_A_TIME);
         if load.blocks.len() + load.pages.len() == 0 {
             self.0.pop();
         }

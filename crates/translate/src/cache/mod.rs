@@ -3,17 +3,21 @@
 mod discarded;
 mod index;
 mod memory;
+mod pages;
 mod perf_map;
 mod translation;
 
 pub use index::Known;
 pub use memory::{CodeMemory, BLOCK_ALIGN};
+pub use pages::Home;
 pub use translation::{Location, NewLink, Translation};
 
+use crate::frontend::MAX_INSTRUCTION_BYTES;
 use crate::mode::Mode;
 use discarded::Discarded;
 use iced_x86::Instruction;
 use index::BlockIndex;
+use pages::CodePages;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -66,6 +70,17 @@ pub struct Block {
     incoming: Vec<u32>,
     /// How often a shared check failed for want of one page that holds its range.
     blamed: u8,
+}
+
+impl Block {
+    /// The bytes of `page` that it was made of, as its first page and as its second; maybe more of the latter.
+    fn ranges_in(&self, page: u64) -> [(usize, usize); 2] {
+        let from = (self.gpa & 0xfff) as usize;
+        let first = (from, from + usize::from(self.guest_length));
+        let is_first = self.gpa & !0xfff == page;
+        let is_second = self.second_page == Some(page);
+        [if is_first { first } else { (0, 0) }, if is_second { (0, MAX_INSTRUCTION_BYTES) } else { (0, 0) }]
+    }
 }
 
 /// Counters.
@@ -121,7 +136,7 @@ pub struct CodeCache {
     links: Vec<Link>,
     system: Vec<Instruction>,
     by_address: BlockIndex,
-    by_page: AddressMap<u64, Vec<BlockId>>,
+    pages: CodePages,
     discarded: Discarded,
     /// Blocks that are translated without shared checks.
     unshared: AddressMap<(u64, u32), ()>,
@@ -145,7 +160,7 @@ impl CodeCache {
             links: Vec::new(),
             system: Vec::new(),
             by_address: BlockIndex::default(),
-            by_page: AddressMap::default(),
+            pages: CodePages::default(),
             discarded: Discarded::default(),
             unshared: AddressMap::default(),
             epoch: 0,
@@ -180,13 +195,6 @@ impl CodeCache {
         &self.blocks[id as usize]
     }
 
-    /// The live block whose code starts at a host address.
-    pub fn find_by_host(&self, host: u64) -> Option<BlockId> {
-        let offset = host.checked_sub(self.memory.base())? as usize;
-        let id = self.blocks.binary_search_by_key(&offset, |block| block.host_offset).ok()?;
-        self.blocks[id].alive.then_some(id as BlockId)
-    }
-
     /// Host address of a block's entry.
     pub fn host_address(&self, known: Known) -> u64 {
         self.memory.base() + u64::from(known.host_offset)
@@ -204,7 +212,33 @@ impl CodeCache {
 
     /// Whether the page at `page` (aligned) holds live blocks.
     pub fn page_has_code(&self, page: u64) -> bool {
-        self.by_page.get(&page).is_some_and(|blocks| !blocks.is_empty())
+        self.pages.has_code(page)
+    }
+
+    /// Where the code at `page` was read, see [`Self::read_from`].
+    pub fn home(&self, page: u64) -> Option<Home> {
+        self.pages.home(page)
+    }
+
+    /// The code at `page` is being read from `home`; `None`: no memory answers. Blocks read from elsewhere go.
+    pub fn read_from(&mut self, page: u64, home: Option<Home>) {
+        for id in self.pages.read_from(page, home) {
+            self.kill_live(id);
+        }
+    }
+
+    /// Drop the blocks of pages whose home is no longer what `home` says.
+    pub fn follow(&mut self, home: impl Fn(u64) -> Option<Home>) {
+        for id in self.pages.strayed(home) {
+            self.kill_live(id);
+        }
+    }
+
+    /// A block on two pages may have been dropped for the other one.
+    fn kill_live(&mut self, id: BlockId) {
+        if self.blocks[id as usize].alive {
+            self.kill(id);
+        }
     }
 
     /// Add a block; `None` when the cache is full and must be cleared first.
@@ -255,10 +289,7 @@ impl CodeCache {
         });
         let known = Known { block: id, host_offset: host_offset as u32, straddles: second_page.is_some() };
         self.by_address.insert(gpa, mode, known);
-        self.by_page.entry(gpa & !0xfff).or_default().push(id);
-        if let Some(page) = second_page {
-            self.by_page.entry(page).or_default().push(id);
-        }
+        self.note_pages(id);
         Some(known)
     }
 
@@ -325,26 +356,29 @@ impl CodeCache {
     /// Drop every block that covers a byte of `gpa .. gpa + size` (within one page).
     /// Returns whether any was dropped.
     pub fn invalidate(&mut self, gpa: u64, size: u64) -> bool {
-        let page = gpa & !0xfff;
-        let Some(blocks) = self.by_page.get(&page) else { return false };
-        let hit: Vec<BlockId> = blocks
-            .iter()
-            .copied()
-            .filter(|&id| {
-                let block = self.block(id);
-                let first_page = block.gpa & !0xfff == page;
-                // A straddling block is dropped by any store near the start of its second page.
-                if first_page {
-                    block.gpa < gpa + size && gpa < block.gpa + u64::from(block.guest_length)
-                } else {
-                    gpa & 0xfff < 16
-                }
-            })
-            .collect();
-        for &id in &hit {
-            self.kill(id);
+        let (page, from) = (gpa & !0xfff, (gpa & 0xfff) as usize);
+        let to = from + size as usize;
+        let near = self.pages.blocks_at(page, from, to);
+        if near.is_empty() {
+            return false;
         }
+        let overlaps = |range: (usize, usize)| range.0 < to && from < range.1;
+        let hits = |&id: &BlockId| self.block(id).ranges_in(page).into_iter().any(overlaps);
+        let hit: Vec<BlockId> = near.iter().copied().filter(hits).collect();
+        for &id in &hit {
+            self.kill_live(id);
+        }
+        let blocks = &self.blocks;
+        self.pages.cover_only(page, |id| blocks[id as usize].ranges_in(page));
         !hit.is_empty()
+    }
+
+    fn note_pages(&mut self, id: BlockId) {
+        let block = &self.blocks[id as usize];
+        let first = block.gpa & !0xfff;
+        for page in [Some(first), block.second_page.filter(|&page| page != first)].into_iter().flatten() {
+            self.pages.add(page, id, block.ranges_in(page));
+        }
     }
 
     fn kill(&mut self, id: BlockId) {
@@ -370,9 +404,7 @@ impl CodeCache {
         self.memory.patch_start(host, jump);
         self.by_address.remove(gpa, mode);
         for page in [Some(gpa & !0xfff), second].into_iter().flatten() {
-            if let Some(blocks) = self.by_page.get_mut(&page) {
-                blocks.retain(|&other| other != id);
-            }
+            self.pages.remove(page, id);
         }
         self.statistics.invalidated += 1;
     }
@@ -408,7 +440,7 @@ impl CodeCache {
     /// Forget everything.
     pub fn clear(&mut self) {
         self.memory.truncate(self.preamble);
-        self.discarded.add(std::mem::take(&mut self.blocks), std::mem::take(&mut self.by_page));
+        self.discarded.add(std::mem::take(&mut self.blocks), self.pages.take());
         self.links.clear();
         self.system.clear();
         self.by_address.clear();

@@ -93,7 +93,7 @@ impl JumpEntry {
     /// Only entry 0 is looked into for RIP 0, which is what untouched memory would stand for.
     fn empty(entry: usize) -> Self {
         let rip: u64 = if entry == 0 { NOWHERE } else { 0 };
-        Self { tag: rip.wrapping_neg(), host: 0, rip_page: 0 }
+        Self { tag: rip.wrapping_neg(), host: 0, rip_page: 0, block: 0 }
     }
 }
 
@@ -258,14 +258,15 @@ impl TlbDirectory {
         self.narrow_kernel_code |= !user && !wide;
     }
 
-    /// Remember the block for an indirect branch to `rip`.
-    pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, host: u64, rip_page: u64) {
+    /// Remember the block for an indirect branch to `rip`: the number of one, its host address and RIP page.
+    pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, to: (u32, u64, u64)) {
         let Some(cache) = mode.jump_cache() else { return };
         self.keep_jumps_of(hot, mode);
         let key = jump_key(mode, rip);
         let first = jump_index(key, JUMP_ROTATIONS[0]);
         let before = hot.jump[cache][first];
-        self.put_jump(hot, cache, first, JumpEntry { tag: key.wrapping_neg(), host, rip_page });
+        let (block, host, rip_page) = to;
+        self.put_jump(hot, cache, first, JumpEntry { tag: key.wrapping_neg(), host, rip_page, block });
         let old_key = before.tag.wrapping_neg();
         if before.host != 0 && old_key != key && jump_index(old_key, JUMP_ROTATIONS[0]) == first {
             self.put_jump(hot, cache, jump_index(old_key, JUMP_ROTATIONS[1]), before);
@@ -279,14 +280,14 @@ impl TlbDirectory {
         hot.jump[cache][entry] = what;
     }
 
-    /// The block remembered for an indirect branch to `rip`: its host address and RIP page.
-    pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u64, u64)> {
+    /// The block remembered for an indirect branch to `rip`: its number, host address and RIP page.
+    pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u32, u64, u64)> {
         let right_mode = |&cache: &usize| !mode.is64() || self.jump_modes[cache] == Some(mode);
         let cache = mode.jump_cache().filter(right_mode)?;
         let key = jump_key(mode, rip);
         let entries = JUMP_ROTATIONS.map(|rotation| &hot.jump[cache][jump_index(key, rotation)]);
         let found = entries.into_iter().find(|entry| entry.tag == key.wrapping_neg())?;
-        Some((found.host, found.rip_page))
+        Some((found.block, found.host, found.rip_page))
     }
 
     /// Forget the block remembered for `rip`.
@@ -598,13 +599,13 @@ mod tests {
         let (mut tlb, hot, mode) = (super::TlbDirectory::default(), &mut cpu.state.hot, Mode(0x3a));
         let (first, second) = (0x1_0100, 0x2_00fe);
         assert_eq!(super::jump_index(first, JUMP_ROTATIONS[0]), super::jump_index(second, JUMP_ROTATIONS[0]));
-        tlb.fill_jump(hot, mode, first, 1, 0x1_0000);
-        tlb.fill_jump(hot, mode, second, 2, 0x2_0000);
-        assert_eq!(tlb.find_jump(hot, mode, first), Some((1, 0x1_0000)));
-        assert_eq!(tlb.find_jump(hot, mode, second), Some((2, 0x2_0000)));
+        tlb.fill_jump(hot, mode, first, (7, 1, 0x1_0000));
+        tlb.fill_jump(hot, mode, second, (8, 2, 0x2_0000));
+        assert_eq!(tlb.find_jump(hot, mode, first), Some((7, 1, 0x1_0000)));
+        assert_eq!(tlb.find_jump(hot, mode, second), Some((8, 2, 0x2_0000)));
         tlb.forget_jump(hot, mode, first);
         assert_eq!(tlb.find_jump(hot, mode, first), None);
-        tlb.fill_jump(hot, mode, first, 3, 0x1_0000);
+        tlb.fill_jump(hot, mode, first, (9, 3, 0x1_0000));
         tlb.clear_jumps(hot);
         assert!([first, second].iter().all(|&rip| tlb.find_jump(hot, mode, rip).is_none()));
     }

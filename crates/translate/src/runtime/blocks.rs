@@ -23,8 +23,8 @@ const NO_ROOM_CODE: u32 = 2;
 /// A block to enter.
 pub(super) struct Found {
     pub(super) host: u64,
-    /// Its number, unless it was found in a jump cache.
-    pub(super) block: Option<BlockId>,
+    /// Its number; it may have been dropped.
+    pub(super) block: BlockId,
 }
 
 impl VcpuCore {
@@ -32,9 +32,9 @@ impl VcpuCore {
     pub(super) fn block_at_rip(&mut self) -> Result<Found, Stop> {
         self.take_stores();
         let rip = self.cpu.state.rip;
-        if let Some((host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode(), rip) {
+        if let Some((block, host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode(), rip) {
             self.cpu.state.hot.rip_page = rip_page;
-            return Ok(Found { host, block: None });
+            return Ok(Found { host, block });
         }
         self.counters.lookups += 1;
         let la = self.linear_rip();
@@ -52,8 +52,8 @@ impl VcpuCore {
         }
         let host = self.cache.host_address(known);
         let mode = self.mode();
-        self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, host, rip_page);
-        Ok(Found { host, block: Some(known.block) })
+        self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, (known.block, host, rip_page));
+        Ok(Found { host, block: known.block })
     }
 
     /// Whether part of the block lies beyond the limit of CS.

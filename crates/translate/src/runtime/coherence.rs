@@ -8,11 +8,20 @@
 use super::blocks::PAGE;
 use super::requests::Stores;
 use super::vcpu::VcpuCore;
+use crate::cache::Home;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use sublet_memory::CodeMark;
 
 /// More unconfirmed pages than this are not kept: all code goes.
 const MAX_UNCONFIRMED: usize = 256;
+
+/// A page that this vCPU hears of stores to.
+pub(super) struct Marked {
+    _mark: CodeMark,
+    /// The guest-physical addresses at which code of it was read.
+    pages: Vec<u64>,
+}
 
 /// A page that stores may reach unheard.
 pub(super) struct Unconfirmed {
@@ -32,12 +41,17 @@ impl VcpuCore {
     pub(super) fn fetch_code(&mut self, gpa: u64, size: usize, which: usize) {
         let start = (gpa & 0xfff) as usize;
         let range = start..(start + size).min(PAGE);
-        let Some(host) = self.cpu.memory.host_page(gpa).map(|page| page.host as u64) else {
+        let page = gpa & !0xfff;
+        let home = self.home_now(page);
+        self.cache.read_from(page, home);
+        let Some(Home { host, .. }) = home else {
             // No memory answers: the bus floats.
             return self.fetched[which][range].fill(0xff);
         };
-        if !self.marks.contains_key(&host) {
-            self.mark_page(gpa & !0xfff, host);
+        match self.marks.get_mut(&host) {
+            Some(marked) if marked.pages.contains(&page) => {}
+            Some(marked) => marked.pages.push(page),
+            None => self.mark_page(page, host),
         }
         if let Some(place) = self.unconfirmed.iter().position(|other| other.host == host) {
             self.compare(place);
@@ -48,10 +62,29 @@ impl VcpuCore {
         let _ = self.cpu.memory.read(gpa, &mut self.fetched[which][range]);
     }
 
+    /// What is at a guest page's address.
+    fn home_now(&self, page: u64) -> Option<Home> {
+        self.cpu.memory.host_page(page).map(|page| Home { slot: page.slot, host: page.host as u64 })
+    }
+
+    /// Memslots have changed: drop the code of pages that are others now.
+    pub(super) fn follow_memslots(&mut self) {
+        if !self.unconfirmed.is_empty() {
+            // They are compared by their addresses.
+            return self.clear_code();
+        }
+        let memory = &self.cpu.memory;
+        self.cache.follow(|page| {
+            memory.host_page(page).map(|page| Home { slot: page.slot, host: page.host as u64 })
+        });
+        let cache = &self.cache;
+        self.marks.retain(|_, marked| marked.pages.iter().any(|&page| cache.page_has_code(page)));
+    }
+
     /// From now on hear of stores to a page.
     fn mark_page(&mut self, page: u64, host: u64) {
         let Some((mark, ticket)) = self.shared.mark_code(self.number, page) else { return };
-        self.marks.insert(host, mark);
+        self.marks.insert(host, Marked { _mark: mark, pages: vec![page] });
         self.tlb.protect_host_page(&mut self.cpu.state.hot, host);
         // No host address is in use here, between two blocks.
         self.take_protections();
@@ -108,9 +141,9 @@ impl VcpuCore {
 
     /// Stop hearing of stores to a page that holds no more code.
     pub(super) fn release_page(&mut self, page: u64) {
-        let Some(host) = self.cpu.memory.host_page(page).map(|page| page.host as u64) else { return };
-        let has_code = |&alias: &u64| self.cache.page_has_code(alias);
-        if !self.cpu.memory.aliases(page).iter().any(has_code) {
+        let Some(Home { host, .. }) = self.cache.home(page) else { return };
+        let Some(marked) = self.marks.get(&host) else { return };
+        if !marked.pages.iter().any(|&page| self.cache.page_has_code(page)) {
             self.unconfirmed.retain(|other| other.host != host);
             self.marks.remove(&host);
         }

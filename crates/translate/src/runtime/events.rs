@@ -92,7 +92,7 @@ impl VcpuCore {
         self.cpu.mmu.flush(crate::cpu::Flush::All);
         self.apply_flushes();
         if self.requests.remapped.swap(false, Ordering::SeqCst) {
-            self.clear_code();
+            self.follow_memslots();
         }
         self.mode_stale = true;
         self.requests.flush.store(false, Ordering::SeqCst);

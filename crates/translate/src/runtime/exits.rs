@@ -107,10 +107,9 @@ impl VcpuCore {
             Err(Stop::Exception(exception)) => return self.raise(exception),
             Err(Stop::Exit(exit)) => return Next::Leave(exit),
         };
-        let block = found.block.or_else(|| self.cache.find_by_host(found.host));
         let generation = self.tlb.generation(self.mode());
-        if let Some(block) = block.filter(|_| self.cache.epoch == epoch) {
-            self.cache.connect(number, block, generation);
+        if self.cache.epoch == epoch {
+            self.cache.connect(number, found.block, generation);
         }
         Next::Enter(found.host)
     }

@@ -1,7 +1,7 @@
 //! A vCPU's run loop.
 
 use super::blocks::PAGE;
-use super::coherence::Unconfirmed;
+use super::coherence::{Marked, Unconfirmed};
 use super::entry::{self, exit};
 use super::gs::GsBase;
 use super::requests::Requests;
@@ -22,7 +22,6 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use sublet_engine::{EngineError, Exit, Result};
-use sublet_memory::CodeMark;
 
 pub(super) const PANIC_CODE: u32 = 1;
 const RESUME_FLAG: u64 = flag::RF;
@@ -96,7 +95,7 @@ pub struct VcpuCore {
     /// All code translated by this vCPU; no other thread touches it.
     pub(super) cache: CodeCache,
     /// Marks of the pages that `cache` holds code of, by host address.
-    pub(super) marks: HashMap<u64, CodeMark>,
+    pub(super) marks: HashMap<u64, Marked>,
     pub(super) unconfirmed: Vec<Unconfirmed>,
     /// Where code is read to be translated: of a block's page, and of the one after it.
     pub(super) fetched: Box<[[u8; PAGE]; 2]>,
