@@ -63,7 +63,7 @@ fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	@$(PIP) install --quiet --only-binary :all: atheris 2>/dev/null || \
 	  echo "==> no atheris for this Python: fuzzing without the guidance of coverage"
 	@for target in tests/fuzz/fuzz_*.py; do \
-	  echo "==> $$target for $$SUBLET_FUZZ_SECONDS s"; $(BIN)/python "$$target"; done
+	  echo "==> $$target for $$SUBLET_FUZZ_SECONDS s"; PYTHONPATH=. $(BIN)/python "$$target"; done
 	@echo "==> decoder to emitter for $$SUBLET_FUZZ_SECONDS s"
 	@cargo test --release --locked --quiet --package sublet-translate --test instructions
 	@echo "==> frames of a hostile machine for $$SUBLET_FUZZ_SECONDS s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -13,14 +14,17 @@ import pytest
 from tests.guests import kernels
 from tests.guests.code_fuzz import code_fuzz
 from tests.guests.conftest import StartGuest
+from tests.guests.fuzzed_machine import fuzz_machine
 from tests.guests.register_fuzz import register_fuzz
 from tests.integration.guest import Guest
+from tests.integration.test_firmware import needs_bios, needs_uefi
 
 pytestmark = pytest.mark.guest
 
 RESIDENT_LIMIT_KIB = 512 * 1024
 DEFINED_ENDS = {0, 80, 81, 82, 130}
 CODE_FUZZ_S = 5.0
+FIRMWARE_FUZZ_S = 4.0
 
 
 def boot(start_guest: StartGuest, directory: Path, source: str, *flags: str) -> Guest:
@@ -134,6 +138,20 @@ def test_random_values_in_every_register(start_guest: StartGuest, tmp_path: Path
     counters = statistics(guest)
     assert counters["exits.pio_out"] > 1000, guest.report("it did not get far")
     assert counters["exits.mmio_write"] > 1000, guest.report("it did not get far")
+
+
+@needs_bios
+@pytest.mark.parametrize(("machine", "cpus", "leave"), [("pc", 1, "key"), ("q35", 2, "signal")])
+def test_random_values_in_every_register_under_the_bios(
+    tmp_path: Path, machine: str, cpus: int, leave: str
+) -> None:
+    fuzz_machine(tmp_path, machine, "bios", cpus=cpus, seconds=FIRMWARE_FUZZ_S, leave=leave)
+
+
+@needs_uefi
+@pytest.mark.skipif(shutil.which("mformat") is None, reason="needs the package mtools")
+def test_random_values_in_every_register_under_uefi(tmp_path: Path) -> None:
+    fuzz_machine(tmp_path, "q35", "uefi", cpus=1, seconds=FIRMWARE_FUZZ_S, leave="key")
 
 
 def test_random_code_with_every_privilege(start_guest: StartGuest, tmp_path: Path) -> None:
