@@ -31,7 +31,7 @@ pub fn transfer(
     }
     // SAFETY: the pieces lie in slots that `view` keeps, and a guest's memory is shared by nature.
     let done = unsafe { disk.transfer(offset, size, &mut pieces, direction) };
-    if direction == Direction::FromDisk {
+    if direction != Direction::ToDisk {
         // Also after a failure: a part may have been stored.
         segments.iter().for_each(|(gpa, size)| memory.written(&view, *gpa, *size));
     }

@@ -56,6 +56,19 @@ pub(crate) fn outcome(count: libc::ssize_t) -> io::Result<Option<usize>> {
     }
 }
 
+/// A file without a name, of a file system rather than of memory, where reads that must not wait are known.
+#[cfg(test)]
+pub(crate) fn on_disk() -> std::fs::File {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("sublet-block-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).open(&path).expect("there is a folder for it");
+    std::fs::remove_file(path).expect("it was made");
+    file
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

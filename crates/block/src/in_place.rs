@@ -21,6 +21,8 @@ const ALL_ALLOCATED: u64 = 0xffff_ffff;
 pub enum Direction {
     /// From the disk into memory.
     FromDisk,
+    /// As `FromDisk`, but only what the host has in its own memory: nothing waits for its disk.
+    FromCache,
     /// From memory to the disk.
     ToDisk,
 }
@@ -52,6 +54,8 @@ pub struct Extent {
 /// answers, and so it does while the gate is shut.
 pub struct InPlace {
     fd: Option<RawFd>,
+    /// The file goes through the host's page cache.
+    cached: bool,
     layout: Layout,
     size: AtomicU64,
     writable: AtomicBool,
@@ -72,6 +76,7 @@ impl InPlace {
     pub fn new(fd: Option<RawFd>, layout: Layout, size: u64, writable: bool) -> Self {
         Self {
             fd,
+            cached: fd.is_some_and(goes_through_cache),
             layout,
             size: size.into(),
             writable: writable.into(),
@@ -171,9 +176,11 @@ impl InPlace {
     /// An error of the host is not told: the format makes the request again and meets it, too.
     ///
     /// # Safety
-    /// Each piece is good for what is done with it: stores for `FromDisk`, loads for `ToDisk`.
+    /// Each piece is good for what is done with it: loads for `ToDisk`, stores for the others.
     pub unsafe fn transfer(&self, offset: u64, size: u64, pieces: &mut Pieces, direction: Direction) -> bool {
-        let Some(fd) = self.fd else { return false };
+        let Some(fd) = self.fd.filter(|_| self.cached || direction != Direction::FromCache) else {
+            return false;
+        };
         let Some(_pass) = self.gate.enter() else { return false };
         let mut extents = Vec::new();
         if self.find(offset, size, direction == Direction::ToDisk, &mut extents).is_none() {
@@ -186,12 +193,20 @@ impl InPlace {
             let moved = unsafe {
                 match direction {
                     Direction::FromDisk => part.read_at(fd, extent.offset),
+                    Direction::FromCache => part.read_cached_at(fd, extent.offset),
                     Direction::ToDisk => part.write_at(fd, extent.offset),
                 }
             };
             moved.is_ok()
         })
     }
+}
+
+/// Whether a file is not past the page cache (O_DIRECT), where a read that must not wait waits all the same.
+fn goes_through_cache(fd: RawFd) -> bool {
+    // SAFETY: no memory is involved; a descriptor that is not open is an error.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_DIRECT == 0
 }
 
 /// Where a cluster is in the file, if it is there plainly.

@@ -82,6 +82,24 @@ impl Pieces {
         Ok(())
     }
 
+    /// Fill the pieces from `offset` of a file on with what the host has in memory, without waiting for its disk.
+    ///
+    /// # Errors
+    /// Some of it is not in memory, is past the file's end, or the host cannot say. Pieces may be filled.
+    ///
+    /// # Safety
+    /// As for [`Self::read_at`].
+    pub unsafe fn read_cached_at(&self, fd: RawFd, offset: u64) -> io::Result<()> {
+        let (pieces, count) = self.rest();
+        let size: usize = self.list[self.first..].iter().map(|piece| piece.iov_len).sum();
+        // SAFETY: the caller's promise, and `count` pieces are there.
+        let moved = unsafe { libc::preadv2(fd, pieces, count, offset as libc::off64_t, libc::RWF_NOWAIT) };
+        match outcome(moved)? {
+            Some(moved) if moved == size => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     /// # Safety
     /// As for [`Self::read_at`].
     unsafe fn zero(&mut self) {
@@ -141,6 +159,22 @@ mod tests {
         unsafe { pieces(&mut target).read_at(file.as_raw_fd(), 5) }.expect("it is open");
         assert_eq!(target[..count], source[..]);
         assert_eq!(target[count], [0; 3]);
+    }
+
+    #[test]
+    fn what_is_in_memory_is_read_at_once_and_the_end_is_not() {
+        let (file, mut source) = (crate::file::on_disk(), [[1, 2, 3], [4, 5, 6]]);
+        // SAFETY: the pieces are of `source`, which nothing else uses meanwhile.
+        unsafe { pieces(&mut source).write_at(file.as_raw_fd(), 7) }.expect("there is room");
+        let mut target = [[0; 3]; 2];
+        // SAFETY: as above.
+        match unsafe { pieces(&mut target).read_cached_at(file.as_raw_fd(), 7) } {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return,
+            said => said.expect("it is in memory"),
+        }
+        assert_eq!(target, source);
+        // SAFETY: as above.
+        unsafe { pieces(&mut target).read_cached_at(file.as_raw_fd(), 8) }.expect_err("it ends before");
     }
 
     #[test]

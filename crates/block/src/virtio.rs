@@ -25,6 +25,8 @@ const HEADER_SIZE: u64 = 16;
 const SECTOR: u64 = 512;
 /// Bytes of one request; larger ones are for the device model, which takes them apart.
 const MAX_BYTES: u64 = 64 << 20;
+/// Bytes of one request that are served without waiting: copying more would keep the vCPU too long.
+const MAX_BYTES_AT_ONCE: u64 = 64 << 10;
 
 /// Where a queue is, and how far the device has come in it. All positions wrap at 2^16.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +63,9 @@ pub struct Share {
     pub limit: u16,
     /// Whether writes are.
     pub writes: bool,
+    /// Whether the host's disk may be waited for. Otherwise only small reads of what the host has in memory
+    /// are served: so a vCPU may do it on its way.
+    pub wait: bool,
 }
 
 /// A request that can be served.
@@ -80,7 +85,7 @@ pub fn serve(memory: &GuestMemory, ring: &Ring, disk: &InPlace, share: Share) ->
     let mut request = Request::default();
     let mut served = 0;
     while served < share.limit && ring.is_sound() {
-        let Some(written) = serve_one(memory, ring, disk, served, share.writes, &mut request) else { break };
+        let Some(written) = serve_one(memory, ring, disk, served, share, &mut request) else { break };
         if give_back(memory, ring, served, request.head, written).is_none() {
             break;
         }
@@ -99,17 +104,21 @@ fn serve_one(
     ring: &Ring,
     disk: &InPlace,
     ahead: u16,
-    writes: bool,
+    share: Share,
     request: &mut Request,
 ) -> Option<u32> {
     parse(&memory.view(), ring, ahead, request)?;
-    let direction = request.direction.filter(|way| writes || *way == Direction::FromDisk)?;
+    let data: u64 = request.data.iter().map(|(_, size)| size).sum();
+    let direction = match request.direction? {
+        Direction::ToDisk => Some(Direction::ToDisk).filter(|_| share.writes && share.wait),
+        _ if share.wait => Some(Direction::FromDisk),
+        _ => Some(Direction::FromCache).filter(|_| data <= MAX_BYTES_AT_ONCE),
+    }?;
     if !transfer(disk, memory, request.offset, &request.data, direction) {
         return None;
     }
     memory.write(request.status, &[S_OK]).ok()?;
-    let data: u64 = request.data.iter().map(|(_, size)| size).sum();
-    Some(if direction == Direction::FromDisk { data as u32 + 1 } else { 1 })
+    Some(if direction == Direction::ToDisk { 1 } else { data as u32 + 1 })
 }
 
 /// Put a chain into the used ring, not yet counted there.
@@ -233,8 +242,8 @@ fn complete(view: &MemoryView, chain: &Chain, request: &mut Request) -> Option<(
 /// Leave the segments that the request moves, and see that they are whole sectors.
 fn keep_data(readable: usize, request: &mut Request) -> Option<()> {
     match request.direction? {
-        Direction::FromDisk => drop(request.data.drain(..readable)),
         Direction::ToDisk => request.data.truncate(readable),
+        _ => drop(request.data.drain(..readable)),
     }
     let size = request.data.iter().map(|(_, size)| size).sum::<u64>();
     (size % SECTOR == 0 && size <= MAX_BYTES).then_some(())
@@ -257,7 +266,7 @@ mod tests {
     const HEADERS: u64 = 0x4000;
     const STATUS: u64 = 0x5000;
     const DATA: u64 = 0x10000;
-    const DISK: u64 = 64 << 10;
+    const DISK: u64 = 128 << 10;
     const QUEUE: u16 = 8;
 
     struct Guest {
@@ -324,7 +333,11 @@ mod tests {
         }
 
         fn serve(&self) -> u16 {
-            serve(&self.memory, &self.ring, &self.disk, Share { limit: 16, writes: true })
+            serve(&self.memory, &self.ring, &self.disk, Share { limit: 16, writes: true, wait: true })
+        }
+
+        fn serve_at_once(&self) -> u16 {
+            serve(&self.memory, &self.ring, &self.disk, Share { limit: 16, writes: true, wait: false })
         }
     }
 
@@ -418,6 +431,26 @@ mod tests {
         assert_eq!(guest.serve(), 0);
         guest.descriptor(0x6000, 0, HEADERS, 16, DESC_F_NEXT);
         assert_eq!(guest.serve(), 1);
+    }
+
+    #[test]
+    fn without_waiting_small_reads_alone_are_served() {
+        let mut guest = guest();
+        let file = crate::file::on_disk();
+        file.write_all_at(&[5; DISK as usize], 0).expect("there is room");
+        guest.disk = InPlace::new(Some(file.as_raw_fd()), Layout::Flat, DISK, true);
+        guest.request(T_OUT, 2, 1024);
+        assert_eq!(guest.serve_at_once(), 0);
+        guest.request(T_IN, 0, MAX_BYTES_AT_ONCE as u32 + 512);
+        assert_eq!(guest.serve_at_once(), 0);
+        guest.request(T_IN, 2, 1024);
+        // A host that does not know such reads serves none.
+        if guest.serve_at_once() == 1 {
+            assert_eq!(guest.get::<1025>(DATA)[1023..], [5, 0]);
+            assert_eq!(guest.get(STATUS), [0]);
+        } else {
+            assert_eq!(guest.get(STATUS), [0xff]);
+        }
     }
 
     #[test]

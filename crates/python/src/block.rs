@@ -185,12 +185,20 @@ impl PyInPlace {
         self.places.gate.open();
     }
 
-    fn serve(&self, py: Python<'_>, memory: &Bound<'_, PyAny>, ring: RingRow, limit: u16) -> PyResult<u16> {
+    #[pyo3(signature = (memory, ring, limit, *, wait = true))]
+    fn serve(
+        &self,
+        py: Python<'_>,
+        memory: &Bound<'_, PyAny>,
+        ring: RingRow,
+        limit: u16,
+        wait: bool,
+    ) -> PyResult<u16> {
         let Ok(memory) = memory.cast::<PyGuestMemory>() else { return Ok(0) };
         let memory = &memory.get().memory;
         let (size, desc_table, avail_ring, used_ring, indirect, next_avail, next_used) = ring;
         let ring = Ring { size, desc_table, avail_ring, used_ring, indirect, next_avail, next_used };
-        let share = Share { limit, writes: self.writes };
+        let share = Share { limit, writes: self.writes, wait };
         py.detach(|| guarded(|| Ok(serve(memory, &ring, &self.places, share))))
     }
 

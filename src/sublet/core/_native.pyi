@@ -121,8 +121,12 @@ class InPlace:
         """Let nothing begin, and wait until nothing is under way. Calls add up."""
     def open(self) -> None:
         """Undo one ``shut``."""
-    def serve(self, memory: object, ring: tuple[int, int, int, int, bool, int, int], limit: int) -> int:
+    def serve(
+        self, memory: object, ring: tuple[int, int, int, int, bool, int, int], limit: int, *, wait: bool = True
+    ) -> int:
         """Serve plain reads and writes from a virtio block queue's next request on; returns how many.
+
+        Without ``wait`` only small reads of what the host has in memory, so that a vCPU's thread may do it.
 
         ``ring``: size, descriptor table, available ring, used ring, indirect tables allowed, positions of
         the next chain to take and to return. The caller moves both on. ``memory`` has to be the core's.

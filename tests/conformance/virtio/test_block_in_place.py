@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from sublet.block.layers import Throttle, Writethrough
 from sublet.block.live import Drive
 from sublet.devices.virtio.block import VirtioBlock
 from sublet.engine import Engine, RamBlock
-from sublet.testing import InlineExecutor, RamDisk, VirtioDriver
+from sublet.hw import Executor
+from sublet.testing import InlineExecutor, ManualExecutor, RamDisk, VirtioDriver
 from sublet.testing.memory import FakeGuestMemory
 
 SIZE: Final = 1 << 20
@@ -38,8 +40,10 @@ class CountingImage:
 class Disk:
     """A started device and a driver that asks synchronously, one indirect chain a request."""
 
-    def __init__(self, image: object, memory: FakeGuestMemory | None = None) -> None:
-        device = VirtioBlock(image, InlineExecutor())  # type: ignore[arg-type]
+    def __init__(
+        self, image: object, memory: FakeGuestMemory | None = None, executor: Executor | None = None
+    ) -> None:
+        device = VirtioBlock(image, executor or InlineExecutor())  # type: ignore[arg-type]
         self.driver = VirtioDriver(device, memory)
         self.driver.start()
 
@@ -126,3 +130,29 @@ def test_layers_see_what_concerns_them(
     assert top.calls == reads
     assert disk.request(WRITE, 5, b"y" * 4096, 0)[0] == 0
     assert top.calls == writes
+
+
+def _reads_without_waiting(path: Path) -> bool:
+    """Whether the host's file system can say that a read would wait."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(512)], 0, os.RWF_NOWAIT) > 0
+        except OSError:
+            return False
+
+
+def test_what_the_host_has_in_memory_is_read_on_the_drivers_own_thread(
+    tmp_path: Path, counting: CountingImage, memory: FakeGuestMemory
+) -> None:
+    if not _reads_without_waiting(tmp_path / "disk.qcow2"):
+        pytest.skip(f"the file system of {tmp_path} does not know reads that do not wait (RWF_NOWAIT)")
+    executor = ManualExecutor()
+    disk = Disk(counting, memory, executor)
+    executor.run()
+    assert disk.request(READ, 5, b"", 4096) == (0, bytes(4096), 4097)
+    assert not executor.pending
+    assert disk.driver.line.level
+    with pytest.raises(ValueError, match="not enough values"):
+        disk.request(WRITE, 5, b"x" * 4096, 0)
+    assert executor.run() == 1
+    assert len(disk.driver.queues[0].used()) == 1
