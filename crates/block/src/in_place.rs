@@ -39,6 +39,41 @@ pub enum Layout {
         /// Entries of 16 bytes, with a bitmap of subclusters.
         extended: bool,
     },
+    /// Clusters of `1 << bits` bytes that need not be aligned in the file, named by tables of
+    /// [`PLACES`] entries in QCOW2's shape.
+    Places {
+        /// Logarithm of a cluster's bytes.
+        bits: u32,
+    },
+}
+
+/// Entries of a table of [`Layout::Places`].
+pub const PLACES: usize = 1 << PLACES_BITS;
+const PLACES_BITS: u32 = 9;
+
+/// What looking a cluster up takes.
+#[derive(Clone, Copy)]
+struct Shape {
+    bits: u32,
+    table_bits: u32,
+    extended: bool,
+    /// Bytes that a cluster's place in the file is a multiple of.
+    alignment: u64,
+}
+
+impl Layout {
+    fn shape(self) -> Option<Shape> {
+        match self {
+            Self::Flat => None,
+            Self::Clusters { bits, extended } => {
+                let entry_bits = if extended { 4 } else { 3 };
+                Some(Shape { bits, table_bits: bits - entry_bits, extended, alignment: 1 << bits })
+            }
+            Self::Places { bits } => {
+                Some(Shape { bits, table_bits: PLACES_BITS, extended: false, alignment: 1 })
+            }
+        }
+    }
 }
 
 /// Bytes that lie side by side in the file.
@@ -132,12 +167,11 @@ impl InPlace {
             return None;
         }
         let end = offset + size;
-        let Layout::Clusters { bits, extended } = self.layout else {
+        let Some(shape) = self.layout.shape() else {
             extents.push(Extent { offset, size });
             return Some(());
         };
-        let entry_bits = if extended { 4 } else { 3 };
-        let table_bits = bits - entry_bits;
+        let Shape { bits, table_bits, .. } = shape;
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let mut at = offset;
         while at < end {
@@ -145,7 +179,7 @@ impl InPlace {
             let table = tables.get(&(cluster >> table_bits))?;
             table.touch();
             let index = (cluster & ((1 << table_bits) - 1)) as usize;
-            let host = place(table, index, bits, extended, write)?;
+            let host = place(table, index, shape, write)?;
             let inside = at & ((1 << bits) - 1);
             let piece = ((1 << bits) - inside).min(end - at);
             append(extents, Extent { offset: host + inside, size: piece });
@@ -210,13 +244,13 @@ fn goes_through_cache(fd: RawFd) -> bool {
 }
 
 /// Where a cluster is in the file, if it is there plainly.
-fn place(table: &Table, index: usize, bits: u32, extended: bool, write: bool) -> Option<u64> {
-    let entry = table.get(if extended { 2 * index } else { index });
-    if extended && table.get(2 * index + 1) != ALL_ALLOCATED {
+fn place(table: &Table, index: usize, shape: Shape, write: bool) -> Option<u64> {
+    let entry = table.get(if shape.extended { 2 * index } else { index });
+    if shape.extended && table.get(2 * index + 1) != ALL_ALLOCATED {
         return None;
     }
     let host = entry & OFFSET_MASK;
-    let plain = host != 0 && host & ((1 << bits) - 1) == 0 && entry & (COMPRESSED | ZERO) == 0;
+    let plain = host != 0 && host & (shape.alignment - 1) == 0 && entry & (COMPRESSED | ZERO) == 0;
     let own = !write || (entry & COPIED != 0 && table.writable());
     (plain && own).then_some(host)
 }
@@ -292,11 +326,31 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_between_two_clusters_names_none() {
+    fn an_entry_between_two_clusters_names_none_unless_it_may() {
         let disk = disk(&[COPIED | 0x1200], false);
         let table = disk.places.tables.read().expect("nobody panicked")[&0].clone();
-        assert_eq!(place(&table, 0, 9, false, true), Some(0x1200));
-        assert_eq!(place(&table, 0, 12, false, true), None);
+        let find = |layout: Layout| place(&table, 0, layout.shape().expect("it has clusters"), true);
+        assert_eq!(find(Layout::Clusters { bits: 9, extended: false }), Some(0x1200));
+        assert_eq!(find(Layout::Clusters { bits: 12, extended: false }), None);
+        assert_eq!(find(Layout::Places { bits: 12 }), Some(0x1200));
+    }
+
+    #[test]
+    fn places_are_in_tables_of_their_own_size() {
+        let mut disk = disk(&[COPIED | 0x200], false);
+        disk.places.layout = Layout::Places { bits: BITS };
+        let size = 2 * PLACES as u64 * CLUSTER;
+        disk.places.resize(size);
+        let mut extents = Vec::new();
+        assert!(disk.places.find(0, 1, true, &mut extents).is_some());
+        assert!(disk.places.find(PLACES as u64 * CLUSTER, 1, false, &mut extents).is_none());
+        let mut owned = vec![0u64; PLACES];
+        owned[1] = COPIED | 0x400;
+        let entries = owned.as_mut_ptr();
+        // SAFETY: the vector is the owner, and is not changed.
+        disk.places.attach(1, unsafe { Table::new(entries, PLACES, true, Box::new(owned)) });
+        disk.places.find((PLACES as u64 + 1) * CLUSTER + 7, 1, true, &mut extents).expect("it is there");
+        assert_eq!(extents, [Extent { offset: 0x407, size: 1 }]);
     }
 
     #[test]

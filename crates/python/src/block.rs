@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 use pyo3::Borrowed;
 use std::sync::Arc;
 use sublet_block::dma;
-use sublet_block::in_place::{Direction, InPlace, Layout};
+use sublet_block::in_place::{Direction, InPlace, Layout, PLACES};
 use sublet_block::pieces::Pieces;
 use sublet_block::table::{store, Table};
 use sublet_block::virtio::{serve, Ring, Share};
@@ -92,6 +92,20 @@ impl PyInPlace {
             return Err(InvalidError::new_err(format!("clusters of 2^{bits} bytes")));
         }
         Ok(Self::new(fd, Layout::Clusters { bits, extended }, size, writable))
+    }
+
+    #[staticmethod]
+    fn places(fd: Option<i32>, size: u64, bits: u32) -> PyResult<Self> {
+        if !(9..=30).contains(&bits) {
+            return Err(InvalidError::new_err(format!("clusters of 2^{bits} bytes")));
+        }
+        Ok(Self::new(fd, Layout::Places { bits }, size, false))
+    }
+
+    #[classattr]
+    #[pyo3(name = "PLACES")]
+    fn places_of_a_table() -> usize {
+        PLACES
     }
 
     fn reads_only(&self) -> Self {

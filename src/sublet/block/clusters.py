@@ -21,6 +21,7 @@ from sublet.block.format import MapExtent
 from sublet.block.hostfile import HostFile
 from sublet.block.pieces import PARENT, Piece, is_plain, stored_in
 from sublet.block.pieces import ZERO as ZERO_PIECE
+from sublet.block.places import Places
 
 UNALLOCATED = -1
 """In place of a cluster's offset in the file: what lies below answers."""
@@ -70,6 +71,8 @@ class ClusterStore(ABC):
         self._page_entries = page_entries
         self._empty_page = array("I", [self._empty_entry]) * page_entries
         self._pages = EntryPages(file, page_entries)
+        self.places: Places | None = None
+        """Told where clusters are, if the store is the whole disk."""
         self._table_lock = lock
         self._flush_lock = threading.Lock()
         self._file_size = file.size()
@@ -223,13 +226,26 @@ class ClusterStore(ABC):
         cluster, skip = divmod(offset, self.cluster_size)
         with self._table_lock:
             if skip + size > self.cluster_size:
-                return self._runs(offset, size)
+                runs = self._runs(offset, size)
+                self._tell(offset, runs)
+                return runs
             number, within = divmod(cluster, self._page_entries)
             page = self._page_offset(number)
             if page is None:
                 return ((UNALLOCATED, size),)
             host = self._locate(self._pages.page(page)[within])
+            if self.places is not None and host >= 0:
+                self.places.found(cluster, host)
         return ((host + skip if host >= 0 else host, size),)
+
+    def _tell(self, offset: int, runs: Sequence[Run]) -> None:
+        """Say where the clusters of a range are, which begins at ``offset``."""
+        for host, size in runs if self.places is not None else ():
+            first, skip = divmod(offset, self.cluster_size)
+            if host >= 0 and self.places is not None:
+                for number in range(-(-(skip + size) // self.cluster_size)):
+                    self.places.found(first + number, host - skip + number * self.cluster_size)
+            offset += size
 
     def _runs(self, offset: int, size: int, *, first_only: bool = False) -> list[Run]:
         """Where the range is, in order; adjacent parts merged. ``first_only``: the first run, perhaps cut."""

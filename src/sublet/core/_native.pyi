@@ -91,6 +91,11 @@ class InPlace:
     @staticmethod
     def clusters(fd: int | None, size: int, bits: int, extended: bool, writable: bool) -> InPlace:
         """QCOW2's clusters of ``1 << bits`` bytes, named by the tables that are attached."""
+    @staticmethod
+    def places(fd: int | None, size: int, bits: int) -> InPlace:
+        """Clusters of ``1 << bits`` bytes, named by tables of ``PLACES`` entries in QCOW2's shape, anywhere in
+        the file; read-only at first."""
+    PLACES: int
     def reads_only(self) -> InPlace:
         """The same, for reads."""
     def read(self, offset: int, size: int) -> bytes | None: ...

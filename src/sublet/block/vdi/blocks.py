@@ -91,6 +91,8 @@ class Blocks(ClusterStore):
         """Change the map, from the next ``flush`` on in the file too."""
         number, within = divmod(block, _PAGE_ENTRIES)
         self._pages.set(self._page_offset(number), within, entry)
+        if self.places is not None:
+            self.places.gone(block)
 
     def use(self) -> tuple[bytearray, int]:
         """A byte for each block of the file that says whether the map has it, and the highest one or -1.

@@ -22,6 +22,7 @@ from sublet.block.format import (
 )
 from sublet.block.hostfile import HostFile, HostFiles
 from sublet.block.pieces import Piece
+from sublet.block.places import Places
 from sublet.block.vdi import check as checker
 from sublet.block.vdi.blocks import Blocks
 from sublet.block.vdi.layout import (
@@ -38,6 +39,7 @@ from sublet.block.vdi.layout import (
 )
 from sublet.block.vdi.parent import find_parent, parent_comment, read_header
 from sublet.block.vdi.resize import resize
+from sublet.core import InPlace
 from sublet.errors import CorruptImage, UsageError
 
 _PIECE: Final = 1 << 20
@@ -76,6 +78,8 @@ class VdiImage(Image):
             raise
         below = self._read_below if header.kind is Kind.DIFFERENCING else None
         self._blocks = Blocks(self._file, header, size=size, lock=self._lock, below=below)
+        self._places = self._blocks.places = Places(self._file, size, header.block_size)
+        self.in_place: InPlace = self._places.in_place
 
     @property
     def blocks(self) -> Blocks:
@@ -136,7 +140,7 @@ class VdiImage(Image):
         if self._reference is None:
             return
         self.flush()
-        with self._lock:
+        with self._lock, self._places.alone():
             self._blocks.clear()
             self._blocks.header = _with_parent(self.header, self.path, self._reference, self._chain.files)
             self._blocks.flush()
@@ -164,6 +168,7 @@ class VdiImage(Image):
 
     def _write(self, offset: int, view: memoryview) -> None:
         self._blocks.touch()
+        self._places.allow_writes()
         self._blocks.write(offset, view)
 
     def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
@@ -195,14 +200,15 @@ class VdiImage(Image):
 
     def _resize(self, size: int) -> None:
         self._blocks.touch()
-        with self._lock:
+        with self._lock, self._places.alone():
             resize(self._blocks, size)
             self._size = size
+            self._places.resize(size)
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         if not self.readonly:
             self._blocks.flush()
-        with self._lock:
+        with self._lock, self._places.alone():
             return checker.check(self._blocks, repair=repair)
 
     def _close(self) -> None:

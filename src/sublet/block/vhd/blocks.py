@@ -20,6 +20,7 @@ from typing import Final
 
 from sublet.block.hostfile import HostFile
 from sublet.block.pages import PAGE, Pages
+from sublet.block.places import Places
 from sublet.block.sector_bitmap import set_bits
 from sublet.block.vhd.layout import FOOTER_SIZE, FREE, HEADER_SIZE, SECTOR, DynamicHeader, Footer, bitmap_size
 from sublet.errors import CorruptImage, HostRefused
@@ -66,6 +67,7 @@ class BlockStore:
         self._room = max(0, self._file_end - 1) // SECTOR * SECTOR
         self._stale_end = self._file_end
         self._pages = self._open_table()
+        self.places = Places(file, footer.disk_size, header.block_size)
 
     def _open_table(self) -> Pages:
         start = self.header.table_offset
@@ -191,6 +193,7 @@ class BlockStore:
         if not self._freed:
             return
         self._file.flush()
+        self.places.settle()
         while self._freed:
             base = self._freed.pop()
             self._file.write_zeroes(base, self.total_size)
@@ -199,6 +202,7 @@ class BlockStore:
     def _set(self, block: int, sector: int) -> None:
         page = self._pages.change(block // _ENTRIES_PER_PAGE)
         _ENTRY.pack_into(page, block % _ENTRIES_PER_PAGE * 4, sector)
+        self.places.gone(block)
 
     def data_end(self) -> int:
         """Bytes up to the end of all that the file holds before its last footer."""

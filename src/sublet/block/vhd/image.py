@@ -13,7 +13,7 @@ from dataclasses import replace
 from sublet.block.chain import Chain
 from sublet.block.contract import BlockStatus
 from sublet.block.format import BackingReference, CheckReport, Image, ImageInfo, MapExtent, read_parent
-from sublet.block.hostfile import HostFile
+from sublet.block.hostfile import HostFile, descriptor
 from sublet.block.pieces import OTHER, PARENT, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs
 from sublet.block.sectors import zero_whole_sectors
@@ -29,6 +29,7 @@ from sublet.block.vhd.layout import (
     DynamicHeader,
     Footer,
 )
+from sublet.core import InPlace
 from sublet.errors import CorruptImage, ImageError, UsageError
 
 
@@ -43,6 +44,7 @@ class FixedVhd(Image):
         super().__init__(file.path, footer.disk_size, readonly=file.readonly)
         self._file = file
         self._footer = footer
+        self.in_place: InPlace = InPlace.flat(descriptor(file), footer.disk_size, not file.readonly)
 
     @property
     def footer(self) -> Footer:
@@ -85,8 +87,16 @@ class FixedVhd(Image):
     def _resize(self, size: int) -> None:
         """The new footer is stable before the old one goes."""
         require_size(size)
-        footer, old = self._footer.resized(size), self.size
+        footer = self._footer.resized(size)
         self._file.flush()
+        self.in_place.shut()
+        try:
+            self._exchange_footer(footer, size)
+        finally:
+            self.in_place.open()
+
+    def _exchange_footer(self, footer: Footer, size: int) -> None:
+        old = self.size
         self._file.write(size, footer.pack())
         self._file.flush()
         if size > old:
@@ -94,6 +104,7 @@ class FixedVhd(Image):
         self._file.truncate(size + FOOTER_SIZE)
         self._file.flush()
         self._footer, self._size = footer, size
+        self.in_place.resize(size)
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         report = CheckReport()
@@ -140,6 +151,8 @@ class DynamicVhd(Image):
         require_table(file, header, blocks)
         self._store = BlockStore(file, footer, header, blocks)
         self._data = self._store.bitmap_size
+        self._places = self._store.places
+        self.in_place: InPlace = self._places.in_place
         self._tail_is_good = tail_is_good
         self._parent: Image | None = None
         self._chain = chain
@@ -147,6 +160,8 @@ class DynamicVhd(Image):
             self._parent = self._open_parent()
         if not tail_is_good and not file.readonly and not check:
             self._store.restore_footer()
+        if not file.readonly:
+            self._places.allow_writes()
 
     def _open_parent(self) -> Image | None:
         parent = parents.find_parent(self._file, self._store.header, self._chain)
@@ -191,6 +206,8 @@ class DynamicVhd(Image):
         with self._lock:
             base = self._store.lookup(block)
             bits = None if base is None else self._store.bitmap(block, base)
+            if base is not None and bits is self._store.full:
+                self._places.found(block, base + self._data)
         if base is None or bits is None:
             read_parent(self._parent, block * self._block + at, view)
         elif bits is self._store.full:
@@ -224,7 +241,13 @@ class DynamicVhd(Image):
             if self._store.bitmap(block, base) is not self._store.full:
                 self._write_sectors(block, base, at, view)
                 return
-        self._file.write(base + self._data + at, view)
+            self._places.found(block, base + self._data)
+            # From here on the block's storage waits for this write before it becomes another's.
+            self.in_place.enter()
+        try:
+            self._file.write(base + self._data + at, view)
+        finally:
+            self.in_place.leave()
         self._commit_if_due()
 
     def _write_sectors(self, block: int, base: int, at: int, view: memoryview) -> None:
@@ -341,13 +364,14 @@ class DynamicVhd(Image):
 
     def _resize(self, size: int) -> None:
         require_size(size)
-        with self._lock:
+        with self._lock, self._places.alone():
             old, blocks = self.size, -(-size // self._block)
             self._store.commit()
             if size > old:
                 self._store.extend_table(blocks)
             self._store.write_footers(self._store.footer.resized(size))
             self._size = size
+            self._places.resize(size)
             if size < old:
                 self._store.shrink_table(blocks)
             self._zero_between(min(old, size), max(old, size))
@@ -365,7 +389,7 @@ class DynamicVhd(Image):
             self._write_zeroes(start, below - start, unmap=False)
 
     def _check_image(self, *, repair: bool) -> CheckReport:
-        with self._lock:
+        with self._lock, self._places.alone():
             return check_blocks(self._file, self._store, tail_is_good=self._tail_is_good, repair=repair)
 
     def set_backing(self, backing: BackingReference | None) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 from sublet.block.hostfile import HostFile
 from sublet.block.pages import PAGE, Pages
+from sublet.block.places import Places
 from sublet.block.sector_bitmap import set_bits
 from sublet.block.vhdx.journal import BATCH, Journal
 from sublet.block.vhdx.layout import (
@@ -69,6 +70,7 @@ class BlockMap:
         self.geometry = metadata.geometry
         self.bat = metadata.bat
         self._pages = Pages(read, MAX_FILE)
+        self.places = Places(file, self.geometry.disk_size, self.geometry.block_size)
         self._file_end = file.size()
         self._freed: list[int] = []
         self._spare: list[int] | None = None
@@ -113,6 +115,8 @@ class BlockMap:
     def _set_entry(self, index: int, value: int) -> None:
         number, at = divmod(self.bat.offset + index * 8, PAGE)
         _ENTRY.pack_into(self._pages.change(number), at, value)
+        if not self.is_bitmap_entry(index):
+            self.places.gone(index - index // (self.geometry.chunk_ratio + 1))
 
     def absent_run(self, block: int, limit: int) -> int:
         """How many blocks from ``block`` on are not present, at most ``limit``."""
@@ -307,6 +311,8 @@ class BlockMap:
         order = sorted(self._pages.dirty, key=lambda number: (number in bat, number))
         self.journal.write({number * PAGE: self._pages.dirty[number] for number in order})
         self._pages.settle()
+        if self._freed:
+            self.places.settle()
         if self._spare is not None:
             for offset in self._freed:
                 self._file.discard(offset, self.geometry.block_size)

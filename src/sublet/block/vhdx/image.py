@@ -30,6 +30,7 @@ from sublet.block.vhdx.layout import (
     pack_parent_locator,
 )
 from sublet.block.vhdx.metadata import HAS_PARENT, LEAVE_ALLOCATED, read_metadata
+from sublet.core import InPlace
 from sublet.errors import ImageError, UsageError
 
 _PLACELESS: Final = {BlockState.NOT_PRESENT: PARENT, BlockState.PARTIAL: OTHER}
@@ -73,6 +74,8 @@ class VhdxImage(Image):
         self._header = header
         self._journal = journal
         self._map_of_blocks = BlockMap(file, read, header, journal, metadata)
+        self._places = self._map_of_blocks.places
+        self.in_place: InPlace = self._places.in_place
         self._block = geometry.block_size
         self._sector = geometry.logical_sector_size
         self._chain = chain
@@ -147,6 +150,8 @@ class VhdxImage(Image):
     def _read_piece(self, block: int, at: int, view: memoryview) -> None:
         with self._lock:
             state, data = self._map_of_blocks.lookup(block)
+            if state is BlockState.PRESENT:
+                self._places.found(block, data)
         if state is BlockState.PRESENT:
             self._file.readinto(data + at, view)
         elif state is BlockState.PARTIAL:
@@ -207,7 +212,14 @@ class VhdxImage(Image):
             if state is BlockState.PARTIAL:
                 self._write_sectors(block, data, at, view)
                 return
-        self._file.write(data + at, view)
+            self._places.allow_writes()
+            self._places.found(block, data)
+            # From here on the block's storage waits for this write before it becomes another's.
+            self.in_place.enter()
+        try:
+            self._file.write(data + at, view)
+        finally:
+            self.in_place.leave()
         self._commit_if_due()
 
     def _allocate(self, block: int, at: int, count: int, state: BlockState) -> tuple[BlockState, int]:
@@ -321,10 +333,11 @@ class VhdxImage(Image):
     def _resize(self, size: int) -> None:
         if size > MAX_DISK_SIZE or size % self._sector:
             raise UsageError(f"a VHDX of {size} bytes: at most 64 TiB, in sectors of {self._sector}")
-        with self._lock:
+        with self._lock, self._places.alone():
             old = self.size
             self._map_of_blocks.resize(size)
             self._size = size
+            self._places.resize(size)
             self._zero_between(min(old, size), max(old, size))
             self._metadata = replace(
                 self._metadata, geometry=self._map_of_blocks.geometry, bat=self._map_of_blocks.bat
@@ -405,7 +418,7 @@ class VhdxImage(Image):
         blocks.metadata = self._metadata
 
     def _check_image(self, *, repair: bool) -> CheckReport:
-        with self._lock:
+        with self._lock, self._places.alone():
             return check_blocks(self._file, self._map_of_blocks, repair=repair)
 
     def _close(self) -> None:

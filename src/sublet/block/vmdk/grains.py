@@ -128,6 +128,8 @@ class Grains(ClusterStore):
         self._pages.set(offset, within, entry)
         if self.redundant is not None and self.redundant[number]:
             self._pages.set(self.redundant[number] * SECTOR, within, entry)
+        if self.places is not None:
+            self.places.gone(cluster)
 
     def overlaps_metadata(self, host: int, last: int | None = None) -> bool:
         """Whether grains at bytes ``host`` to ``last`` would lie on something else; False if read-only."""
@@ -286,6 +288,10 @@ class Grains(ClusterStore):
         """Metadata at the file's end."""
         self._starts.append(start)
         self._ends.append(start + size)
+        if self.places is not None:
+            # An entry of a malicious image may have pointed there before.
+            self.places.forget()
+            self.places.settle()
 
 
 class HostedGrains(Grains):

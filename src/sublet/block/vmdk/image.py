@@ -6,7 +6,7 @@ import secrets
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
@@ -23,6 +23,7 @@ from sublet.block.format import (
 )
 from sublet.block.hostfile import HostFile, HostFiles, Lock, read_structure
 from sublet.block.pieces import Piece
+from sublet.block.places import Places
 from sublet.block.vmdk import descriptor as descriptors
 from sublet.block.vmdk.descriptor import MAX_SIZE, NO_PARENT, Descriptor, ExtentLine, ExtentType
 from sublet.block.vmdk.extent import Extent, FlatExtent, ZeroExtent
@@ -70,11 +71,14 @@ class VmdkImage(Image):
         self._sparse_files: set[Path] = set()
         self._touched = False
         self._unflushed: set[Extent] = set()
+        self._past: set[Extent] = set()
+        """What may have changed without having been noted as unflushed."""
         self._flush_lock = threading.Lock()
         self._descriptor_changed = False
         self._file = self._open_file(path.resolve(), readonly)
         try:
             self._load()
+            self._places = self._open_places()
             if self.descriptor.parent_hint is not None and not check:
                 self._open_parent()
         except BaseException:
@@ -150,9 +154,10 @@ class VmdkImage(Image):
         if hint is None:
             return
         self.flush()
-        for extent in self._extents:
-            if isinstance(extent, HostedGrains | CowdGrains):
-                extent.clear()
+        with self._alone():
+            for extent in self._extents:
+                if isinstance(extent, HostedGrains | CowdGrains):
+                    extent.clear()
         self.set_backing(BackingReference(hint, self.format))
 
     # Opening.
@@ -185,6 +190,16 @@ class VmdkImage(Image):
         self._size = self._starts[-1]
         # Compressed grains out of order are legal, but readers of streams do not expect them.
         self.sequential = any(isinstance(extent, StreamExtent) for extent in self._extents)
+
+    def _open_places(self) -> Places | None:
+        """The way past the format, for a disk that is one extent with its own descriptor."""
+        extent = self._extents[0]
+        if not (self.is_embedded and isinstance(extent, HostedGrains)):
+            return None
+        places = extent.places = Places(extent.file, self._size, extent.cluster_size)
+        self.in_place = places.in_place
+        self._past = {extent}
+        return places
 
     def _load_embedded(self) -> None:
         header = HostedHeader.parse(self._file.read(0, SECTOR), str(self.path))
@@ -314,6 +329,8 @@ class VmdkImage(Image):
             with self._changing(extent):
                 extent.write(place, view[:length])
             view = view[length:]
+        if self._places is not None:
+            self._places.allow_writes()
 
     def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
         self._touch()
@@ -372,7 +389,7 @@ class VmdkImage(Image):
                 self._descriptor_changed = False
                 self._file.flush()
             with self._lock:
-                extents, self._unflushed = self._unflushed, set()
+                extents, self._unflushed = self._unflushed | self._past, set()
             try:
                 for extent in extents:
                     extent.flush()
@@ -383,18 +400,25 @@ class VmdkImage(Image):
 
     def _resize(self, size: int) -> None:
         self._touch()
-        with self._lock:
+        with self._lock, self._alone():
             resize(self, size)
+            if self._places is not None:
+                self._places.resize(self._size)
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         if not self.readonly:
             self._flush()
         report = CheckReport()
-        for extent in self._extents:
-            extent.check(report, repair=repair)
-            if repair:
-                extent.flush()
+        with self._alone():
+            for extent in self._extents:
+                extent.check(report, repair=repair)
+                if repair:
+                    extent.flush()
         return report
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Nobody goes past the format, where anybody does."""
+        return nullcontext() if self._places is None else self._places.alone()
 
     def _close(self) -> None:
         try:
