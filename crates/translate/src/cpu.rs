@@ -1,6 +1,6 @@
 //! A vCPU as compiled code sees it: architectural state, its memory, its interrupt controller.
 
-use crate::state::{flag, gpr, seg, CpuState, SegmentRegister, TableRegister};
+use crate::state::{flag, gpr, seg, CpuState, MappedState, SegmentRegister, TableRegister};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use sublet_engine::{CpuidEntry, Exit};
@@ -138,7 +138,7 @@ impl BusReads {
 /// One virtual CPU, outside the code cache.
 pub struct Cpu {
     /// Architectural state.
-    pub state: Box<CpuState>,
+    pub state: MappedState,
     /// Guest memory.
     pub memory: Arc<GuestMemory>,
     /// Local APIC, when the VM has an in-core interrupt controller.
@@ -176,23 +176,9 @@ pub struct Cpu {
 }
 
 impl CpuState {
-    /// All fields zero: not a state that a processor is ever in.
-    fn zeroed() -> Box<Self> {
-        let layout = std::alloc::Layout::new::<Self>();
-        // SAFETY: the type is not zero-sized; it is made of integers (atomic ones too) and arrays of
-        // them, for which all zero bytes are a value; a null pointer is caught before the box is made.
-        unsafe {
-            let state = std::alloc::alloc_zeroed(layout).cast::<Self>();
-            if state.is_null() {
-                std::alloc::handle_alloc_error(layout);
-            }
-            Box::from_raw(state)
-        }
-    }
-
     /// State after RESET (Intel SDM vol. 3A §10.1.1 "Processor State After Reset", table 10-1).
-    pub fn reset() -> Box<Self> {
-        let mut state = Self::zeroed();
+    pub fn reset() -> MappedState {
+        let mut state = MappedState::zeroed();
         let data = SegmentRegister { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 };
         state.segments = [data; 6];
         state.segments[seg::CS] = SegmentRegister { base: 0xffff_0000, selector: 0xf000, ..data };

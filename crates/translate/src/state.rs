@@ -1,5 +1,9 @@
 //! The part of a vCPU that translated code addresses directly (through the GS base).
 
+mod mapped;
+
+pub use mapped::MappedState;
+
 /// Index of a general register in encoding order.
 pub mod gpr {
     #![allow(missing_docs)]

@@ -30,7 +30,7 @@ const NOTHING: Slot =
     Slot { gpa: 0, mode: 0, known: Known { block: EMPTY, host_offset: 0, straddles: false } };
 const FEWEST_SLOTS: usize = 1024;
 
-/// Open addressing with linear probing, at most half full; removal moves followers up, so that no slot stays
+/// Open addressing with linear probing, at most three quarters full; removal moves followers up, so that no slot stays
 /// marked.
 #[derive(Debug)]
 pub struct BlockIndex {
@@ -75,7 +75,7 @@ impl BlockIndex {
 
     /// Add a block, in place of the one that was there.
     pub fn insert(&mut self, gpa: u64, mode: Mode, known: Known) {
-        if 2 * (self.used + 1) > self.slots.len() {
+        if 4 * (self.used + 1) > 3 * self.slots.len() {
             self.grow();
         }
         let place = self.place(gpa, mode.0);

@@ -1,5 +1,6 @@
 //! Translated blocks: where they are, what links them, and what makes them go.
 
+mod block;
 mod discarded;
 mod index;
 mod memory;
@@ -7,13 +8,14 @@ mod pages;
 mod perf_map;
 mod translation;
 
+pub use block::{Block, BlockId, Link};
 pub use index::Known;
 pub use memory::{CodeMemory, BLOCK_ALIGN};
 pub use pages::Home;
 pub use translation::{Location, NewLink, Translation};
 
-use crate::frontend::MAX_INSTRUCTION_BYTES;
 use crate::mode::Mode;
+use block::{PackedLocation, MAX_HOST_LENGTH, NONE};
 use discarded::Discarded;
 use iced_x86::Instruction;
 use index::BlockIndex;
@@ -21,67 +23,8 @@ use pages::CodePages;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A block's number; valid until the cache is cleared (see [`CodeCache::epoch`]).
-pub type BlockId = u32;
-
 /// Most blocks in a cache.
 const MAX_BLOCKS: usize = 1 << 20;
-
-/// A patchable direct branch from one block to another.
-#[derive(Debug, Clone, Copy)]
-pub struct Link {
-    /// The block that holds it.
-    pub from: BlockId,
-    /// Offset of the 32-bit displacement in code memory.
-    pub patch: usize,
-    /// Offset in code memory that the branch goes to while unlinked.
-    pub unlinked: usize,
-    /// RIP of the target less RIP of the page's start.
-    pub delta: i64,
-    /// Offset in code memory of the generation that the link is good for, for a link to another
-    /// page; 0 is none.
-    pub guard: Option<usize>,
-    /// Where it goes now.
-    pub to: Option<BlockId>,
-}
-
-/// A translated run of guest instructions.
-#[derive(Debug)]
-pub struct Block {
-    /// Guest-physical address of the first byte.
-    pub gpa: u64,
-    /// What the translation assumes.
-    pub mode: Mode,
-    /// Guest bytes on the first page.
-    pub guest_length: u16,
-    /// Page-aligned guest-physical address of the second page, for an instruction that straddles two.
-    pub second_page: Option<u64>,
-    /// Offset in code memory.
-    pub host_offset: usize,
-    /// Bytes of host code there.
-    pub host_length: usize,
-    /// Offset in code memory of the part that seldom runs.
-    cold_offset: usize,
-    /// Where direct links enter, from the block's start.
-    pub link_entry: usize,
-    /// Still to be entered.
-    pub alive: bool,
-    locations: Vec<Location>,
-    incoming: Vec<u32>,
-    /// How often a shared check failed for want of one page that holds its range.
-    blamed: u8,
-}
-
-impl Block {
-    /// The bytes of `page` that it was made of, as its first page and as its second; maybe more of the latter.
-    fn ranges_in(&self, page: u64) -> [(usize, usize); 2] {
-        let from = (self.gpa & 0xfff) as usize;
-        let first = (from, from + usize::from(self.guest_length));
-        let is_first = self.gpa & !0xfff == page;
-        let is_second = self.second_page == Some(page);
-        [if is_first { first } else { (0, 0) }, if is_second { (0, MAX_INSTRUCTION_BYTES) } else { (0, 0) }]
-    }
-}
 
 /// Counters.
 #[derive(Debug, Default, Clone, Copy)]
@@ -133,6 +76,8 @@ pub struct CodeCache {
     dead_stub: usize,
     preamble: usize,
     blocks: Vec<Block>,
+    /// Those of one block after those of another, each in the order of host offsets.
+    locations: Vec<PackedLocation>,
     links: Vec<Link>,
     system: Vec<Instruction>,
     by_address: BlockIndex,
@@ -157,6 +102,7 @@ impl CodeCache {
             dead_stub: stub,
             preamble: stub + dead_stub.len(),
             blocks: Vec::new(),
+            locations: Vec::new(),
             links: Vec::new(),
             system: Vec::new(),
             by_address: BlockIndex::default(),
@@ -251,42 +197,42 @@ impl CodeCache {
     ) -> Option<Known> {
         self.discarded.free_some();
         let id = self.blocks.len() as BlockId;
-        let host_length = translation.code.len();
-        let (host_offset, cold_offset) = self.memory.place(host_length, translation.cold.len())?;
+        let (host_length, cold_length) = (translation.code.len(), translation.cold.len());
+        if host_length + cold_length >= MAX_HOST_LENGTH {
+            return None;
+        }
+        let (host_offset, cold_offset) = self.memory.place(host_length, cold_length)?;
         self.number(&mut translation);
         translation.separate(cold_offset as i64 - (host_offset + host_length) as i64);
         self.memory.write(host_offset, &translation.code);
         self.memory.write(cold_offset, &translation.cold);
         let place = |offset: usize| match offset.checked_sub(host_length) {
-            None => host_offset + offset,
-            Some(beyond) => cold_offset + beyond,
+            None => (host_offset + offset) as u32,
+            Some(beyond) => (cold_offset + beyond) as u32,
         };
         self.links.extend(translation.links.iter().map(|link| Link {
             from: id,
+            to: NONE,
             patch: place(link.patch),
             unlinked: place(link.unlinked),
+            guard: link.guard.map_or(NONE, place),
+            next_incoming: NONE,
             delta: link.delta,
-            guard: link.guard.map(place),
-            to: None,
         }));
         self.system.append(&mut translation.system);
         perf_map::name(self.memory.base() + host_offset as u64, host_length, gpa, mode.cpl());
-        perf_map::name(self.memory.base() + cold_offset as u64, translation.cold.len(), gpa, mode.cpl());
+        perf_map::name(self.memory.base() + cold_offset as u64, cold_length, gpa, mode.cpl());
         self.count(&translation);
         self.blocks.push(Block {
-            gpa,
-            mode,
             guest_length: translation.guest_length,
-            second_page,
-            host_offset,
-            host_length,
-            cold_offset,
-            link_entry: translation.link_entry,
-            alive: true,
-            locations: translation.locations,
-            incoming: Vec::new(),
-            blamed: 0,
+            host_offset: host_offset as u32,
+            host_length: host_length as u32,
+            cold_offset: cold_offset as u32,
+            first_location: self.locations.len() as u32,
+            link_entry: translation.link_entry as u16,
+            ..Block::new(gpa, mode, second_page)
         });
+        self.locations.extend(translation.locations.into_iter().map(PackedLocation::new));
         let known = Known { block: id, host_offset: host_offset as u32, straddles: second_page.is_some() };
         self.by_address.insert(gpa, mode, known);
         self.note_pages(id);
@@ -328,29 +274,50 @@ impl CodeCache {
 
     /// Make link `number` go straight to block `to`; a guarded one for as long as `generation` lasts.
     pub fn connect(&mut self, number: u64, to: BlockId, generation: u32) {
-        let target = self.block(to).host_offset + self.block(to).link_entry;
-        let link = &mut self.links[number as usize];
-        let linked = link.to.is_some() && link.guard.is_none();
-        let (source, block) = (&self.blocks[link.from as usize], &self.blocks[to as usize]);
+        let (link, block) = (self.link(number), self.block(to));
+        let source = self.block(link.from);
+        let guarded = link.guard != NONE;
+        let linked = link.to != NONE && !guarded;
         // Without a guard only the page itself makes the link hold, whatever is mapped where.
-        let holds = link.guard.is_some() || source.gpa & !0xfff == block.gpa & !0xfff;
+        let holds = guarded || source.gpa & !0xfff == block.gpa & !0xfff;
         if linked || !source.alive || !block.alive || !holds {
             return;
         }
-        let old = link.to.replace(to);
-        let known = old == Some(to);
-        let (patch, guard) = (link.patch, link.guard);
-        self.memory.patch32(patch, (target as i64 - (patch as i64 + 4)) as i32);
-        if let Some(guard) = guard {
-            self.memory.patch32(guard, generation as i32);
+        let target = i64::from(block.host_offset + u32::from(block.link_entry));
+        self.memory.patch32(link.patch as usize, (target - (i64::from(link.patch) + 4)) as i32);
+        if guarded {
+            self.memory.patch32(link.guard as usize, generation as i32);
         }
-        if let Some(old) = old.filter(|_| !known) {
-            self.blocks[old as usize].incoming.retain(|&other| u64::from(other) != number);
-        }
-        if !known {
-            self.blocks[to as usize].incoming.push(number as u32);
+        if link.to != to {
+            self.leave_list(number as u32);
+            self.enter_list(number as u32, to);
         }
         self.statistics.links += 1;
+    }
+
+    /// Note that link `number` leads to block `to`.
+    fn enter_list(&mut self, number: u32, to: BlockId) {
+        let first = &mut self.blocks[to as usize].first_incoming;
+        let link = &mut self.links[number as usize];
+        (link.to, link.next_incoming) = (to, std::mem::replace(first, number));
+    }
+
+    /// Take link `number` out of the list of those that lead where it leads.
+    fn leave_list(&mut self, number: u32) {
+        let Link { to, next_incoming, .. } = self.links[number as usize];
+        if to == NONE {
+            return;
+        }
+        let first = self.blocks[to as usize].first_incoming;
+        if first == number {
+            self.blocks[to as usize].first_incoming = next_incoming;
+            return;
+        }
+        let next = |&other: &u32| Some(self.links[other as usize].next_incoming).filter(|&next| next != NONE);
+        let before = std::iter::successors(Some(first), next).find(|other| next(other) == Some(number));
+        if let Some(before) = before {
+            self.links[before as usize].next_incoming = next_incoming;
+        }
     }
 
     /// Drop every block that covers a byte of `gpa .. gpa + size` (within one page).
@@ -376,28 +343,17 @@ impl CodeCache {
     fn note_pages(&mut self, id: BlockId) {
         let block = &self.blocks[id as usize];
         let first = block.gpa & !0xfff;
-        for page in [Some(first), block.second_page.filter(|&page| page != first)].into_iter().flatten() {
+        for page in [Some(first), block.second_page().filter(|&page| page != first)].into_iter().flatten() {
             self.pages.add(page, id, block.ranges_in(page));
         }
     }
 
     fn kill(&mut self, id: BlockId) {
+        self.undo_links_to(id);
         let block = &mut self.blocks[id as usize];
         block.alive = false;
-        let (gpa, mode, second, host) = (block.gpa, block.mode, block.second_page, block.host_offset);
-        for number in std::mem::take(&mut block.incoming) {
-            let link = &mut self.links[number as usize];
-            // A dead block's links are no more: its first bytes, where one may have been, lead away.
-            if link.to.take() == Some(id) && self.blocks[link.from as usize].alive {
-                match link.guard {
-                    Some(guard) => self.memory.patch32(guard, 0),
-                    None => {
-                        let (patch, unlinked) = (link.patch, link.unlinked);
-                        self.memory.patch32(patch, (unlinked as i64 - (patch as i64 + 4)) as i32);
-                    }
-                }
-            }
-        }
+        let (gpa, mode, second, host) =
+            (block.gpa, block.mode, block.second_page(), block.host_offset as usize);
         let distance = (self.dead_stub as i64 - (host as i64 + 5)) as i32;
         let mut jump = [0xe9, 0, 0, 0, 0, 0x90, 0x90, 0x90];
         jump[1..5].copy_from_slice(&distance.to_le_bytes());
@@ -409,29 +365,52 @@ impl CodeCache {
         self.statistics.invalidated += 1;
     }
 
+    fn undo_links_to(&mut self, id: BlockId) {
+        let mut number = std::mem::replace(&mut self.blocks[id as usize].first_incoming, NONE);
+        while number != NONE {
+            let link = &mut self.links[number as usize];
+            link.to = NONE;
+            number = std::mem::replace(&mut link.next_incoming, NONE);
+            // A dead block's links are no more: its first bytes, where one may have been, lead away.
+            if !self.blocks[link.from as usize].alive {
+                continue;
+            }
+            if link.guard == NONE {
+                let distance = i64::from(link.unlinked) - (i64::from(link.patch) + 4);
+                self.memory.patch32(link.patch as usize, distance as i32);
+            } else {
+                self.memory.patch32(link.guard as usize, 0);
+            }
+        }
+    }
+
     /// The live or dead block whose host code holds `pc`, and the guest page offset there.
     pub fn locate(&self, pc: u64) -> Option<(BlockId, u16)> {
-        let offset = pc.checked_sub(self.memory.base())? as usize;
-        let (id, inside) = match offset < self.memory.cold_start() {
+        let offset = u32::try_from(pc.checked_sub(self.memory.base())?).ok()?;
+        let (id, inside) = match (offset as usize) < self.memory.cold_start() {
             true => self.locate_usual(offset)?,
             false => self.locate_cold(offset)?,
         };
-        let block = &self.blocks[id];
-        let inside = inside as u32;
-        let after = block.locations.partition_point(|location| location.host_offset <= inside);
-        let location = block.locations.get(after.checked_sub(1)?)?;
-        Some((id as BlockId, location.page_offset))
+        let locations = self.locations_of(id);
+        let after = locations.partition_point(|location| location.host_offset() <= inside);
+        let location = locations.get(after.checked_sub(1)?)?;
+        Some((id as BlockId, location.page_offset()))
+    }
+
+    fn locations_of(&self, id: usize) -> &[PackedLocation] {
+        let end = self.blocks.get(id + 1).map_or(self.locations.len(), |next| next.first_location as usize);
+        &self.locations[self.blocks[id].first_location as usize..end]
     }
 
     /// The block whose usual part holds `offset`, and the offset in its code. Such parts lie one after another.
-    fn locate_usual(&self, offset: usize) -> Option<(usize, usize)> {
+    fn locate_usual(&self, offset: u32) -> Option<(usize, u32)> {
         let after = self.blocks.partition_point(|block| block.host_offset <= offset);
         let id = after.checked_sub(1)?;
         Some((id, offset - self.blocks[id].host_offset))
     }
 
     /// The same of the parts that seldom run: each lies before that of the block before.
-    fn locate_cold(&self, offset: usize) -> Option<(usize, usize)> {
+    fn locate_cold(&self, offset: u32) -> Option<(usize, u32)> {
         let id = self.blocks.partition_point(|block| block.cold_offset > offset);
         let block = self.blocks.get(id)?;
         Some((id, block.host_length + offset - block.cold_offset))
@@ -440,7 +419,9 @@ impl CodeCache {
     /// Forget everything.
     pub fn clear(&mut self) {
         self.memory.truncate(self.preamble);
-        self.discarded.add(std::mem::take(&mut self.blocks), self.pages.take());
+        self.discarded.add(self.pages.take());
+        self.blocks.clear();
+        self.locations.clear();
         self.links.clear();
         self.system.clear();
         self.by_address.clear();
@@ -453,7 +434,7 @@ impl CodeCache {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{CodeCache, CodeMemory, Location, NewLink, Translation};
+    use super::{CodeCache, CodeMemory, Location, NewLink, Translation, NONE};
     use crate::mode::Mode;
 
     const DEAD_STUB: [u8; 16] = [0xcc; 16];
@@ -473,12 +454,12 @@ mod tests {
     #[test]
     fn what_an_emptied_cache_held_is_freed_as_it_fills_again() {
         let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
-        let mut fill = |blocks: u64| {
-            for block in 0..blocks {
-                cache.insert(0x1000 + 16 * block, Mode(0), None, jump()).unwrap();
+        let mut fill = |pages: u64| {
+            for block in 0..pages {
+                cache.insert(0x1000 * block, Mode(0), None, jump()).unwrap();
             }
             cache.clear();
-            cache.discarded.blocks()
+            cache.discarded.pages()
         };
         assert_eq!(fill(100), 100);
         assert_eq!(fill(10), 20 + 10);
@@ -529,5 +510,30 @@ mod tests {
         assert_eq!(dead[0], 0xe9);
         assert!(cache.invalidate(0x1100, 1));
         assert_eq!(first_bytes(&cache, cache.host_address(from)), dead);
+    }
+
+    #[test]
+    fn links_to_a_block_are_undone_with_it_and_no_others() {
+        // From behind the displacement to the block's ninth byte.
+        const UNLINKED: [u8; 4] = [1, 0, 0, 0];
+        let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
+        let gpas = [0x1000, 0x1100, 0x1200, 0x1300, 0x1400];
+        let blocks = gpas.map(|gpa| cache.insert(gpa, Mode(0), None, jump()).unwrap());
+        let [.., one, other] = blocks.map(|known| known.block);
+        for number in 0..3 {
+            cache.connect(number, one, 1);
+        }
+        assert!(cache.links[..3].iter().all(|link| link.to == one));
+        for number in [1, 0, 2] {
+            // An unguarded link leads where it leads for good; one that was undone may lead elsewhere.
+            cache.leave_list(number);
+            cache.enter_list(number, if number == 2 { one } else { other });
+        }
+        assert!(cache.invalidate(0x1300, 1));
+        assert_eq!([0, 1, 2].map(|number: usize| cache.links[number].to == other), [true, true, false]);
+        assert_eq!(first_bytes(&cache, cache.host_address(blocks[2]))[3..7], UNLINKED);
+        assert!(cache.invalidate(0x1400, 1));
+        assert!(cache.links.iter().all(|link| link.to == NONE));
+        assert_eq!(first_bytes(&cache, cache.host_address(blocks[1]))[3..7], UNLINKED);
     }
 }

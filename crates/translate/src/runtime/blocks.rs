@@ -109,7 +109,7 @@ impl VcpuCore {
 
     /// A straddling block stands for two pages: the second must still be where it was.
     fn second_page_holds(&mut self, block: BlockId, la: u64) -> Result<bool, Stop> {
-        let Some(second) = self.cache.block(block).second_page else { return Ok(true) };
+        let Some(second) = self.cache.block(block).second_page() else { return Ok(true) };
         let next = self.fetch_address((la | 0xfff).wrapping_add(1))?;
         if next & !0xfff == second {
             return Ok(true);

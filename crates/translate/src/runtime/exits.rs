@@ -44,7 +44,8 @@ impl VcpuCore {
             // The instruction may be one that serialises.
             self.confirm_code();
         }
-        let hot = &mut self.cpu.state.hot;
+        let state = &mut *self.cpu.state;
+        let hot = &mut state.hot;
         match hot.exit_reason {
             exit::LINK => {
                 let number = hot.exit_argument;
@@ -55,7 +56,7 @@ impl VcpuCore {
                 let mode = Mode(hot.mode as u32);
                 // The upper half of a narrow target may hold the mode, see `Mode::jump_tag`.
                 let rip = if mode.is64() { hot.target } else { hot.target & 0xffff_ffff };
-                self.cpu.state.rip = rip;
+                state.rip = rip;
                 if std::mem::take(&mut hot.dead_entry) != 0 {
                     self.tlb.forget_jump(hot, mode, rip);
                 }
