@@ -72,9 +72,8 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         | Optimisation::Links
         | Optimisation::PageLinks
         | Optimisation::ColdCode => None,
-        // See `entries.rs`, `entries_64.rs` and `mmu/tlb.rs`.
+        // See `entries.rs`, `entries_64.rs` and `address_spaces.rs`.
         Optimisation::SegmentLoads | Optimisation::InterruptReturns | Optimisation::AddressSpaces => None,
-        Optimisation::InterruptReturns => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),
         Optimisation::JumpCache => Some("vcpu.indirect_misses"),
         Optimisation::SystemInstructions | Optimisation::RepeatedStrings => Some("vcpu.system_instructions"),
