@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from disk_images import Content, run
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference
+from sublet.block.description import BackingReference
 from sublet.block.vhd import FORMAT, layout
 from sublet.testing.hostfile import MemoryFiles
 

@@ -13,7 +13,7 @@ import disk_images
 from disk_images import Content, run
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference
+from sublet.block.description import BackingReference
 from sublet.block.vhdx import FORMAT, layout, log
 from sublet.testing.hostfile import MemoryFiles
 

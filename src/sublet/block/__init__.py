@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from sublet.block.contract import BlockDevice, BlockStatus, Extent
-from sublet.block.format import CheckReport, Image, ImageInfo, MapExtent, Snapshot
+from sublet.block.description import (
+    CheckReport,
+    ImageInfo,
+    MapExtent,
+    Snapshot,
+)
+from sublet.block.format import Image
 from sublet.block.images import create_image, open_image
 from sublet.block.raw import RawImage
 

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from sublet.block.contract import BlockStatus
+from sublet.block.description import MapExtent
 from sublet.block.entries import EntryPages
-from sublet.block.format import MapExtent
 from sublet.block.hostfile import HostFile
 from sublet.block.pieces import PARENT, Piece, is_plain, stored_in
 from sublet.block.pieces import ZERO as ZERO_PIECE

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sublet.block.chain import Chain
-from sublet.block.format import SECTOR, BackingReference, Image
+from sublet.block.description import SECTOR, BackingReference
+from sublet.block.format import Image
 from sublet.block.hostfile import HostFiles, Lock, OsFiles
 from sublet.block.registry import choose_format, find_format
 from sublet.errors import UsageError

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sublet.block.contract import BlockDevice, Extent
-from sublet.block.format import MapExtent
+from sublet.block.description import MapExtent
 from sublet.block.hostfile import Bytes
 from sublet.core import InPlace
 

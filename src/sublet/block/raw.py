@@ -12,15 +12,17 @@ from typing import Final
 
 from sublet.block.chain import Chain
 from sublet.block.contract import Extent
-from sublet.block.format import (
+from sublet.block.description import (
     SECTOR,
     BackingReference,
     CheckReport,
+    ImageInfo,
+    MapExtent,
+)
+from sublet.block.format import (
     CreateOption,
     Image,
     ImageFormat,
-    ImageInfo,
-    MapExtent,
     read_options,
 )
 from sublet.block.hostfile import HostFile, HostFiles, descriptor

@@ -12,7 +12,7 @@ from tests.conformance.block.crash import CrashState, History, crash_states
 from tests.conformance.block.variants import VARIANTS, Variant
 
 from sublet.block import Image, create_image, open_image
-from sublet.block.format import BackingReference
+from sublet.block.description import BackingReference
 from sublet.errors import SubletError, UsageError
 from sublet.testing.hostfile import MemoryFiles, RecordingFile, RecordingFiles
 

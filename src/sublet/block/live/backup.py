@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import BackingReference, Image
+from sublet.block.description import BackingReference
+from sublet.block.format import Image
 from sublet.block.hostfile import Bytes
 from sublet.block.images import open_image, relative_reference
 from sublet.block.live.drive import Drive

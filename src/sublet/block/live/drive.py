@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from sublet.block.contract import Extent
-from sublet.block.format import Image, MapExtent
+from sublet.block.description import MapExtent
+from sublet.block.format import Image
 from sublet.block.hostfile import Bytes, HostFiles, OsFiles
 from sublet.core import InPlace
 from sublet.errors import WrongMoment

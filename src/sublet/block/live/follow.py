@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import Image, MapExtent
+from sublet.block.description import MapExtent
+from sublet.block.format import Image
 from sublet.block.hostfile import Bytes
 from sublet.block.live.job import WINDOW, ZERO_WINDOW, Job
 from sublet.errors import SubletError

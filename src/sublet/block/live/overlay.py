@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from sublet.block.format import BackingReference, Image
+from sublet.block.description import BackingReference
+from sublet.block.format import Image
 from sublet.block.images import open_image, relative_reference
 from sublet.block.live.drive import Drive
 from sublet.block.qcow2.image import Qcow2Image

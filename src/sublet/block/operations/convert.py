@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sublet.block.format import SECTOR, Image
+from sublet.block.description import SECTOR
+from sublet.block.format import Image
 from sublet.block.hostfile import HostFiles, OsFiles
 from sublet.block.images import open_image
 from sublet.block.operations.copy import Progress, copy, no_progress

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import Image, MapExtent
+from sublet.block.description import MapExtent
+from sublet.block.format import Image
 from sublet.block.operations.fill import fill
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import Image, MapExtent
+from sublet.block.description import MapExtent
+from sublet.block.format import Image
 from sublet.block.pieces import OTHER, Piece
 from sublet.core import copy_pieces
 

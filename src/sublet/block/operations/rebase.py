@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import BackingReference, Image, read_parent
+from sublet.block.description import BackingReference
+from sublet.block.format import Image, read_parent
 from sublet.block.images import open_image, relative_reference
 from sublet.block.operations.copy import WINDOW, Progress, no_progress
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference, Image, ImageFormat
+from sublet.block.description import BackingReference
+from sublet.block.format import Image, ImageFormat
 from sublet.block.hostfile import HostFile, HostFiles, read_structure
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.create import OPTIONS, create

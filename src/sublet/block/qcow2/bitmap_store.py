@@ -22,6 +22,7 @@ from sublet.block.qcow2.bitmaps import (
     pack_extension,
     read_table,
 )
+from sublet.block.qcow2.rewrite import write_whole_header
 from sublet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _write_directory(image: Qcow2Image, bitmaps: list[Bitmap]) -> None:
     header.set_extension(q.EXTENSION_BITMAPS, extension)
     header.autoclear &= ~q.AUTOCLEAR_BITMAPS
     header.autoclear |= q.AUTOCLEAR_BITMAPS if bitmaps else 0
-    image.write_whole_header()
+    write_whole_header(image)
     image.bitmaps.all = bitmaps
     image.refcounts.releases.extend(held)
     if old_size:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sublet.block.format import Json
+from sublet.block.description import Json
 from sublet.block.hostfile import HostFile, read_structure
 from sublet.block.qcow2 import layout as q
 from sublet.errors import CorruptImage, UsageError
@@ -148,6 +148,17 @@ class Bitmaps:
         names = ", ".join(bitmap.name for bitmap in self.all) or "none"
         raise UsageError(f"{self._file.path} has no bitmap {name!r}; it has: {names}")
 
+    def recorded(self, name: str) -> bytearray:
+        """The bits, as they are kept, of a bitmap that is kept up to date.
+
+        Raises:
+            UsageError: There is none of that name, or it is not kept up to date.
+        """
+        bits = self.bits.get(self.find(name).name)
+        if bits is None:
+            raise UsageError(f"the bitmap {name!r} was not closed cleanly or is disabled: make another")
+        return bits
+
     def begin_writing(self) -> None:
         """Read the bits that are to be kept up to date, and mark them as in use."""
         for bitmap in self.all:
@@ -212,8 +223,15 @@ class Bitmaps:
                     bits.extend(b"\xff" * grown)
                     del bits[bits_bytes(size, bitmap) :]
 
-    def dirty(self, bitmap: Bitmap, size: int) -> Iterator[tuple[int, int]]:
-        """(offset, bytes) of each dirty run of a disk of ``size`` bytes."""
+    def dirty(self, name: str, size: int) -> Iterator[tuple[int, int]]:
+        """(offset, bytes) of each dirty run of a disk of ``size`` bytes.
+
+        Raises:
+            UsageError: There is no such bitmap, or a crash made it worthless.
+        """
+        bitmap = self.find(name)
+        if bitmap.flags & IN_USE and name not in self.bits:
+            raise UsageError(f"the bitmap {name!r} was not closed cleanly: make a full backup")
         bits = self.bits.get(bitmap.name)
         bits = self.load(bitmap) if bits is None else bits
         step = 1 << bitmap.granularity_bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from sublet.block.format import CheckReport
+from sublet.block.description import CheckReport
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.refcounts import RefcountBlock
 from sublet.block.qcow2.references import References, count_all, expected_entry

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from sublet.block.format import BackingReference, CreateOption, read_flag, read_options
+from sublet.block.description import BackingReference
+from sublet.block.format import CreateOption, read_flag, read_options
 from sublet.block.hostfile import HostFile, HostFiles
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.refcounts import RefcountBlock

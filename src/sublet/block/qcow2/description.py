@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sublet.block.format import BackingReference, ImageInfo, Json
+from sublet.block.description import BackingReference, ImageInfo, Json
 from sublet.block.qcow2 import layout as q
 
 if TYPE_CHECKING:

@@ -20,21 +20,20 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import (
+from sublet.block.description import (
     BackingReference,
     CheckReport,
-    Image,
     ImageInfo,
     MapExtent,
     Snapshot,
-    read_parent,
 )
+from sublet.block.format import Image, read_parent
 from sublet.block.hostfile import Bytes, HostFile, descriptor
 from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
 from sublet.block.qcow2 import bitmap_store, clearing
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.allocation import Allocation
-from sublet.block.qcow2.bitmaps import IN_USE, Bitmaps, bit_runs
+from sublet.block.qcow2.bitmaps import Bitmaps, bit_runs
 from sublet.block.qcow2.description import describe
 from sublet.block.qcow2.mapping import Kind, Mapping
 from sublet.block.qcow2.packed import PackedClusters
@@ -42,7 +41,6 @@ from sublet.block.qcow2.refcounts import Refcounts
 from sublet.block.qcow2.snapshots import read_snapshots
 from sublet.block.qcow2.tables import Tables
 from sublet.core import InPlace
-from sublet.errors import UsageError
 
 _PLACELESS: Final = {Kind.ZERO: ZERO, Kind.UNALLOCATED: PARENT, Kind.COMPRESSED: OTHER}
 
@@ -225,7 +223,7 @@ class Qcow2Image(Image):
         """Let writes pass by the tables unless a bitmap has to hear of them."""
         self.in_place.set_writable(not self._readonly and not self.bitmaps.active)
 
-    def _barrier(self) -> None:
+    def barrier(self) -> None:
         """What was written before is stable before what is written after."""
         if self.data is not self.file:
             self.data.flush()
@@ -236,14 +234,14 @@ class Qcow2Image(Image):
             if self.tables.dirty or self.refcounts.dirty:
                 self.write_metadata()
                 return
-        self._barrier()
+        self.barrier()
 
     def write_counts(self) -> None:
         """Bring data and new counts to stable storage."""
         self.refcounts.write_blocks()
-        self._barrier()
+        self.barrier()
         if self.refcounts.write_table():
-            self._barrier()
+            self.barrier()
 
     def write_metadata(self) -> None:
         """Bring all metadata to stable storage, in the order that the module's docstring gives."""
@@ -253,10 +251,10 @@ class Qcow2Image(Image):
         self.write_counts()
         if self.tables.dirty:
             self.tables.write_l2()
-            self._barrier()
+            self.barrier()
             self.tables.l2_written()
         if self.tables.write_l1():
-            self._barrier()
+            self.barrier()
             self.tables.l1_dirty.clear()
         if self.refcounts.releases:
             with self._quiet():
@@ -271,7 +269,7 @@ class Qcow2Image(Image):
         self.refcounts.write_blocks()
 
     def _switch_reftable(self, offset: int, clusters: int) -> None:
-        self._barrier()
+        self.barrier()
         self.header.reftable_offset = offset
         self.header.reftable_clusters = clusters
         self.write_header()
@@ -279,9 +277,9 @@ class Qcow2Image(Image):
 
     def write_header(self) -> None:
         """Write the header's fixed part, one sector and so all or nothing, between two barriers."""
-        self._barrier()
+        self.barrier()
         self.file.write(0, self.header.pack_fixed())
-        self._barrier()
+        self.barrier()
 
     def reload(self) -> None:
         """Forget all metadata in memory and read what the header names."""
@@ -429,9 +427,7 @@ class Qcow2Image(Image):
         """Begin anew: nothing is dirty."""
         self._check_writable(0, 0)
         with self._alone():
-            bits = self.bitmaps.bits.get(self.bitmaps.find(name).name)
-            if bits is None:
-                raise UsageError(f"the bitmap {name!r} was not closed cleanly or is disabled: make another")
+            bits = self.bitmaps.recorded(name)
             bits[:] = bytes(len(bits))
 
     def bitmap_bits(self, name: str) -> tuple[int, bytes]:
@@ -440,12 +436,8 @@ class Qcow2Image(Image):
         Raises:
             UsageError: There is none, or it is not kept up to date.
         """
-        bitmap = self.bitmaps.find(name)
         with self._lock:
-            bits = self.bitmaps.bits.get(bitmap.name)
-            if bits is None:
-                raise UsageError(f"the bitmap {name!r} was not closed cleanly or is disabled: make another")
-            return 1 << bitmap.granularity_bits, bytes(bits)
+            return 1 << self.bitmaps.find(name).granularity_bits, bytes(self.bitmaps.recorded(name))
 
     def merge_bitmap(self, name: str, granularity: int, bits: bytes) -> None:
         """Let what ``bits`` of ``granularity`` bytes say be dirty, too."""
@@ -461,10 +453,7 @@ class Qcow2Image(Image):
         """
         self._check(0, 0)
         with self._lock:
-            bitmap = self.bitmaps.find(name)
-            if bitmap.flags & IN_USE and name not in self.bitmaps.bits:
-                raise UsageError(f"the bitmap {name!r} was not closed cleanly: make a full backup")
-            return list(self.bitmaps.dirty(bitmap, self.size))
+            return list(self.bitmaps.dirty(name, self.size))
 
     def close(self) -> None:
         """Store the bitmaps, flush and close."""
@@ -493,26 +482,15 @@ class Qcow2Image(Image):
 
     def set_backing(self, backing: BackingReference | None) -> None:
         """Name another parent, without looking at what either holds; it is opened the next time."""
+        from sublet.block.qcow2.rewrite import write_whole_header
+
         self._check_writable(0, 0)
         with self._lock:
             self.write_metadata()
             self.header.backing = backing.path if backing else None
             name = backing.format.encode() if backing and backing.format else None
             self.header.set_extension(q.EXTENSION_BACKING_FORMAT, name)
-            self.write_whole_header()
-
-    def write_whole_header(self) -> None:
-        """Write the header with extensions and the parent's name.
-
-        The name may lie in a later sector, so it goes first, to where the old one is not.
-        """
-        packed = self.header.pack()
-        self._barrier()
-        if len(packed) > 512:
-            self.file.write(512, packed[512:])
-            self._barrier()
-        self.file.write(0, packed[:512])
-        self._barrier()
+            write_whole_header(self)
 
     def info(self) -> ImageInfo:
         """What the header says."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from sublet.block.format import CheckReport
+from sublet.block.description import CheckReport
 from sublet.block.hostfile import HostFile, read_structure
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.snapshots import SnapshotRecord

@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from sublet.block.format import CheckReport
+from sublet.block.description import SECTOR, CheckReport
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.refcounts import RefcountBlock
 from sublet.block.qcow2.references import References, count_all, expected_bitmap, expected_entry
@@ -20,6 +20,20 @@ from sublet.errors import UsageError
 
 if TYPE_CHECKING:
     from sublet.block.qcow2.image import Qcow2Image
+
+
+def write_whole_header(image: Qcow2Image) -> None:
+    """Write the header with extensions and the parent's name. The lock is held.
+
+    The name may lie in a later sector, so it goes first, to where the old one is not.
+    """
+    packed = image.header.pack()
+    image.barrier()
+    if len(packed) > SECTOR:
+        image.file.write(SECTOR, packed[SECTOR:])
+        image.barrier()
+    image.file.write(0, packed[:SECTOR])
+    image.barrier()
 
 
 def rewrite(

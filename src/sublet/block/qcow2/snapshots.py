@@ -14,7 +14,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sublet.block.format import Snapshot
+from sublet.block.description import Snapshot
 from sublet.block.hostfile import HostFile, read_structure
 from sublet.block.qcow2.layout import L1_BYTES_MAXIMUM, SNAPSHOTS_MAXIMUM, Header, table_from_bytes
 from sublet.errors import CorruptImage, UsageError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sublet.block.format import CheckReport
+from sublet.block.description import CheckReport
 from sublet.block.vdi.blocks import Blocks
 from sublet.block.vdi.layout import UNALLOCATED, ZERO
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from sublet.block.chain import Chain
-from sublet.block.format import (
+from sublet.block.description import (
     SECTOR,
     BackingReference,
     CheckReport,
-    CreateOption,
-    Image,
     ImageInfo,
     MapExtent,
+)
+from sublet.block.format import (
+    CreateOption,
+    Image,
     read_flag,
     read_options,
     read_parent,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 
-from sublet.block.format import CheckReport
+from sublet.block.description import CheckReport
 from sublet.block.hostfile import HostFile
 from sublet.block.vhd.blocks import BlockStore
 from sublet.block.vhd.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR, Footer

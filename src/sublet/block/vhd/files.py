@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference, CreateOption, Image, read_options
+from sublet.block.description import BackingReference
+from sublet.block.format import CreateOption, Image, read_options
 from sublet.block.hostfile import HostFile, HostFiles, read_structure
 from sublet.block.vhd import parent as parents
 from sublet.block.vhd.blocks import table_size

@@ -14,7 +14,8 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference, Image
+from sublet.block.description import BackingReference
+from sublet.block.format import Image
 from sublet.block.hostfile import HostFile
 from sublet.block.vhd.layout import LOCATORS, SECTOR, DynamicHeader, Locator
 from sublet.errors import CorruptImage, ImageError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 
-from sublet.block.format import CheckReport
+from sublet.block.description import CheckReport
 from sublet.block.hostfile import HostFile
 from sublet.block.vhdx.blocks import BlockMap
 from sublet.block.vhdx.layout import (

@@ -9,7 +9,13 @@ from typing import Final
 
 from sublet.block.chain import Chain
 from sublet.block.contract import BlockStatus
-from sublet.block.format import BackingReference, CheckReport, Image, ImageInfo, MapExtent, read_parent
+from sublet.block.description import (
+    BackingReference,
+    CheckReport,
+    ImageInfo,
+    MapExtent,
+)
+from sublet.block.format import Image, read_parent
 from sublet.block.hostfile import HostFile
 from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs

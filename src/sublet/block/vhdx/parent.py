@@ -9,7 +9,8 @@ import uuid
 from pathlib import PurePosixPath
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference, Image
+from sublet.block.description import BackingReference
+from sublet.block.format import Image
 from sublet.block.hostfile import HostFile
 from sublet.errors import CorruptImage, ImageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from sublet.block.format import CheckReport
+from sublet.block.description import CheckReport
 from sublet.block.vmdk.layout import GTE_UNALLOCATED, SECTOR
 
 if TYPE_CHECKING:

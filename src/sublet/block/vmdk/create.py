@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Final
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference, CreateOption, Image, read_flag, read_options
+from sublet.block.description import BackingReference
+from sublet.block.format import (
+    CreateOption,
+    Image,
+    read_flag,
+    read_options,
+)
 from sublet.block.hostfile import HostFile, HostFiles
 from sublet.block.vmdk import descriptor as descriptors
 from sublet.block.vmdk.build import KINDS, SPLIT_SECTORS, Kind, extent_name, write_extent, write_hosted
 from sublet.block.vmdk.descriptor import NO_PARENT, Descriptor, ExtentLine, ExtentType
-from sublet.block.vmdk.image import FORMAT_NAME, VmdkImage, parent_content_id
+from sublet.block.vmdk.image import VmdkImage
 from sublet.block.vmdk.layout import (
     COWD_MAGIC,
     DESCRIPTOR_SECTORS,
@@ -23,6 +29,7 @@ from sublet.block.vmdk.layout import (
     hosted_plan,
     stream_plan,
 )
+from sublet.block.vmdk.parent import FORMAT_NAME, parent_content_id
 from sublet.block.vmdk.stream import descriptor_area, write_stream
 from sublet.errors import UsageError
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Protocol
 
 from sublet.block.contract import BlockStatus
-from sublet.block.format import CheckReport, MapExtent
+from sublet.block.description import CheckReport, MapExtent
 from sublet.block.hostfile import HostFile, refuse_readonly
 from sublet.block.pieces import OTHER, PARENT, ZERO, Piece, is_plain, stored_in
-from sublet.errors import InternalError, UsageError
+from sublet.errors import CorruptImage, InternalError, UnsupportedImage, UsageError
 
 
 class Extent(Protocol):
@@ -226,3 +227,21 @@ class ZeroExtent(SelfReading):
 
     def finish(self) -> None:
         """Nothing."""
+
+
+def not_alone(path: Path) -> UnsupportedImage:
+    """What to raise for an extent that does not say of what disk it is."""
+    return UnsupportedImage(
+        f"{path} is an extent of a VMDK disk, without the disk's descriptor",
+        remedy="Open the descriptor, the small .vmdk file beside it.",
+    )
+
+
+def check_capacity(capacity: int, wanted: int, path: Path) -> None:
+    """Refuse an extent of fewer sectors than the descriptor wants.
+
+    Raises:
+        CorruptImage: It has fewer.
+    """
+    if wanted > capacity:
+        raise CorruptImage(f"{path}: the descriptor wants {wanted} sectors of it, its header has {capacity}")

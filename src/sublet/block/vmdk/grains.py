@@ -12,12 +12,11 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Final
 
 from sublet.block import clusters
 from sublet.block.clusters import ClusterStore, ReadBelow
+from sublet.block.description import CheckReport
 from sublet.block.entries import decode, encode
-from sublet.block.format import CheckReport
 from sublet.block.hostfile import HostFile, read_structure
 from sublet.block.pieces import Piece
 from sublet.block.vmdk import check as checker
@@ -39,7 +38,6 @@ from sublet.errors import CorruptImage, HostRefused, UsageError
 
 Span = tuple[int, int]
 """First byte, and the byte after the last."""
-_COWD_COUNTER: Final = CowdHeader.FREE_SECTOR_OFFSET
 
 
 class Grains(ClusterStore):
@@ -456,46 +454,6 @@ class HostedGrains(Grains):
         self.size = header.capacity * SECTOR
         self._pages.forget()
         self.protect()
-
-
-class CowdGrains(Grains):
-    """An ESX copy-on-write extent (``Extent``); its tables are made when they are first needed."""
-
-    def __init__(
-        self,
-        file: HostFile,
-        header: CowdHeader,
-        *,
-        size: int,
-        lock: AbstractContextManager[object],
-        below: ReadBelow | None,
-    ) -> None:
-        self.header = header
-        self._counter = header.free_sector
-        offset = header.gd_offset * SECTOR
-        super().__init__(
-            file,
-            size=size,
-            grain_size=header.grain_size * SECTOR,
-            gtes_per_gt=CowdHeader.GTES_PER_GT,
-            lock=lock,
-            below=below,
-            directory=decode(read_structure(file, offset, 4 * header.grain_tables, "grain directory")),
-            directory_offset=offset,
-        )
-        self._file_size = max(self._file_size, header.free_sector * SECTOR)
-
-    def _fixed_spans(self) -> list[Span]:
-        start = self.header.gd_offset * SECTOR
-        directory = (start, start + sectors(4 * self.header.gd_entries) * SECTOR)
-        return [(0, CowdHeader.SIZE), directory]
-
-    def _before_barrier(self) -> None:
-        """The counter of used sectors; never too small, or ESX would use them twice."""
-        counter = sectors(self._file_size)
-        if counter != self._counter:
-            self.file.write(_COWD_COUNTER, encode([counter]))
-            self._counter = counter
 
 
 def _merge(spans: Iterable[Span]) -> list[Span]:

@@ -7,27 +7,25 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path, PureWindowsPath
-from typing import Final
+from pathlib import Path
 
 from sublet.block.chain import Chain
 from sublet.block.clusters import ReadBelow
-from sublet.block.format import (
-    HEAD_SIZE,
+from sublet.block.description import (
     BackingReference,
     CheckReport,
-    Image,
     ImageInfo,
     MapExtent,
-    read_parent,
 )
-from sublet.block.hostfile import HostFile, HostFiles, Lock, read_structure
+from sublet.block.format import HEAD_SIZE, Image, read_parent
+from sublet.block.hostfile import HostFile, HostFiles, read_structure
 from sublet.block.pieces import Piece
 from sublet.block.places import Places
 from sublet.block.vmdk import descriptor as descriptors
+from sublet.block.vmdk.cowd import CowdGrains
 from sublet.block.vmdk.descriptor import MAX_SIZE, NO_PARENT, Descriptor, ExtentLine, ExtentType
-from sublet.block.vmdk.extent import Extent, FlatExtent, ZeroExtent
-from sublet.block.vmdk.grains import CowdGrains, HostedGrains
+from sublet.block.vmdk.extent import Extent, FlatExtent, ZeroExtent, check_capacity, not_alone
+from sublet.block.vmdk.grains import HostedGrains
 from sublet.block.vmdk.layout import (
     COWD_MAGIC,
     HOSTED_MAGIC,
@@ -36,12 +34,11 @@ from sublet.block.vmdk.layout import (
     HostedHeader,
     sectors,
 )
+from sublet.block.vmdk.parent import FORMAT_NAME, parent_content_id, parent_reference
 from sublet.block.vmdk.resize import resize
 from sublet.block.vmdk.sesparse import SeSparseExtent
 from sublet.block.vmdk.stream import StreamExtent, read_footer
-from sublet.errors import CorruptImage, ImageError, UnsupportedImage, UsageError
-
-FORMAT_NAME: Final = "vmdk"
+from sublet.errors import CorruptImage, UnsupportedImage, UsageError
 
 
 class VmdkImage(Image):
@@ -176,7 +173,7 @@ class VmdkImage(Image):
         if magic == HOSTED_MAGIC:
             self._load_embedded()
         elif magic == COWD_MAGIC:
-            raise _not_alone(self.path)
+            raise not_alone(self.path)
         elif descriptors.probe(self._file.read(0, min(HEAD_SIZE, self._file.size()))):
             self._descriptor_text = self._file.read(0, min(self._file.size(), MAX_SIZE))
             self._descriptor_at, self._descriptor_room = 0, MAX_SIZE
@@ -204,7 +201,7 @@ class VmdkImage(Image):
     def _load_embedded(self) -> None:
         header = HostedHeader.parse(self._file.read(0, SECTOR), str(self.path))
         if not header.descriptor_offset or not header.descriptor_size:
-            raise _not_alone(self.path)
+            raise not_alone(self.path)
         size = min(header.descriptor_size * SECTOR, MAX_SIZE)
         self._descriptor_text = read_structure(
             self._file, header.descriptor_offset * SECTOR, size, "descriptor"
@@ -244,7 +241,7 @@ class VmdkImage(Image):
             return _fitting(SeSparseExtent(file, below=below), size, path)
         if file.read(0, 4) == COWD_MAGIC:
             header = CowdHeader.parse(file.read(0, CowdHeader.SIZE), str(path))
-            _check_capacity(header.capacity, line.sectors, path)
+            check_capacity(header.capacity, line.sectors, path)
             return CowdGrains(file, header, size=size, lock=self._lock, below=below)
         return self._open_hosted(file, size, below)
 
@@ -274,7 +271,7 @@ class VmdkImage(Image):
         if header.version == 3 and not header.compressed and not file.readonly:
             raise UnsupportedImage(f"{file.path}: it tracks changed blocks", remedy="Open it read-only.")
         if size is not None:
-            _check_capacity(header.capacity, size // SECTOR, file.path)
+            check_capacity(header.capacity, size // SECTOR, file.path)
         if header.compressed:
             stream = StreamExtent(file, header, stored, lock=self._lock, below=below)
             return stream if size is None else _fitting(stream, size, file.path)
@@ -287,7 +284,9 @@ class VmdkImage(Image):
         Raises:
             CorruptImage: It is not.
         """
-        self._parent = self._chain.open_parent(self._file, self._parent_reference(), self.format)
+        self._parent = self._chain.open_parent(
+            self._file, parent_reference(self.path, self.descriptor), self.format
+        )
         if not isinstance(self._parent, VmdkImage):
             return
         found, wanted = self._parent.descriptor.content_id, self.descriptor.parent_content_id
@@ -297,15 +296,6 @@ class VmdkImage(Image):
                 f"{self.path}: parentCID is {wanted:08x}, but {self._parent.path} has CID {found:08x}",
                 remedy="Bring back the parent as it was; 'sublet disk rebase --unsafe' takes it as it is.",
             )
-
-    def _parent_reference(self) -> str:
-        """The hint; or the file of that name beside the child, when the hint is another machine's path."""
-        hint = self.descriptor.parent_hint or ""
-        if not (self.path.parent / hint).exists():
-            name = PureWindowsPath(hint).name
-            if name and (self.path.parent / name).exists():
-                return name
-        return hint
 
     # Image.
 
@@ -507,55 +497,8 @@ class VmdkImage(Image):
         self._chain.files.remove(path)
 
 
-def read_descriptor(path: Path, files: HostFiles) -> Descriptor:
-    """The descriptor of a VMDK disk, without opening its extents.
-
-    Raises:
-        HostRefused: The file cannot be opened.
-        ImageError: It holds no descriptor.
-    """
-    file = files.open(path, readonly=True, lock=Lock.NONE)
-    try:
-        head = file.read(0, SECTOR)
-        if head[:4] != HOSTED_MAGIC:
-            return Descriptor.decode(file.read(0, min(file.size(), MAX_SIZE)), str(path))
-        header = HostedHeader.parse(head, str(path))
-        size = min(header.descriptor_size * SECTOR, MAX_SIZE)
-        return Descriptor.decode(
-            read_structure(file, header.descriptor_offset * SECTOR, size, "descriptor"), str(path)
-        )
-    finally:
-        file.close()
-
-
-def parent_content_id(child: Path, backing: BackingReference, files: HostFiles) -> int:
-    """What a child of ``backing`` remembers of it.
-
-    Raises:
-        UsageError: It is no VMDK disk, which is all that the format refers to.
-    """
-    if backing.format not in (None, FORMAT_NAME):
-        raise UsageError(f"the parent of a VMDK disk is a VMDK disk, not {backing.format}")
-    try:
-        return read_descriptor(child.parent / backing.path, files).content_id
-    except ImageError as error:
-        raise UsageError(f"the parent {backing.path} is no VMDK disk: {error.message}") from error
-
-
-def _not_alone(path: Path) -> UnsupportedImage:
-    return UnsupportedImage(
-        f"{path} is an extent of a VMDK disk, without the disk's descriptor",
-        remedy="Open the descriptor, the small .vmdk file beside it.",
-    )
-
-
-def _check_capacity(capacity: int, wanted: int, path: Path) -> None:
-    if wanted > capacity:
-        raise CorruptImage(f"{path}: the descriptor wants {wanted} sectors of it, its header has {capacity}")
-
-
 def _fitting(extent: SeSparseExtent | StreamExtent, size: int, path: Path) -> Extent:
     """An extent of which the disk takes ``size`` bytes."""
-    _check_capacity(extent.size // SECTOR, sectors(size), path)
+    check_capacity(extent.size // SECTOR, sectors(size), path)
     extent.size = size
     return extent

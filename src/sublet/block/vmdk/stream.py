@@ -20,8 +20,8 @@ from typing import Final
 
 from sublet.block.clusters import UNALLOCATED, ZERO, ReadBelow
 from sublet.block.contract import BlockStatus
+from sublet.block.description import CheckReport, MapExtent
 from sublet.block.entries import EntryPages, decode, encode
-from sublet.block.format import CheckReport, MapExtent
 from sublet.block.hostfile import HostFile, read_structure
 from sublet.block.vmdk.extent import SelfReading
 from sublet.block.vmdk.layout import (

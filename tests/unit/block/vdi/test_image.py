@@ -9,7 +9,8 @@ import pytest
 
 from sublet.block.chain import Chain
 from sublet.block.contract import BlockStatus
-from sublet.block.format import BackingReference, Image
+from sublet.block.description import BackingReference
+from sublet.block.format import Image
 from sublet.block.vdi import FORMAT, VdiImage
 from sublet.block.vdi.layout import Header, Kind
 from sublet.errors import CorruptImage, ImageError, UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sublet.block import create_image, open_image
-from sublet.block.format import BackingReference
+from sublet.block.description import BackingReference
 from sublet.block.vhd.layout import DynamicHeader, Footer
 from sublet.errors import CorruptImage, HostRefused, ImageError, UsageError, WrongMoment
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sublet.block import BlockStatus, create_image, open_image
-from sublet.block.format import BackingReference
+from sublet.block.description import BackingReference
 from sublet.block.vhdx.layout import (
     BAT_REGION,
     HEADER_OFFSETS,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sublet.block.chain import Chain
-from sublet.block.format import BackingReference, Image
+from sublet.block.description import BackingReference
+from sublet.block.format import Image
 from sublet.block.vmdk import FORMAT
 from sublet.testing.hostfile import MemoryFiles
 

@@ -9,7 +9,7 @@ from tests.unit.block.vmdk.conftest import Shelf
 
 from sublet.block import create_image, open_image
 from sublet.block.contract import BlockStatus
-from sublet.block.format import BackingReference
+from sublet.block.description import BackingReference
 from sublet.block.vmdk import VmdkImage
 from sublet.block.vmdk.build import SPLIT_SECTORS
 from sublet.errors import CorruptImage, HostRefused, ImageError, UnsupportedImage, UsageError
