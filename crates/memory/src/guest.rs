@@ -102,6 +102,17 @@ pub struct HostPage {
     pub slot: u64,
 }
 
+/// Where the bytes from a guest-physical address on are in the file behind their slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilePart {
+    /// The `memfd`; open while the slot exists.
+    pub fd: i32,
+    /// Offset in it.
+    pub offset: u64,
+    /// Bytes to the slot's end.
+    pub size: u64,
+}
+
 /// All RAM of one virtual machine, by guest-physical address.
 #[derive(Default)]
 pub struct GuestMemory {
@@ -543,6 +554,13 @@ impl MemoryView {
     pub fn find(&self, gpa: u64) -> Option<&Memslot> {
         let after = self.0.partition_point(|slot| slot.gpa <= gpa);
         self.0[..after].last().filter(|slot| slot.contains(gpa)).map(AsRef::as_ref)
+    }
+
+    /// Where `gpa` is in the file behind its slot, for who maps it once more; `None` outside RAM.
+    pub fn file_part(&self, gpa: u64) -> Option<FilePart> {
+        let slot = self.find(gpa)?;
+        let inside = gpa - slot.gpa;
+        Some(FilePart { fd: slot.ram.fd(), offset: slot.ram_offset + inside, size: slot.size - inside })
     }
 
     /// Where a processor in system-management mode finds `gpa`.

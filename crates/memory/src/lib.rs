@@ -8,7 +8,7 @@
 mod guest;
 mod ram;
 
-pub use guest::{CodeWatcher, GuestMemory, HostPage, MemoryError, MemoryView, Memslot};
+pub use guest::{CodeWatcher, FilePart, GuestMemory, HostPage, MemoryError, MemoryView, Memslot};
 pub use ram::{CodeMark, RamBlock};
 
 /// Bytes of a small page.

@@ -51,6 +51,7 @@ mod bit {
     pub const CS_LIMITED: u32 = 1 << 25;
     pub const FS_WHOLE: u32 = 1 << 26;
     pub const GS_WHOLE: u32 = 1 << 27;
+    pub const WINDOWED: u32 = 1 << 28;
     pub const BEYOND_64K: u32 = 1 << 31;
 }
 
@@ -217,7 +218,8 @@ impl Mode {
     /// The mode at CPL 0 with clear flags that SYSCALL leads to from this one.
     #[must_use]
     pub fn kernel_side(self) -> Self {
-        const FLAGS: u32 = bit::AC | bit::DF | bit::UNUSUAL_FLAGS | bit::ALIGNMENT | bit::ALONE;
+        const FLAGS: u32 =
+            bit::AC | bit::DF | bit::UNUSUAL_FLAGS | bit::ALIGNMENT | bit::ALONE | bit::WINDOWED;
         Self(self.0 & !(FLAGS | 3 << bit::CPL_SHIFT))
     }
 
@@ -236,7 +238,26 @@ impl Mode {
     /// This mode for one instruction, after which the run loop has another look.
     #[must_use]
     pub fn alone(self) -> Self {
-        Self(self.0 | bit::ALONE)
+        Self(self.0 & !bit::WINDOWED | bit::ALONE)
+    }
+
+    /// This mode with accesses through memory windows (see `mmu::window`), if it is one that has them: 64-bit
+    /// user code that checks nothing of its accesses.
+    #[must_use]
+    pub fn with_windows(self) -> Self {
+        let plain = self.is64() && self.cpl() == 3 && !self.has(bit::STEP | bit::ALIGNMENT | bit::ALONE);
+        Self(if plain { self.0 | bit::WINDOWED } else { self.0 })
+    }
+
+    /// This mode without memory windows.
+    #[must_use]
+    pub fn without_windows(self) -> Self {
+        Self(self.0 & !bit::WINDOWED)
+    }
+
+    /// See [`Self::with_windows`].
+    pub fn windowed(self) -> bool {
+        self.has(bit::WINDOWED)
     }
     /// See [`Self::alone`]: such blocks are entered and left by the run loop only, and each access
     /// checks for itself.

@@ -28,10 +28,14 @@ pub enum Optimisation {
     ColdCode,
     /// What is cached of an address space is kept while another one is current.
     AddressSpaces,
+    /// User programs that run for long access memory through windows, without looking it up.
+    Windows,
+    /// Windows serve only programs for which they seem to pay; without it all that may have them.
+    WindowPolicy,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 11] = [
+pub const NAMES: [(&str, Optimisation); 13] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -43,6 +47,8 @@ pub const NAMES: [(&str, Optimisation); 11] = [
     ("repeated-strings", Optimisation::RepeatedStrings),
     ("cold-code", Optimisation::ColdCode),
     ("address-spaces", Optimisation::AddressSpaces),
+    ("windows", Optimisation::Windows),
+    ("window-policy", Optimisation::WindowPolicy),
 ];
 
 /// A set of optimisations.

@@ -2,7 +2,8 @@
 
 mod mapped;
 
-pub use mapped::MappedState;
+pub(crate) use mapped::reserve;
+pub use mapped::{MappedState, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
 
 /// Index of a general register in encoding order.
 pub mod gpr {
@@ -306,6 +307,14 @@ pub struct HotState {
     pub fault_pc: u64,
     /// Guest exception it stands for.
     pub fault_vector: u64,
+    /// For a page fault: the address, and the processor's error code.
+    pub fault_address: u64,
+    /// See `fault_address`.
+    pub fault_code: u64,
+    /// RCX, R14 and R15 while a fault in a memory window is dealt with.
+    pub kept: [u64; 3],
+    /// The `Mode` of the user code that a 64-bit kernel returns to, whose blocks its jump cache holds.
+    pub user_mode: u64,
     /// A value kept across an access check.
     pub temporary: u64,
     /// Eight times the index of the known descriptor that is being loaded.

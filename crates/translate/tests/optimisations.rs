@@ -74,6 +74,8 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         | Optimisation::ColdCode => None,
         // See `entries.rs`, `entries_64.rs` and `address_spaces.rs`.
         Optimisation::SegmentLoads | Optimisation::InterruptReturns | Optimisation::AddressSpaces => None,
+        // See `windows.rs`.
+        Optimisation::Windows | Optimisation::WindowPolicy => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),
         Optimisation::JumpCache => Some("vcpu.indirect_misses"),
         Optimisation::SystemInstructions | Optimisation::RepeatedStrings => Some("vcpu.system_instructions"),

@@ -192,6 +192,20 @@ impl Builder {
         descriptor: Descriptor,
         operation: Operation,
     ) -> Result<(), Unencodable> {
+        if self.has_windows() {
+            self.find_window(address);
+            return operation(self, Place::Direct(address));
+        }
+        self.checked_access(address, descriptor, operation)
+    }
+
+    /// As [`Self::access`], never through a window.
+    pub(super) fn checked_access(
+        &mut self,
+        address: Host,
+        descriptor: Descriptor,
+        operation: Operation,
+    ) -> Result<(), Unencodable> {
         let (tags, addends) = self.tlb(descriptor.is_write());
         let size = descriptor.size() as i32;
         let beyond = match descriptor.is_stack() && self.has_limited_stack() {
@@ -226,13 +240,10 @@ impl Builder {
         descriptor: Descriptor,
         operation: &Operation,
     ) -> Result<(), Unencodable> {
-        let address = match home(base) {
-            Home::Host(host) => host,
-            Home::Memory(slot) => {
-                self.asm.load(Host::R14, slot);
-                Host::R14
-            }
-        };
+        let address = self.in_host(base);
+        if self.has_windows() {
+            return self.window_access(Some(part), address, offset, operation);
+        }
         match part {
             Part::Follower { slot } => {
                 self.asm.load(Host::R15, shared_slot(slot));

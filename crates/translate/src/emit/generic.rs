@@ -43,6 +43,12 @@ impl Builder {
             return self.bit_string(&instruction);
         }
         let descriptor = self.describe(&instruction, memory);
+        if self.has_windows() && !self.can_use_window(&instruction) {
+            let operation: Operation =
+                Rc::new(move |builder, place| builder.renamed(&instruction, Some(place)));
+            let address = self.linear_address(&instruction)?;
+            return self.checked_access(address, descriptor, operation);
+        }
         if let Some(part) = self.part {
             let base = number(instruction.memory_base()).ok_or(Unencodable)?;
             let offset = instruction.memory_displacement64() as i32;
@@ -50,12 +56,24 @@ impl Builder {
                 Rc::new(move |builder, place| builder.renamed(&instruction, Some(place)));
             return self.shared_access(part, base, offset, descriptor, &operation);
         }
-        let address = self.linear_address(&instruction)?;
         if is_cache_control(&instruction) {
-            return self.access(address, descriptor, Rc::new(|_, _| Ok(())));
+            let address = self.linear_address(&instruction)?;
+            return self.checked_access(address, descriptor, Rc::new(|_, _| Ok(())));
         }
         let operation: Operation = Rc::new(move |builder, place| builder.renamed(&instruction, Some(place)));
+        if self.has_windows() {
+            if let Some((base, offset)) = self.window_base(&instruction) {
+                return self.window_access(None, base, offset, &operation);
+            }
+        }
+        let address = self.linear_address(&instruction)?;
         self.access(address, descriptor, operation)
+    }
+
+    /// Whether the operation leaves R15, which tells the window, alone until the access is made.
+    fn can_use_window(&mut self, instruction: &Instruction) -> bool {
+        let rcx_taken = uses_cl_count(instruction) || uses_rcx_implicitly(instruction);
+        is_cache_control(instruction) || self.borrowed(instruction).len() <= usize::from(!rcx_taken)
     }
 
     fn register_form(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {

@@ -124,7 +124,7 @@ impl Builder {
         self.unless_level(3, &mut slow);
         self.set_known_segment(seg::SS);
         self.take_frame();
-        self.switch_mode(self.mode.user_side());
+        self.switch_to_user();
         Ok(slow)
     }
 

@@ -15,6 +15,7 @@ mod segments;
 mod sharing;
 mod special;
 mod system;
+mod window;
 
 pub use access::Descriptor;
 pub use assembler::{Assembler, Host};

@@ -187,6 +187,9 @@ impl Builder {
         if let Some(part) = self.part {
             return self.shared_access(part, RSP, delta, descriptor, &operation);
         }
+        if self.has_windows() {
+            return self.window_access(None, GUEST_RSP, delta, &operation);
+        }
         let address = self.stack_address(delta);
         self.access(address, descriptor, operation)
     }

@@ -84,7 +84,8 @@ impl Builder {
     fn inline_wide(&mut self, instruction: &Instruction) -> bool {
         // SYSRETQ must lead back to the mode whose blocks the user's jump cache holds, and SYSCALL to
         // the kernel's.
-        if instruction.mnemonic() == Mnemonic::Syscall && self.mode == self.mode.user_side() {
+        if instruction.mnemonic() == Mnemonic::Syscall && self.mode.without_windows() == self.mode.user_side()
+        {
             self.enter_kernel(instruction);
             return true;
         }
@@ -190,7 +191,7 @@ impl Builder {
         self.asm.store(rflags, Host::RCX);
         self.asm.flags_from_rcx(Host::R14);
         self.asm.mov(Host::R14, GUEST_RCX);
-        self.switch_mode(self.mode.user_side());
+        self.switch_to_user();
         self.leave_at(slow, instruction);
     }
 
@@ -206,6 +207,17 @@ impl Builder {
     pub(super) fn switch_mode(&mut self, mode: Mode) {
         self.asm.store_immediate(hot!(mode), mode.0 as i32);
         let here = std::mem::replace(&mut self.mode, mode);
+        self.exit_indirect(Width::W64);
+        self.mode = here;
+    }
+
+    /// Go on at the RIP in R14 in the mode of user code, which is with or without memory windows as the run loop
+    /// has said.
+    pub(super) fn switch_to_user(&mut self) {
+        self.asm.load(Host::RCX, hot!(user_mode));
+        self.asm.store(hot!(mode), Host::RCX);
+        let user = self.mode.user_side();
+        let here = std::mem::replace(&mut self.mode, user);
         self.exit_indirect(Width::W64);
         self.mode = here;
     }

@@ -5,6 +5,7 @@ mod large_pages;
 mod space;
 pub mod tlb;
 pub mod walk;
+pub mod window;
 
 pub use space::SpaceId;
 

@@ -7,6 +7,7 @@ use super::space::{
     USER_JUMPS,
 };
 use super::walk::Walk;
+use super::window::Windows;
 use crate::cpu::Flush;
 use crate::mode::Mode;
 use crate::state::{HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, TLB_ENTRIES};
@@ -149,6 +150,8 @@ pub struct TlbDirectory {
     pub flushes: [u64; 4],
     /// Changes of the address space, and those that brought a kept one back.
     pub switches: [u64; 2],
+    /// The memory windows, once they are in use.
+    pub windows: Option<Windows>,
 }
 
 /// Words of the set of written pages.
@@ -194,6 +197,7 @@ impl TlbDirectory {
             generations_over: false,
             flushes: [0; 4],
             switches: [0; 2],
+            windows: None,
         }
     }
 
@@ -219,13 +223,8 @@ impl TlbDirectory {
     ) {
         let tlb = if write { &mut hot.write_tlb[mmu] } else { &mut hot.read_tlb[mmu] };
         tlb.fill(la, host_page);
-        if write {
-            let (word, bit) = written_hash(host_page);
-            self.written_pages[word] |= bit;
-        }
+        self.note_reached(la, host_page, write, walk);
         let entry = index(la);
-        let large = if walk.global { &mut self.large_global_data } else { &mut self.space.large_data };
-        large.note(la, walk);
         let (filled, other) = if walk.global {
             (&mut self.global, &mut self.local)
         } else {
@@ -233,6 +232,16 @@ impl TlbDirectory {
         };
         filled.mark(mmu, write, entry);
         other.unmark(mmu, write, entry);
+    }
+
+    /// Note what a page that can be reached directly goes by, stores being among the accesses or not.
+    pub fn note_reached(&mut self, la: u64, host_page: u64, write: bool, walk: &Walk) {
+        if write {
+            let (word, bit) = written_hash(host_page);
+            self.written_pages[word] |= bit;
+        }
+        let large = if walk.global { &mut self.large_global_data } else { &mut self.space.large_data };
+        large.note(la, walk);
     }
 
     /// The guest-physical page that code at a linear address was last fetched from.
@@ -311,7 +320,7 @@ impl TlbDirectory {
             self.keep_jumps_of(hot, kernel.with_access_override(true));
             self.keep_jumps_of(hot, kernel.with_access_override(false));
             if mode.cpl() == 0 {
-                self.keep_jumps_of(hot, mode.user_side());
+                self.keep_jumps_of(hot, Mode(hot.user_mode as u32));
             }
         }
     }
@@ -366,12 +375,23 @@ impl TlbDirectory {
             tlb.clear_host_page(host_page);
         }
         self.kept.iter_mut().for_each(|space| space.protect_host_page(host_page));
+        if let Some(windows) = &mut self.windows {
+            windows.protect(host_page);
+        }
     }
 
     /// As [`Self::protect_host_page`], for all pages.
     pub fn protect_all(&mut self, hot: &mut HotState) {
         hot.write_tlb.iter_mut().for_each(Tlb::clear);
         self.kept.iter_mut().for_each(AddressSpace::protect_all);
+        self.drop_windows();
+    }
+
+    /// Let no page be reached through the memory windows.
+    fn drop_windows(&mut self) {
+        if let Some(windows) = &mut self.windows {
+            windows.drop_all();
+        }
     }
 
     /// Carry out a flush.
@@ -394,6 +414,7 @@ impl TlbDirectory {
         self.written_pages.fill(0);
         self.large_global_data.clear();
         self.kept.clear();
+        self.drop_windows();
         let id = self.next_space();
         self.space.forget(id);
         self.clear_jumps(hot);
@@ -552,7 +573,13 @@ impl TlbDirectory {
             tlb.clear_page(la);
         }
         let large = [&self.large_global_data, &self.space.large_data];
-        if let Some(bits) = large.into_iter().filter_map(|pages| pages.find(la)).max() {
+        let large = large.into_iter().filter_map(|pages| pages.find(la)).max();
+        if let Some(windows) = &mut self.windows {
+            let size = 1 << large.unwrap_or(PAGE_BITS);
+            let start = la & !(size - 1);
+            windows.drop_range(start..start.saturating_add(size));
+        }
+        if let Some(bits) = large {
             for tlb in hot.read_tlb.iter_mut().chain(&mut hot.write_tlb) {
                 tlb.clear_region(la, bits);
             }

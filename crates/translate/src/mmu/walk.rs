@@ -156,6 +156,8 @@ pub struct Walk {
     pub executable: bool,
     /// The translation survives a CR3 load (CR4.PGE is set and the entry is global).
     pub global: bool,
+    /// The accessed flag of the page was set before.
+    pub accessed: bool,
     /// The dirty flag is set, so that stores need no further walk. Always true without paging
     /// and where the entry lies in memory that ignores stores.
     pub dirty: bool,
@@ -227,6 +229,7 @@ fn unpaged(la: u64) -> Walk {
         user: true,
         executable: true,
         global: false,
+        accessed: true,
         dirty: true,
         rights: Rights::ALL,
     }
@@ -372,6 +375,7 @@ impl<'a> Descent<'a> {
             user,
             executable,
             global: entry & GLOBAL != 0 && self.regs.cr4 & CR4_PGE != 0,
+            accessed: entry & ACCESSED != 0,
             dirty: entry & DIRTY != 0,
             rights: Rights::of_page(self.regs, user, writable, executable),
         };
@@ -454,6 +458,7 @@ fn path_32(regs: &PagingRegs, steps: [Step; 4], depth: usize, allowed: u64, gpa:
         user,
         executable: true,
         global: leaf & GLOBAL != 0 && regs.cr4 & CR4_PGE != 0,
+        accessed: leaf & ACCESSED != 0,
         dirty: leaf & DIRTY != 0,
         rights: Rights::of_page(regs, user, writable, true),
     };

@@ -234,7 +234,7 @@ impl VcpuCore {
         Ok(())
     }
 
-    fn walk_for(&mut self, la: u64, write: bool) -> Result<Walk, Exception> {
+    pub(super) fn walk_for(&mut self, la: u64, write: bool) -> Result<Walk, Exception> {
         let kind = if write { Kind::Write } else { Kind::Read };
         let access: Access = self.cpu.access(AccessMode::Current, kind);
         self.counters.walks += 1;

@@ -209,6 +209,23 @@ std::arch::global_asm!(
     "sublet_load_guest",
     "mov r14, gs:[{access_address}]",
     "ret",
+    // A signal handler sends the thread here in place of an instruction whose memory window lacks a page.
+    ".globl sublet_window_fault",
+    ".hidden sublet_window_fault",
+    "sublet_window_fault:",
+    "mov gs:[{kept}], rcx",
+    "mov gs:[{kept} + 8], r14",
+    "mov gs:[{kept} + 16], r15",
+    "sublet_save_guest",
+    "mov rdi, gs:[{runtime}]",
+    "call {window_fault}",
+    "test eax, eax",
+    "jnz sublet_return",
+    "sublet_load_guest",
+    "mov rcx, gs:[{kept}]",
+    "mov r14, gs:[{kept} + 8]",
+    "mov r15, gs:[{kept} + 16]",
+    "jmp qword ptr gs:[{fault_pc}]",
     // extern "sysv64" fn(area, mask_low, mask_high): the vector arrays and x87 into an XSAVE area.
     ".globl sublet_save_x87",
     ".hidden sublet_save_x87",
@@ -252,6 +269,9 @@ std::arch::global_asm!(
     access_address = const at!(hot.access_address),
     access_addend = const at!(hot.access_addend),
     runtime = const at!(hot.runtime),
+    kept = const at!(hot.kept),
+    fault_pc = const at!(hot.fault_pc),
+    window_fault = sym crate::runtime::windows::window_fault,
     LINK = const exit::LINK,
     INDIRECT = const exit::INDIRECT,
     SYSTEM = const exit::SYSTEM,
@@ -274,6 +294,7 @@ extern "sysv64" {
     fn sublet_exit_indirect();
     fn sublet_exit_system();
     fn sublet_exit_fault();
+    fn sublet_window_fault();
     fn sublet_slow_access();
     fn sublet_commit();
 }
@@ -303,6 +324,11 @@ pub fn prepare(hot: &mut HotState) {
 /// Where a signal handler sends a thread that faulted in the cache.
 pub fn fault_exit() -> u64 {
     sublet_exit_fault as *const () as u64
+}
+
+/// The same for a page fault.
+pub fn page_fault() -> u64 {
+    sublet_window_fault as *const () as u64
 }
 
 /// Gather x87 and vector state into a standard-format XSAVE area of all components in `mask`.

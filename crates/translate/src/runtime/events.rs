@@ -165,6 +165,7 @@ impl VcpuCore {
         }
         if let Some(vector) = self.pending_interrupt() {
             self.counters.interrupts += 1;
+            self.consider_windows();
             return self.deliver(Event::External(vector));
         }
         if self.window_wanted {

@@ -3,6 +3,7 @@
 use super::entry::exit;
 use super::signals::HOST_FAULT;
 use super::vcpu::{Next, VcpuCore};
+use super::windows::HOST_FAULT_CODE;
 use crate::cpu::{Exception, Stop};
 use crate::frontend;
 use crate::mode::{Mode, Width};
@@ -17,7 +18,8 @@ use sublet_engine::Exit;
 
 const DEBUG: u8 = 1;
 const MATH_FAULT: u8 = 16;
-const HOST_FAULT_CODE: u32 = 4;
+/// Vector of #AC, as which a host may report a locked access that two cache lines hold.
+const SPLIT_LOCK: u64 = 17;
 
 impl VcpuCore {
     /// Debug traps of the instruction just run: single step and data breakpoints.
@@ -213,7 +215,13 @@ impl VcpuCore {
 
     fn host_fault(&mut self) -> Next {
         let (pc, vector) = (self.cpu.state.hot.fault_pc, self.cpu.state.hot.fault_vector);
-        if vector == HOST_FAULT {
+        if vector == SPLIT_LOCK && self.mode().windowed() {
+            // A locked access across pages: the host refuses what the guest may do.
+            self.decline(pc);
+            self.stopped = None;
+            return Next::Continue;
+        }
+        if matches!(vector, HOST_FAULT | SPLIT_LOCK) {
             // Registers may hold host addresses (a string instruction's): nothing goes back to the guest.
             return Next::Leave(Exit::InternalError { code: HOST_FAULT_CODE });
         }

@@ -18,5 +18,6 @@ mod tally;
 mod vcpu;
 mod vectors;
 mod vm;
+mod windows;
 
 pub use vm::TranslateEngine;

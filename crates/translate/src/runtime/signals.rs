@@ -76,14 +76,22 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
     if !in_cache(pc) {
         return chain(signal, info, context);
     }
+    let register = |index: i32| registers[index as usize] as u64;
+    let trap = register(libc::REG_TRAPNO);
+    let is_page_fault = signal == libc::SIGSEGV && trap == PAGE_FAULT;
     // SAFETY: `pc` is in a code cache, so that GS is the running vCPU's state.
     unsafe {
         store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_pc), pc);
-        let vector = vector(registers[libc::REG_TRAPNO as usize]);
-        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_vector), vector);
+        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_vector), vector(trap));
+        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_address), register(libc::REG_CR2));
+        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_code), register(libc::REG_ERR));
     }
-    registers[libc::REG_RIP as usize] = entry::fault_exit() as i64;
+    let way_out = if is_page_fault { entry::page_fault() } else { entry::fault_exit() };
+    registers[libc::REG_RIP as usize] = way_out as i64;
 }
+
+/// The trap number of a page fault, whose address and error code the kernel tells as well.
+const PAGE_FAULT: u64 = 14;
 
 /// # Safety
 /// GS is a vCPU's state and `offset` that of a `u64` in it.
@@ -97,10 +105,11 @@ unsafe fn store_gs(offset: usize, value: u64) {
 pub const HOST_FAULT: u64 = 0x100;
 
 /// The guest's exception for a trap number, which the kernel takes from the processor's: #DE, #UD,
-/// #GP (misaligned SSE operands), #MF and #XM stay what they are. A page fault is never the guest's.
-fn vector(trap: i64) -> u64 {
+/// #GP (misaligned SSE operands), #MF and #XM stay what they are; #AC is the host's word on a split lock. A page
+/// fault is never the guest's.
+fn vector(trap: u64) -> u64 {
     match trap {
-        0 | 6 | 13 | 16 | 19 => trap as u64,
+        0 | 6 | 13 | 16 | 17 | 19 => trap,
         _ => HOST_FAULT,
     }
 }

@@ -9,7 +9,7 @@ use super::shared::{OnThread, Shared, CACHE_SHARE};
 use super::signals;
 use super::vectors::host_xcr0;
 use crate::cache::{CacheStatistics, CodeCache, CodeMemory};
-use crate::cpu::{Cpu, Exception, Stop};
+use crate::cpu::{Cpu, Exception, Flush, Stop};
 use crate::emit::{Assembler, Host};
 use crate::mmu::tlb::TlbDirectory;
 use crate::mmu::walk::is_canonical;
@@ -67,6 +67,10 @@ pub struct Counters {
     pub pauses: u64,
     /// Microseconds that the guest stood still for the slowest emptying of the code cache.
     pub longest_clear_us: u64,
+    /// Accesses that faulted in a memory window.
+    pub window_faults: u64,
+    /// Those of them that were left to a translation without windows.
+    pub window_declined: u64,
     /// Times that PAUSE gave the host's processor away.
     pub yields: u64,
 }
@@ -123,6 +127,7 @@ pub struct VcpuCore {
     pub(super) spin: super::spin::Spin,
     /// The next instruction runs although an x87 exception is pending.
     pub(super) ignored_error: Option<super::math_error::IgnoredError>,
+    pub(super) window_policy: super::windows::Policy,
     /// A single-step trap follows the current instruction.
     pub(super) stepping: bool,
     /// The last exit from the cache delivered an exception: no debug trap follows.
@@ -176,6 +181,7 @@ impl VcpuCore {
             exclusive: false,
             spin: super::spin::Spin::default(),
             ignored_error: None,
+            window_policy: super::windows::Policy::default(),
             stepping: false,
             faulted: false,
             panicked: false,
@@ -191,7 +197,7 @@ impl VcpuCore {
         let runtime: *mut Self = &mut *core;
         core.cpu.state.hot.runtime = runtime as u64;
         core.requests.attach(&core.cpu.state.hot.permit);
-        core.cpu.mmu.flush(crate::cpu::Flush::All);
+        core.cpu.mmu.flush(Flush::All);
         Ok(core)
     }
 
@@ -331,15 +337,15 @@ impl VcpuCore {
             return;
         }
         self.mode_stale = false;
-        let mode = Mode::of(&self.cpu.state);
-        self.cpu.state.hot.mode = u64::from(mode.0);
         let watch_key = self.cpu.state.dr[7] & 0xff;
         if watch_key != self.watch_key {
             self.watch_key = watch_key;
             self.cpu.watching = self.cpu.any_breakpoint_enabled();
-            self.cpu.mmu.flush(crate::cpu::Flush::All);
+            self.cpu.mmu.flush(Flush::All);
         }
         self.apply_flushes();
+        let mode = self.choose_windows(Mode::of(&self.cpu.state));
+        self.cpu.state.hot.mode = u64::from(mode.0);
         self.prepare_system_calls();
         self.prepare_descriptors();
         self.tlb.enter_mode(&mut self.cpu.state.hot, mode);

@@ -518,6 +518,7 @@ impl Vcpu for TranslateVcpu {
         let counted = self.core.counters();
         let flushes = self.core.flushes();
         let cache = self.core.cache_statistics();
+        let windows = self.core.window_statistics();
         [
             ("translate.blocks", cache.blocks),
             ("translate.instructions", cache.instructions),
@@ -547,6 +548,11 @@ impl Vcpu for TranslateVcpu {
             ("vcpu.exclusive_sections", counted.exclusive),
             ("vcpu.pauses", counted.pauses),
             ("vcpu.pause_yields", counted.yields),
+            ("vcpu.window_faults", counted.window_faults),
+            ("vcpu.window_declined", counted.window_declined),
+            ("vcpu.window_maps", windows.maps),
+            ("vcpu.window_pages", windows.pages),
+            ("vcpu.window_drops", windows.drops),
             ("vcpu.tlb_flushes_all", flushes[0]),
             ("vcpu.tlb_flushes_local", flushes[1]),
             ("vcpu.tlb_flushes_page", flushes[2]),

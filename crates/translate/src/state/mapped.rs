@@ -1,18 +1,31 @@
-//! Memory for a vCPU's state that takes what is used of it.
+//! Memory for a vCPU's state that takes what is used of it, with the table of segments at a fixed distance behind.
 //!
-//! Most of the 14 MiB are TLBs and jump caches whose untouched pages read as zero, which is what they hold when
+//! Most of the state's 14 MiB are TLBs and jump caches whose untouched pages read as zero, which is what they hold when
 //! they are empty. The allocator would write zeros to all of them, for want of another way to align the state.
 
 use crate::state::CpuState;
-use std::alloc::{handle_alloc_error, Layout};
 use std::ops::{Deref, DerefMut};
-use std::ptr::{null_mut, NonNull};
+use std::ptr::NonNull;
 
-const SIZE: usize = std::mem::size_of::<CpuState>();
+const PAGE: usize = 4096;
+/// Log2 of the bytes of a segment of the linear address space.
+pub const SEGMENT_BITS: u32 = 32;
+/// Segments that user addresses lie in (4-level paging: 47 bits).
+pub const USER_SEGMENTS: usize = 1 << (47 - SEGMENT_BITS);
+/// Distance from the state (the GS base) to the table of segments, see [`MappedState::segments`].
+pub const SEGMENT_TABLE: usize = std::mem::size_of::<CpuState>().next_multiple_of(PAGE);
+/// Bytes of address space of an entry for each value that bits 63:32 of an address can have.
+const TABLE_BYTES: usize = 8 << (64 - SEGMENT_BITS);
 
-/// A `CpuState` in pages of its own.
+/// A [`CpuState`] in a mapping of its own.
+///
+/// Behind it, at [`SEGMENT_TABLE`], lies address space for the table of segments, if the host had so much: none of
+/// it can be accessed but the entries of user segments, once [`Self::segments`] has been called.
 #[derive(Debug)]
-pub struct MappedState(NonNull<CpuState>);
+pub struct MappedState {
+    state: NonNull<CpuState>,
+    bytes: usize,
+}
 
 // SAFETY: it owns the state as a box would, and the state is made of integers.
 unsafe impl Send for MappedState {}
@@ -22,37 +35,76 @@ unsafe impl Sync for MappedState {}
 impl MappedState {
     /// All fields zero: not a state that a processor is ever in.
     pub fn zeroed() -> Self {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping touches no other; the result is checked.
-        let pages = unsafe { libc::mmap(null_mut(), SIZE, access, kind, -1, 0) };
-        match NonNull::new(pages.cast()) {
-            Some(state) if pages != libc::MAP_FAILED => Self(state),
-            _ => handle_alloc_error(Layout::new::<CpuState>()),
+        let with_table = SEGMENT_TABLE + TABLE_BYTES;
+        let (start, bytes) = match reserve(with_table) {
+            Some(start) => (start, with_table),
+            None => (reserve(SEGMENT_TABLE).unwrap_or_else(no_memory), SEGMENT_TABLE),
+        };
+        // SAFETY: the range is the start of the mapping just made.
+        if unsafe { libc::mprotect(start.as_ptr().cast(), SEGMENT_TABLE, READ_WRITE) } != 0 {
+            no_memory::<()>();
         }
+        Self { state: start.cast(), bytes }
+    }
+
+    /// The entries for user segments, zero at first. `None` if the host had no address space for the table.
+    pub fn segments(&mut self) -> Option<&mut [u64; USER_SEGMENTS]> {
+        if self.bytes == SEGMENT_TABLE {
+            return None;
+        }
+        // SAFETY: the entries lie in the mapping behind the state, are zero or what this array's user stored, and
+        // are borrowed as the whole is; nothing else refers to them but translated code, which runs meanwhile never.
+        unsafe {
+            let table = self.state.as_ptr().cast::<u8>().add(SEGMENT_TABLE);
+            let entries = table.cast::<[u64; USER_SEGMENTS]>();
+            let enabled = libc::mprotect(table.cast(), size_of::<[u64; USER_SEGMENTS]>(), READ_WRITE);
+            (enabled == 0).then(|| &mut *entries)
+        }
+    }
+
+    /// Whether a host address lies in the table, or in the address space kept for it.
+    pub fn table_holds(&self, host: u64) -> bool {
+        let start = self.state.as_ptr() as u64 + SEGMENT_TABLE as u64;
+        host.wrapping_sub(start) < (self.bytes - SEGMENT_TABLE) as u64
     }
 }
 
-impl Drop for MappedState {
-    fn drop(&mut self) {
-        // SAFETY: the pages were mapped by `zeroed`, and nothing refers to them any more.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), SIZE) };
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// Address space that cannot be accessed, and takes no memory.
+pub(crate) fn reserve(bytes: usize) -> Option<NonNull<u8>> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address that the kernel chooses; the result is checked.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return None;
     }
+    NonNull::new(start.cast())
+}
+
+fn no_memory<T>() -> T {
+    std::alloc::handle_alloc_error(std::alloc::Layout::new::<CpuState>())
 }
 
 impl Deref for MappedState {
     type Target = CpuState;
-
     fn deref(&self) -> &CpuState {
-        // SAFETY: the pages live as long as `self` and are aligned; the state is made of integers (atomic ones too)
-        // and arrays of them, for which all bytes are a value.
-        unsafe { self.0.as_ref() }
+        // SAFETY: the mapping starts with the state: integers (atomic ones too) and arrays of them, for which zero
+        // bytes are a value.
+        unsafe { self.state.as_ref() }
     }
 }
 
 impl DerefMut for MappedState {
     fn deref_mut(&mut self) -> &mut CpuState {
-        // SAFETY: as in `deref`, and `self` is borrowed for writing.
-        unsafe { self.0.as_mut() }
+        // SAFETY: as above; borrowed as the whole is.
+        unsafe { self.state.as_mut() }
+    }
+}
+
+impl Drop for MappedState {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is owned.
+        unsafe { libc::munmap(self.state.as_ptr().cast(), self.bytes) };
     }
 }

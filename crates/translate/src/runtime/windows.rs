@@ -1,0 +1,302 @@
+//! Accesses of user code through memory windows: what fills them, and when they are used.
+
+use super::entry::{exit, resume};
+use super::vcpu::VcpuCore;
+use crate::cpu::{Exception, Stop};
+use crate::mmu::walk::{peek, Kind, Rights, Walk};
+use crate::mmu::window::{Run, WindowStatistics, Windows, Zone};
+use crate::mmu::SpaceId;
+use crate::mode::Mode;
+use crate::optimisations::Optimisation;
+use crate::system::memory::AccessMode;
+use std::time::{Duration, Instant};
+use sublet_engine::Exit;
+use sublet_memory::HostPage;
+
+/// `Exit::InternalError`: a fault that no guest instruction can cause.
+pub(super) const HOST_FAULT_CODE: u32 = 4;
+const PAGE: u64 = 4096;
+/// Log2 of the bytes around a fault that are mapped with it: of small pages, and of a large one.
+const AROUND_BITS: [u32; 2] = [16, 21];
+/// Bit of a page fault's error code: a store.
+const WRITE: u64 = 2;
+/// How often the same fault is served before it is left to a translation without windows.
+const PATIENCE: u32 = 4;
+
+/// How long a program runs in one address space before it gets windows.
+const SETTLED: Duration = Duration::from_micros(1500);
+/// What serving a fault costs, about.
+const FAULT_COST: Duration = Duration::from_micros(5);
+/// Most time for faults that can be saved up. Half of it has to be there to begin.
+const MOST_CREDIT: Duration = Duration::from_millis(4);
+/// Log2 of the share of time that faults may take: at first, and at least, if that was too much.
+const SHARES: [u32; 2] = [3, 8];
+/// Windows that served for so long have paid.
+const PAID: Duration = Duration::from_millis(64);
+
+/// When windows are used: by a program that has run for a while in one address space, as a timer's interrupt finds
+/// it, for as long as faults take only a small share of the time.
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// The windows' address space gets them.
+    on: bool,
+    /// The host refused them.
+    refused: bool,
+    /// The current address space, and since when.
+    space: (SpaceId, Instant),
+    /// When `on` was last set.
+    started: Instant,
+    /// Time for faults that is left, and when that was so.
+    credit: (Duration, Instant),
+    /// The present one of [`SHARES`].
+    share: u32,
+    /// Host address of the last fault's instruction, the address, and how often they came in a row.
+    last: (u64, u64, u32),
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let now = Instant::now();
+        let credit = (MOST_CREDIT, now);
+        let space = (SpaceId::default(), now);
+        Self { on: false, refused: false, space, started: now, credit, share: SHARES[0], last: (0, 0, 0) }
+    }
+}
+
+impl Policy {
+    fn note_space(&mut self, space: SpaceId) {
+        if self.space.0 != space {
+            self.space = (space, Instant::now());
+        }
+    }
+
+    /// An interrupt finds a program running that has no windows. Returns whether it is to have them from now on.
+    fn consider(&mut self, now: Instant) -> bool {
+        self.earn(now);
+        if now - self.space.1 < SETTLED || self.credit.0 < MOST_CREDIT / 2 {
+            return false;
+        }
+        (self.on, self.started) = (true, now);
+        true
+    }
+
+    fn earn(&mut self, now: Instant) {
+        let earned = (now - self.credit.1) / (1 << self.share);
+        self.credit = ((self.credit.0 + earned).min(MOST_CREDIT), now);
+    }
+
+    /// Account for a fault. Returns whether it was one too many.
+    fn charge(&mut self, now: Instant) -> bool {
+        self.earn(now);
+        if self.on && self.credit.0 < FAULT_COST {
+            self.share = if now - self.started < PAID { SHARES[1].min(self.share + 1) } else { SHARES[0] };
+            self.on = false;
+            return true;
+        }
+        self.credit.0 = self.credit.0.saturating_sub(FAULT_COST);
+        false
+    }
+}
+
+/// Entry from `sublet_window_fault`.
+///
+/// # Safety
+/// Called only from there: `core` is the vCPU whose translated code faulted.
+pub(super) unsafe extern "sysv64" fn window_fault(core: *mut VcpuCore) -> u64 {
+    // SAFETY: as the caller promises; the run loop holds no reference while translated code runs.
+    let core = unsafe { &mut *core };
+    core.guarded(VcpuCore::serve_fault)
+}
+
+impl VcpuCore {
+    /// What the windows have been used for.
+    pub fn window_statistics(&self) -> WindowStatistics {
+        self.tlb.windows.as_ref().map(|windows| windows.statistics).unwrap_or_default()
+    }
+
+    /// `mode`, with windows if they are to be used; also settles the mode of the user code that a kernel of this
+    /// mode returns to.
+    pub(super) fn choose_windows(&mut self, mode: Mode) -> Mode {
+        if !mode.is64() || !self.wants_windows() {
+            self.cpu.state.hot.user_mode = u64::from(mode.user_side().0);
+            return mode;
+        }
+        self.cpu.state.hot.user_mode = u64::from(mode.user_side().with_windows().0);
+        mode.with_windows()
+    }
+
+    fn wants_windows(&mut self) -> bool {
+        let (optimisations, space) = (self.shared.optimisations, self.tlb.space());
+        self.window_policy.note_space(space);
+        if !optimisations.has(Optimisation::Windows) {
+            return false;
+        }
+        if !optimisations.has(Optimisation::WindowPolicy) {
+            return self.give_windows(space);
+        }
+        self.window_policy.on && self.tlb.windows.as_ref().is_some_and(|windows| windows.space == space)
+    }
+
+    /// Let the windows be those of an address space. Returns whether there are any.
+    fn give_windows(&mut self, space: SpaceId) -> bool {
+        let given = self.have_windows();
+        if let Some(windows) = self.tlb.windows.as_mut().filter(|windows| windows.space != space) {
+            windows.drop_all();
+            windows.space = space;
+        }
+        given
+    }
+
+    /// An interrupt is about to be taken.
+    pub(super) fn consider_windows(&mut self) {
+        let mode = self.mode();
+        let program = mode.is64() && mode.cpl() == 3 && !mode.windowed();
+        let wanted = program && self.shared.optimisations.has(Optimisation::Windows);
+        if wanted && self.window_policy.consider(Instant::now()) {
+            self.window_policy.on = self.give_windows(self.tlb.space());
+            self.mode_stale = true;
+        }
+    }
+
+    fn have_windows(&mut self) -> bool {
+        if self.tlb.windows.is_none() && !self.window_policy.refused {
+            self.tlb.windows = Windows::new(&mut self.cpu.state);
+            self.window_policy.refused = self.tlb.windows.is_none();
+        }
+        self.tlb.windows.is_some()
+    }
+
+    /// Deal with a page fault of translated code.
+    fn serve_fault(&mut self) -> u64 {
+        let hot = &self.cpu.state.hot;
+        let (pc, address, store) = (hot.fault_pc, hot.fault_address, hot.fault_code & WRITE != 0);
+        let la = address.wrapping_sub(hot.kept[2]);
+        let zone = self.tlb.windows.as_ref().map_or(Zone::Outside, |windows| windows.zone(address));
+        self.counters.window_faults += 1;
+        self.mode_stale |= self.window_policy.charge(Instant::now());
+        if self.cpu.state.table_holds(address) || (zone != Zone::Outside && self.is_stuck(pc, address)) {
+            return self.decline(pc);
+        }
+        if zone == Zone::Outside {
+            // Registers may hold host addresses: nothing goes back to the guest.
+            self.stopped = Some(Stop::Exit(Exit::InternalError { code: HOST_FAULT_CODE }));
+            self.cpu.state.hot.exit_reason = exit::ACCESS;
+            return resume::LEAVE;
+        }
+        match self.fill_window(la, store) {
+            Err(exception) => {
+                self.stop_at(pc + 1, exception.into());
+                resume::LEAVE
+            }
+            // In the guard of another segment's window the access goes on, if it is all in this one.
+            Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[2] => {
+                self.cpu.state.hot.kept[2] = delta;
+                resume::DIRECT
+            }
+            Ok(_) => self.decline(pc),
+        }
+    }
+
+    /// Whether serving this fault has not helped.
+    fn is_stuck(&mut self, pc: u64, address: u64) -> bool {
+        let last = &mut self.window_policy.last;
+        let times = if (last.0, last.1) == (pc, address) { last.2 + 1 } else { 0 };
+        *last = (pc, address, times);
+        times >= PATIENCE
+    }
+
+    /// Leave, to run this instruction in a translation without windows. Nothing has happened yet. A block that
+    /// does this again and again is translated anew without them.
+    pub(super) fn decline(&mut self, pc: u64) -> u64 {
+        self.counters.window_declined += 1;
+        self.cache.blame(pc);
+        self.alone = true;
+        self.stop_at(pc + 1, Stop::Exit(Exit::Interrupted));
+        resume::LEAVE
+    }
+
+    /// Map the page of `la`, and what lies beside it alike. Returns what is to be added to its addresses; `None` if
+    /// the access is not one to plain RAM.
+    ///
+    /// # Errors
+    /// The guest's page fault.
+    fn fill_window(&mut self, la: u64, store: bool) -> Result<Option<u64>, Exception> {
+        if la >> 47 != 0 {
+            return Ok(None);
+        }
+        let walk = self.walk_for(la, store)?;
+        // A global mapping may end while another address space is current.
+        let page = self.cpu.memory.host_page(walk.gpa).filter(|_| !walk.global);
+        let Some(page) = page else { return Ok(None) };
+        if store && (page.code || page.readonly) {
+            return Ok(None);
+        }
+        if store && page.log_dirty {
+            self.cpu.memory.mark_dirty(walk.gpa);
+        }
+        let writable = store || takes_stores(&walk, page);
+        let run = self.run_around(la & !0xfff, &walk, page, writable);
+        let gpa = (walk.gpa & !0xfff) - (page.host as u64 - run.host);
+        for offset in (0..run.size).step_by(PAGE as usize) {
+            self.tlb.note_reached(run.la + offset, run.host + offset, writable, &walk);
+        }
+        let view = self.cpu.memory.view();
+        let Some(part) = view.file_part(gpa).filter(|part| part.size >= run.size) else { return Ok(None) };
+        let Some(windows) = &mut self.tlb.windows else { return Ok(None) };
+        Ok(windows.map(&mut self.cpu.state, run, part.fd, part.offset))
+    }
+
+    /// The pages around that of `la` that lie beside it in memory as well, and may be accessed so.
+    fn run_around(&self, la: u64, walk: &Walk, page: HostPage, writable: bool) -> Run {
+        let large = walk.page_bits >= 21;
+        let block = 1u64 << AROUND_BITS[usize::from(large)];
+        let start = la & !(block - 1);
+        let alike =
+            |offset: i64| self.is_alike(la.wrapping_add_signed(offset), offset, walk, page, writable, large);
+        let (mut below, mut above) = (0, PAGE as i64);
+        while la.wrapping_add_signed(below) > start && alike(below - PAGE as i64) {
+            below -= PAGE as i64;
+        }
+        while la.wrapping_add_signed(above) < start + block && alike(above) {
+            above += PAGE as i64;
+        }
+        let host = (page.host as u64).wrapping_add_signed(below);
+        Run { la: la.wrapping_add_signed(below), size: (above - below) as u64, host, writable }
+    }
+
+    /// Whether the page at `la`, `offset` bytes from that of `walk`, belongs in one run with it.
+    fn is_alike(
+        &self,
+        la: u64,
+        offset: i64,
+        walk: &Walk,
+        page: HostPage,
+        writable: bool,
+        large: bool,
+    ) -> bool {
+        let gpa = (walk.gpa & !0xfff).wrapping_add_signed(offset);
+        if self.cpu.bus_address(gpa) != gpa {
+            return false;
+        }
+        let other = if large { Some(*walk) } else { self.beside(la, gpa) };
+        let host = (page.host as u64).wrapping_add_signed(offset);
+        let found = self.cpu.memory.host_page(gpa).filter(|found| found.host as u64 == host);
+        match (other, found) {
+            (Some(other), Some(found)) => takes_stores(&other, found) == writable,
+            _ => false,
+        }
+    }
+
+    /// The walk for reading at `la`, if it has been read before and leads to `gpa`.
+    fn beside(&self, la: u64, gpa: u64) -> Option<Walk> {
+        let access = self.cpu.access(AccessMode::Current, Kind::Read);
+        let walk = peek(&self.cpu.memory, &self.cpu.paging_regs(), la, access).ok()?;
+        (walk.accessed && self.cpu.bus_address(walk.gpa) == gpa).then_some(walk)
+    }
+}
+
+/// Whether user code may store to the page without anything having to be noted.
+fn takes_stores(walk: &Walk, page: HostPage) -> bool {
+    let allowed = walk.dirty && walk.rights.user & Rights::WRITE != 0;
+    allowed && !(page.code || page.readonly || page.log_dirty)
+}

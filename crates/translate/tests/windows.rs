@@ -1,0 +1,278 @@
+//! User code whose accesses go through memory windows sees the memory that its kernel has mapped at that moment.
+//!
+//! Each machine has windows from its first instruction on, or none, and has to put out the same. User code calls
+//! the kernel, which changes a mapping as the test says. A fault puts out its vector and CR2 and ends.
+#![allow(clippy::unwrap_used)]
+
+mod long_mode;
+
+use std::sync::Arc;
+use sublet_engine::{DescriptorTable, Engine, Exit, MsrEntry, Regs, Segment, Sregs, Vcpu, Vm};
+use sublet_memory::RamBlock;
+use sublet_translate::optimisations::Optimisation;
+use sublet_translate::TranslateEngine;
+
+const RAM: u64 = 4 << 20;
+/// The kernel's code, in a global page of the upper half.
+const KERNEL: u64 = 0xffff_ff80_0000_1000;
+const GDT: u64 = 0x8000;
+const IDT: u64 = 0x9000;
+const TSS: u64 = 0xa000;
+const HANDLERS: u64 = 0xb000;
+const TABLES: u64 = 0x8_0000;
+const OTHER_TABLES: u64 = 0x9_0000;
+/// Where user code and data are.
+const USER: u64 = 0x40_0000;
+const DATA: u64 = 0x41_0000;
+/// Frames of data pages: each holds its number times 0x11 in every byte.
+const FRAMES: u64 = 0x10_0000;
+const ALL: u64 = 7;
+const DEVICE: u64 = 0x4000_0000;
+/// Segments of 4 GiB that have a page: more than there are windows.
+const SEGMENTS: u64 = 100;
+
+const STAR: u32 = 0xc000_0081;
+const LSTAR: u32 = 0xc000_0082;
+const FMASK: u32 = 0xc000_0084;
+
+/// `mov [TABLES+0x3080],rbx`: the entry that maps `DATA`
+const MAP: [u8; 8] = [0x48, 0x89, 0x1c, 0x25, 0x80, 0x30, 0x08, 0];
+const SYSRETQ: [u8; 3] = [0x48, 0x0f, 0x07];
+/// `mov rax,cr3; mov cr3,rax`
+const RELOAD: [u8; 6] = [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8];
+/// `invlpg [DATA]`
+const INVLPG: [u8; 8] = [0x0f, 0x01, 0x3c, 0x25, 0, 0, 0x41, 0];
+/// `mov eax,[DATA]; out 0x80,eax`
+const SHOW: [u8; 9] = [0x8b, 0x04, 0x25, 0, 0, 0x41, 0, 0xe7, 0x80];
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// `mov byte [DATA],0x77`
+const STORE: [u8; 8] = [0xc6, 0x04, 0x25, 0, 0, 0x41, 0, 0x77];
+/// `hlt`, which user code may not.
+const END: [u8; 1] = [0xf4];
+
+/// A handler: `mov eax,vector; out 0x80,eax; mov rax,cr2; out 0x81,eax; hlt`.
+fn handler(vector: u8) -> [u8; 13] {
+    [0xb8, vector, 0, 0, 0, 0xe7, 0x80, 0x0f, 0x20, 0xd0, 0xe7, 0x81, 0xf4]
+}
+
+fn fill_tables(put: &dyn Fn(u64, u64), tables: u64, first_frame: u64) {
+    for (place, entry) in [
+        (0, (tables + 0x1000) | ALL),
+        (0xff8, (TABLES + 0x1000) | ALL),
+        (0x1000, (tables + 0x2000) | ALL),
+        (0x1018, (tables + 0x6000) | ALL),
+        (0x2000, 0x183),
+        (0x2010, (tables + 0x3000) | ALL),
+        (0x2008, DEVICE | 0x87),
+        (0x3000, 0x4_0000 | ALL),
+        (0x4000, (tables + 0x5000) | ALL),
+        (0x5000, (FRAMES + 0x3000) | ALL),
+        (0x6ff8, (tables + 0x7000) | ALL),
+        (0x7ff8, (FRAMES + 0x7000) | ALL),
+    ] {
+        put(tables + place, entry);
+    }
+    // A page at the start of each of many segments.
+    (1..SEGMENTS).for_each(|segment| put(tables + 0x1000 + 32 * segment, (tables + 0x4000) | ALL));
+    for page in 0..4 {
+        put(tables + 0x3000 + 8 * (0x10 + page), (first_frame + 0x2000 * page) | ALL);
+    }
+}
+
+fn machine(engine: &TranslateEngine, kernel: &[u8], user: &[u8]) -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
+    let vm = engine.create_vm().unwrap();
+    let ram = Arc::new(RamBlock::new(RAM).unwrap());
+    vm.memory().set_memslot(0, 0, RAM, ram, 0, false, false).unwrap();
+    vm.memslots_changed().unwrap();
+    let put = |gpa: u64, value: u64| vm.memory().write(gpa, &value.to_le_bytes()).unwrap();
+    fill_tables(&put, TABLES, FRAMES);
+    fill_tables(&put, OTHER_TABLES, FRAMES + 0x1000);
+    for frame in 0..16u8 {
+        vm.memory().write(FRAMES + 0x1000 * u64::from(frame), &[frame * 0x11; 0x1000]).unwrap();
+    }
+    let descriptors = [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x8b00_0000_0067 | TSS << 16, 0];
+    (GDT + 8..).step_by(8).zip(descriptors).for_each(|(place, raw)| put(place, raw));
+    put(TSS + 4, 0x7000);
+    for vector in 0..32u8 {
+        let at = HANDLERS + 32 * u64::from(vector);
+        put(IDT + 16 * u64::from(vector), at & 0xffff | 8 << 16 | 0x8e00 << 32 | (at >> 16) << 48);
+        vm.memory().write(at, &handler(vector)).unwrap();
+    }
+    vm.memory().write(KERNEL & 0xffff, &[kernel, &SYSRETQ].concat()).unwrap();
+    vm.memory().write(0x4_0000, user).unwrap();
+    let vcpu = user_mode(&*vm);
+    (vm, vcpu)
+}
+
+fn user_mode(vm: &dyn Vm) -> Box<dyn Vcpu> {
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    let tr = Segment { base: TSS, limit: 0x67, selector: 24, kind: 11, present: true, ..Segment::default() };
+    let sregs = Sregs {
+        efer: 0x501,
+        tr,
+        gdt: DescriptorTable { base: GDT, limit: 0x27 },
+        idt: DescriptorTable { base: IDT, limit: 0xfff },
+        ..long_mode::sregs(TABLES, 3)
+    };
+    vcpu.set_sregs(&sregs).unwrap();
+    let msr = |index, value| MsrEntry { index, value };
+    vcpu.set_msrs(&[msr(STAR, 0x10_0008 << 32), msr(LSTAR, KERNEL), msr(FMASK, 0x4_7700)]).unwrap();
+    let mut regs = Regs { rip: USER, rflags: 0x3002, ..Regs::default() };
+    regs.gpr[3] = (FRAMES + 0x5000) | ALL;
+    regs.gpr[4] = DATA + 0x800;
+    vcpu.set_regs(&regs).unwrap();
+    vcpu
+}
+
+/// What comes out of a machine until it halts, by port and data; and how many accesses faulted in a window.
+fn outputs(engine: TranslateEngine, kernel: &[u8], user: &[u8]) -> (Vec<(u64, u64)>, u64) {
+    let (_vm, mut vcpu) = machine(&engine, kernel, user);
+    let mut out = Vec::new();
+    loop {
+        match vcpu.run().unwrap() {
+            Exit::PioOut { port, data, .. } => out.push((u64::from(port), data)),
+            Exit::MmioWrite { gpa, data, .. } => out.push((gpa, data)),
+            Exit::MmioRead { gpa, .. } => {
+                out.push((gpa, 0));
+                vcpu.complete_read(0x1234_5678);
+            }
+            Exit::Hlt => break,
+            other => panic!("{other:?} after {out:x?}"),
+        }
+        assert!(out.len() < 100, "{out:x?}");
+    }
+    (out, vcpu.statistics()["vcpu.window_faults"])
+}
+
+/// The outputs, the same with windows and without.
+fn both(kernel: &[&[u8]], user: &[&[u8]]) -> Vec<(u64, u64)> {
+    let (kernel, user) = (kernel.concat(), [user, &[&END]].concat().concat());
+    let engine = || TranslateEngine::new().unwrap();
+    let (with, faults) = outputs(engine().without(Optimisation::WindowPolicy), &kernel, &user);
+    let (without, none) = outputs(engine().without(Optimisation::Windows), &kernel, &user);
+    assert_eq!(with.iter().collect::<Vec<_>>(), without.iter().collect::<Vec<_>>());
+    assert!(faults > 0 && none == 0, "{faults} {none}");
+    with
+}
+
+/// What the fault of [`END`] puts out at last.
+const ENDED: (u64, u64) = (0x80, 13);
+
+fn shown(values: &[u64]) -> Vec<(u64, u64)> {
+    values.iter().map(|&value| (0x80, value)).collect()
+}
+
+#[test]
+fn another_frame_is_seen_after_a_flush() {
+    for flush in [&RELOAD[..], &INVLPG] {
+        let out = both(&[&MAP, flush], &[&SHOW, &SYSCALL, &SHOW, &STORE, &SHOW]);
+        assert_eq!(out[..3], shown(&[0, 0x5555_5555, 0x5555_5577]));
+        assert_eq!(out[3], ENDED);
+    }
+}
+
+#[test]
+fn a_page_that_becomes_read_only_takes_no_more_stores() {
+    // and bl,0xfd: not writable
+    let protect: &[u8] = &[0x80, 0xe3, 0xfd];
+    let out = both(&[protect, &MAP, &INVLPG], &[&STORE, &SHOW, &SYSCALL, &SHOW, &STORE]);
+    assert_eq!(out, [shown(&[0x77, 0x5555_5555, 14]), vec![(0x81, DATA)]].concat());
+}
+
+#[test]
+fn a_page_that_goes_faults() {
+    let out = both(&[&[0x31, 0xdb], &MAP, &INVLPG], &[&STORE, &SYSCALL, &SHOW]);
+    assert_eq!(out, [(0x80, 14), (0x81, DATA)]);
+}
+
+#[test]
+fn each_address_space_has_its_own_pages() {
+    // mov eax,OTHER_TABLES; mov cr3,rax
+    let switch: &[u8] = &[0xb8, 0, 0, 9, 0, 0x0f, 0x22, 0xd8];
+    let out = both(&[switch], &[&SHOW, &SYSCALL, &SHOW]);
+    assert_eq!(out[..2], shown(&[0, 0x1111_1111]));
+}
+
+#[test]
+fn an_access_across_pages_reaches_both_frames() {
+    // mov eax,[DATA+0xffe]; out 0x80,eax; add dword [DATA+0xffe],0x10001; mov eax,[DATA+0xffe]; out 0x80,eax
+    let load: &[u8] = &[0x8b, 0x04, 0x25, 0xfe, 0x0f, 0x41, 0, 0xe7, 0x80];
+    let add: &[u8] = &[0x81, 0x04, 0x25, 0xfe, 0x0f, 0x41, 0, 1, 0, 1, 0];
+    assert_eq!(both(&[], &[load, add, load])[..2], shown(&[0x2222_0000, 0x2223_0001]));
+}
+
+#[test]
+fn an_access_across_segments_reaches_both() {
+    let code: &[u8] = &[
+        0xbb, 0xfe, 0xff, 0xff, 0xff, // mov ebx,0xfffffffe
+        0x8b, 0x43, 2, 0xe7, 0x80, // mov eax,[rbx+2]; out
+        0x83, 0x03, 1, // add dword [rbx],1
+        0x8b, 0x03, 0xe7, 0x80, // mov eax,[rbx]; out
+        0x8b, 0x43, 2, 0xe7, 0x80, // mov eax,[rbx+2]; out
+    ];
+    assert_eq!(both(&[], &[code])[..3], shown(&[0x3333_3333, 0x3333_7778, 0x3333_3333]));
+}
+
+#[test]
+fn there_may_be_more_segments_than_windows() {
+    let code: &[u8] = &[
+        0x48, 0xba, 0, 0, 0, 0, 1, 0, 0, 0, // mov rdx,1<<32
+        0xbd, 90, 0, 0, 0, // mov ebp,90
+        0x48, 0x89, 0xd3, 0x31, 0xc0, // mov rbx,rdx; xor eax,eax
+        0x03, 0x03, 0xff, 0x03, 0x48, 0x01, 0xd3, // l: add eax,[rbx]; inc dword [rbx]; add rbx,rdx
+        0xff, 0xcd, 0x75, 0xf5, 0xe7, 0x80, // dec ebp; jnz l; out
+    ];
+    let sum = 90u32.wrapping_mul(0x3333_3333).wrapping_add(89 * 90 / 2);
+    assert_eq!(both(&[], &[code])[0], (0x80, u64::from(sum)));
+}
+
+#[test]
+fn stores_to_the_running_code_are_seen() {
+    // l: mov eax,1; out 0x80,eax; inc byte [l+1]; cmp byte [l+1],4; jne l
+    let code: &[u8] = &[
+        0xb8, 1, 0, 0, 0, 0xe7, 0x80, // l: mov eax,1; out
+        0xfe, 0x04, 0x25, 1, 0, 0x40, 0, // inc byte [USER+1]
+        0x80, 0x3c, 0x25, 1, 0, 0x40, 0, 4, // cmp byte [USER+1],4
+        0x75, 0xe8, // jne l
+    ];
+    assert_eq!(both(&[], &[code])[..3], shown(&[1, 2, 3]));
+}
+
+#[test]
+fn a_page_becomes_code_after_it_was_stored_to() {
+    // Twice: store `mov eax,imm; ret` at DATA and call it.
+    let mut code = vec![];
+    for value in [5u8, 6] {
+        for (offset, byte) in [0xb8, value, 0, 0, 0, 0xc3].into_iter().enumerate() {
+            code.extend([0xc6, 0x04, 0x25, offset as u8, 0, 0x41, 0, byte]);
+        }
+        // mov ecx,DATA; call rcx; out 0x80,eax
+        code.extend([0xb9, 0, 0, 0x41, 0, 0xff, 0xd1, 0xe7, 0x80]);
+    }
+    assert_eq!(both(&[], &[&code])[..2], shown(&[5, 6]));
+}
+
+#[test]
+fn a_device_is_accessed_once_each_time() {
+    // mov ebx,0x200000; add dword [rbx],1
+    let code: &[u8] = &[0xbb, 0, 0, 0x20, 0, 0x83, 0x03, 1];
+    let out = both(&[], &[&SHOW, code]);
+    assert_eq!(out[1..3], [(DEVICE, 0), (DEVICE, 0x1234_5679)]);
+}
+
+#[test]
+fn addresses_that_are_not_the_program_s_fault() {
+    let load_rbx: &[u8] = &[0x8b, 0x03];
+    let through_rbp: &[u8] = &[0x48, 0x89, 0xdd, 0x8b, 0x45, 0];
+    let kernel: &[u8] = &[0x48, 0xbb, 0, 0x10, 0, 0, 0x80, 0xff, 0xff, 0xff];
+    assert_eq!(both(&[], &[&SHOW, kernel, load_rbx])[1..], [(0x80, 14), (0x81, 0x1000)]);
+    let beyond: &[u8] = &[0x48, 0xbb, 0, 0, 0, 0, 0, 0x80, 0, 0];
+    assert_eq!(both(&[], &[&SHOW, beyond, load_rbx])[1], (0x80, 13));
+    assert_eq!(both(&[], &[&SHOW, beyond, through_rbp])[1], (0x80, 12));
+    // The last user page reaches beyond.
+    let last: &[u8] = &[0x48, 0xbb, 0xf0, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0x8b, 0x43, 0x10];
+    assert_eq!(both(&[], &[&SHOW, last])[1], (0x80, 13));
+    // mov ebx,0x7fffffff; mov eax,[rbx+rbx*8+0x7fffffff]: in a segment without a window
+    let far: &[u8] = &[0xbb, 0xff, 0xff, 0xff, 0x7f, 0x8b, 0x84, 0xdb, 0xff, 0xff, 0xff, 0x7f];
+    assert_eq!(both(&[], &[&SHOW, far])[1], (0x80, 14));
+}
