@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sublet.block import Image, create_image, open_image
-from sublet.block.operations import commit, compact, compare, convert, rebase
+from sublet.block.operations import commit, compact, compare, convert, copy_range, rebase
 from sublet.block.raw import RawImage
 from sublet.errors import HostRefused, UsageError
 
@@ -175,3 +175,20 @@ def test_compact_frees_zeroes(tmp_path: Path) -> None:
 
 def present(image: Image) -> int:
     return sum(extent.size for extent in image.extents() if extent.status.value == "data")
+
+
+def test_a_range_is_copied_and_its_zeroes_take_no_storage(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.qcow2", tmp_path / "other.vhdx"
+    for path in (one, other):
+        create_image(path, 16 * MIB, format=path.suffix[1:])
+    with open_image(one) as source, open_image(other) as target:
+        source.write(5 * MIB, b"x" * MIB)
+        target.write(9 * MIB + 512, b"old" * 1000)
+        copy_range(source, 4 * MIB + 512, target, 8 * MIB, 4 * MIB + 1024)
+        assert target.read(8 * MIB, 4 * MIB + 1024) == source.read(4 * MIB + 512, 4 * MIB + 1024)
+        assert not any(target.read(0, 8 * MIB))
+        before = target.info().allocated
+        copy_range(source, 10 * MIB, target, 0, 4 * MIB)
+        assert target.info().allocated <= before
+        with pytest.raises(UsageError, match="outside"):
+            copy_range(source, 15 * MIB, target, 0, 2 * MIB)

@@ -8,6 +8,7 @@ from sublet.block.operations.compact import compact
 from sublet.block.operations.compare import Difference, compare
 from sublet.block.operations.convert import convert
 from sublet.block.operations.copy import Progress, copy
+from sublet.block.operations.ranges import copy_range
 from sublet.block.operations.rebase import rebase
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "compare",
     "convert",
     "copy",
+    "copy_range",
     "rebase",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sublet.cli.disk.arguments import Allow, AsJson, Format, read_size
-from sublet.cli.disk.output import print_json
+from sublet.cli.disk.output import print_json, shown
 from sublet.cli.messages import ProgressDisplay
 from sublet.errors import UsageError
 
@@ -27,6 +27,7 @@ def dd(
 ) -> None:
     """Copy a range of one disk into another that exists."""
     from sublet.block import open_image
+    from sublet.block.operations import copy_range
 
     unit = read_size(block_size)
     folders = allow or ()
@@ -38,11 +39,6 @@ def dd(
             if size > room:
                 raise UsageError(f"{size} bytes do not fit: {room} bytes are there to copy")
             with ProgressDisplay() as progress:
-                buffer = memoryview(bytearray(1 << 20))
-                for done in range(0, size, len(buffer)):
-                    piece = buffer[: size - done]
-                    one.readinto(start + done, piece)
-                    other.write(place + done, piece)
-                    progress("copying", done, size)
+                copy_range(one, start, other, place, size, progress=shown(progress, "copying"))
     if as_json:
         print_json({"copied": size})
