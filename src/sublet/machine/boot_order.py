@@ -42,7 +42,7 @@ def boot_paths(board: FirmwareBoard, cards: Sequence[tuple[int, PciDevice]]) -> 
     config = board.config
     if config.kernel is not None:
         return [] if config.is_uefi else [ROM_BOOT_PATH]
-    if not config.boot or not (config.is_uefi or any(":" in device for device in config.boot)):
+    if not config.boot:
         return []
     known = {
         "disk": _disks(config, _slots(cards, _BLOCK_CLASS)),
@@ -50,8 +50,20 @@ def boot_paths(board: FirmwareBoard, cards: Sequence[tuple[int, PciDevice]]) -> 
         "floppy": _floppies(config),
         "network": [f"{_ROOT}/ethernet@{slot:x}/ethernet-phy@0" for slot in _slots(cards, _ETHERNET_CLASS)],
     }
+    _check_some(config.boot, known)
+    if not (config.is_uefi or any(":" in device for device in config.boot)):
+        return []
     order = [*config.boot, *known] if config.is_uefi else config.boot
     return list(dict.fromkeys(path for device in order for path in _find(known, device)))
+
+
+def _check_some(boot: Sequence[str], known: dict[str, list[str]]) -> None:
+    """Refuse an order that names no device of this machine."""
+    if any(known[device.partition(":")[0]] for device in boot):
+        return
+    there = [kind for kind, paths in known.items() if paths]
+    remedy = f"This machine has {', '.join(there)}." if there else "Give --disk, --cdrom or --floppy."
+    raise UsageError(f"--boot {','.join(boot)}: this machine has no such device", remedy=remedy)
 
 
 def _slots(cards: Sequence[tuple[int, PciDevice]], base_class: int) -> list[int]:

@@ -42,3 +42,11 @@ def test_uefi_is_told_kinds_by_name_and_keeps_the_rest() -> None:
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UsageError, match="disk:3: there is no such device"):
         paths("uefi", "disk:3")
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_an_order_that_names_no_device_of_the_machine(firmware: str) -> None:
+    with pytest.raises(UsageError, match="--boot network: this machine has no such device") as refused:
+        paths(firmware, "network")
+    assert refused.value.remedy == "This machine has disk, cdrom, floppy."
+    assert paths(firmware, "network", "cdrom") == ([] if firmware == "bios" else paths("uefi", "cdrom"))
