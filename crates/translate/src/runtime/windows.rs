@@ -25,14 +25,24 @@ const PATIENCE: u32 = 4;
 
 /// How long a program runs in one address space before it gets windows.
 const SETTLED: Duration = Duration::from_micros(1500);
-/// What serving a fault costs, about.
-const FAULT_COST: Duration = Duration::from_micros(5);
+/// What serving a fault costs, about; and one that the guest's kernel serves first, after which the access faults
+/// again. A program that meets many of these does not stay with the same memory.
+const FAULT_COST: Duration = Duration::from_micros(10);
+const GUEST_FAULT_COST: Duration = Duration::from_micros(30);
 /// Most time for faults that can be saved up. Half of it has to be there to begin.
 const MOST_CREDIT: Duration = Duration::from_millis(4);
 /// Log2 of the share of time that faults may take: at first, and at least, if that was too much.
 const SHARES: [u32; 2] = [3, 8];
 /// Windows that served for so long have paid.
 const PAID: Duration = Duration::from_millis(64);
+
+/// The processor time that this thread has had.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one `timespec`; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
 
 /// When windows are used: by a program that has run for a while in one address space, as a timer's interrupt finds
 /// it, for as long as faults take only a small share of the time.
@@ -44,10 +54,10 @@ pub(super) struct Policy {
     refused: bool,
     /// The current address space, and since when.
     space: (SpaceId, Instant),
-    /// When `on` was last set.
-    started: Instant,
+    /// When `on` was last set, by [`thread_time`].
+    started: Duration,
     /// Time for faults that is left, and when that was so.
-    credit: (Duration, Instant),
+    credit: (Duration, Duration),
     /// The present one of [`SHARES`].
     share: u32,
     /// Host address of the last fault's instruction, the address, and how often they came in a row.
@@ -56,10 +66,9 @@ pub(super) struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        let now = Instant::now();
-        let credit = (MOST_CREDIT, now);
-        let space = (SpaceId::default(), now);
-        Self { on: false, refused: false, space, started: now, credit, share: SHARES[0], last: (0, 0, 0) }
+        let (credit, started) = ((MOST_CREDIT, Duration::ZERO), Duration::ZERO);
+        let space = (SpaceId::default(), Instant::now());
+        Self { on: false, refused: false, space, started, credit, share: SHARES[0], last: (0, 0, 0) }
     }
 }
 
@@ -71,29 +80,36 @@ impl Policy {
     }
 
     /// An interrupt finds a program running that has no windows. Returns whether it is to have them from now on.
-    fn consider(&mut self, now: Instant) -> bool {
+    fn consider(&mut self) -> bool {
+        if self.space.1.elapsed() < SETTLED {
+            return false;
+        }
+        let now = thread_time();
         self.earn(now);
-        if now - self.space.1 < SETTLED || self.credit.0 < MOST_CREDIT / 2 {
+        if self.credit.0 < MOST_CREDIT / 2 {
             return false;
         }
         (self.on, self.started) = (true, now);
         true
     }
 
-    fn earn(&mut self, now: Instant) {
-        let earned = (now - self.credit.1) / (1 << self.share);
+    fn earn(&mut self, now: Duration) {
+        // Another thread may run the vCPU from now on, whose time is less.
+        let earned = now.saturating_sub(self.credit.1) / (1 << self.share);
         self.credit = ((self.credit.0 + earned).min(MOST_CREDIT), now);
     }
 
     /// Account for a fault. Returns whether it was one too many.
-    fn charge(&mut self, now: Instant) -> bool {
+    fn charge(&mut self, cost: Duration) -> bool {
+        let now = thread_time();
         self.earn(now);
-        if self.on && self.credit.0 < FAULT_COST {
-            self.share = if now - self.started < PAID { SHARES[1].min(self.share + 1) } else { SHARES[0] };
+        if self.on && self.credit.0 < cost {
+            let brief = now.saturating_sub(self.started) < PAID;
+            self.share = if brief { SHARES[1].min(self.share + 1) } else { SHARES[0] };
             self.on = false;
             return true;
         }
-        self.credit.0 = self.credit.0.saturating_sub(FAULT_COST);
+        self.credit.0 = self.credit.0.saturating_sub(cost);
         false
     }
 }
@@ -152,7 +168,7 @@ impl VcpuCore {
         let mode = self.mode();
         let program = mode.is64() && mode.cpl() == 3 && !mode.windowed();
         let wanted = program && self.shared.optimisations.has(Optimisation::Windows);
-        if wanted && self.window_policy.consider(Instant::now()) {
+        if wanted && self.window_policy.consider() {
             self.window_policy.on = self.give_windows(self.tlb.space());
             self.mode_stale = true;
         }
@@ -173,7 +189,6 @@ impl VcpuCore {
         let la = address.wrapping_sub(hot.kept[2]);
         let zone = self.tlb.windows.as_ref().map_or(Zone::Outside, |windows| windows.zone(address));
         self.counters.window_faults += 1;
-        self.mode_stale |= self.window_policy.charge(Instant::now());
         if self.cpu.state.table_holds(address) || (zone != Zone::Outside && self.is_stuck(pc, address)) {
             return self.decline(pc);
         }
@@ -185,11 +200,13 @@ impl VcpuCore {
         }
         match self.fill_window(la, store) {
             Err(exception) => {
+                self.mode_stale |= self.window_policy.charge(GUEST_FAULT_COST);
                 self.stop_at(pc + 1, exception.into());
                 resume::LEAVE
             }
             // In the guard of another segment's window the access goes on, if it is all in this one.
             Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[2] => {
+                self.mode_stale |= self.window_policy.charge(FAULT_COST);
                 self.cpu.state.hot.kept[2] = delta;
                 resume::DIRECT
             }
@@ -209,6 +226,7 @@ impl VcpuCore {
     /// does this again and again is translated anew without them.
     pub(super) fn decline(&mut self, pc: u64) -> u64 {
         self.counters.window_declined += 1;
+        self.mode_stale |= self.window_policy.charge(FAULT_COST);
         self.cache.blame(pc);
         self.alone = true;
         self.stop_at(pc + 1, Stop::Exit(Exit::Interrupted));
