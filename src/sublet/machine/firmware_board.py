@@ -134,6 +134,7 @@ class FirmwareBoard(Board):
             self.shadow_ram.apply(read_pam(self._bridge.config, self.pam_offset))
         self.pci = self._make_pci_host(self._bridge)
         self.plug_chipset()
+        self._restore_after_sleep()
         self._add_apm_ports()
         self.vga = plug_video(self, self.video_slot)
         cards = self._plug_cards()
@@ -145,6 +146,15 @@ class FirmwareBoard(Board):
         vm.write_cmos([*self.nonvolatile.cmos(), *cmos_bytes(config)])
         self._add_isa_devices()
         self.hpet = self._make_hpet()
+
+    def _restore_after_sleep(self) -> None:
+        """Quirk: SeaBIOS wakes a system without having set these up, and systems expect that it has."""
+        if self.nonvolatile.wake_reason is None:
+            return
+        for (device, offset, size), value in zip(
+            self.sleep_registers(), self.nonvolatile.chipset, strict=False
+        ):
+            device.config_write(offset, size, value)
 
     @property
     def has_smi(self) -> bool:
@@ -195,6 +205,10 @@ class FirmwareBoard(Board):
     @abstractmethod
     def plug_chipset(self) -> None:
         """Put the chipset's other functions on the bus."""
+
+    @abstractmethod
+    def sleep_registers(self) -> list[tuple[PciDevice, int, int]]:
+        """Configuration registers of the chipset that keep their values in S3: function, offset, size."""
 
     @abstractmethod
     def takes_smi_command(self) -> bool:
@@ -328,6 +342,9 @@ class FirmwareBoard(Board):
         if self._bridge is not None:
             self.nonvolatile.ram = self.memory.ram
             self.nonvolatile.shadow = save_pam(self._bridge.config, self.pam_offset)
+            self.nonvolatile.keep_chipset(
+                [device.config.get(offset, size) for device, offset, size in self.sleep_registers()]
+            )
         self._keep_variables()
 
     def press_power_button(self) -> None:

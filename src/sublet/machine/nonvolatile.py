@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,8 @@ class Nonvolatile:
         """The machine's RAM over a reset; None: it starts with fresh RAM."""
         self.shadow: bytes | None = None
         """What the host bridge's attribute map says over a reset; None: ROM below 1 MiB."""
+        self.chipset: tuple[int, ...] = ()
+        """Registers that outlive S3, see `FirmwareBoard.sleep_registers`."""
         self.wake_reason: int | None = None
         """With what status bit the next cycle wakes from S3; None: it is no wake-up."""
 
@@ -82,6 +85,15 @@ class Nonvolatile:
     def content(self) -> bytes:
         """All 128 bytes of the CMOS RAM as the guest left them, the clock's registers too."""
         return bytes(128) if self._cmos is None else self._cmos
+
+    def keep_chipset(self, values: Sequence[int]) -> None:
+        """Keep the chipset's registers until the next start; one that is 0 stays as it was kept before.
+
+        Quirk: SeaBIOS, waking, turns extended configuration space off by means of it, and so cannot turn it
+        on again.
+        """
+        before = self.chipset or (0,) * len(values)
+        self.chipset = tuple(value or kept for value, kept in zip(values, before, strict=True))
 
     def keep_cmos(self, content: bytes) -> None:
         """Keep the CMOS RAM until the next start."""

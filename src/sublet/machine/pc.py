@@ -31,10 +31,15 @@ class Pc(FirmwareBoard):
 
     def plug_chipset(self) -> None:
         """PIIX3 in slot 1."""
-        self.pci.plug(1, i440fx.IsaBridge(self.router))
+        self._isa_bridge = i440fx.IsaBridge(self.router)
+        self.pci.plug(1, self._isa_bridge)
         self.pci.plug(1, self._make_ide(), function=1)
         self._power_management = i440fx.PowerManagement(self.move_pm_block, has_smi=self.has_smi)
         self.pci.plug(1, self._power_management, function=3)
+
+    def sleep_registers(self) -> list[tuple[PciDevice, int, int]]:
+        """Where PIRQs are routed to, which the system takes for hard-wired."""
+        return [(self._isa_bridge, i440fx.PIRQ_ROUTES, i440fx.PIRQ_COUNT)]
 
     def takes_smi_command(self) -> bool:
         """As DEVACTB says."""

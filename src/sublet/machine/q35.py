@@ -36,7 +36,10 @@ class Q35(FirmwareBoard):
     def make_bridge(self) -> PciDevice:
         """82G33."""
         self.extended_base: tuple[int, int] | None = None
-        return q35.MemoryController(self.shadow_ram.apply, self._move_extended, self.smram_changed())
+        self._memory_controller = q35.MemoryController(
+            self.shadow_ram.apply, self._move_extended, self.smram_changed()
+        )
+        return self._memory_controller
 
     def _move_extended(self, place: tuple[int, int] | None) -> None:
         """Let extended configuration space decode at a base and size; nowhere where something else does."""
@@ -53,11 +56,17 @@ class Q35(FirmwareBoard):
 
     def plug_chipset(self) -> None:
         """ICH9 in slot 31."""
-        self.pci.plug(31, q35.LpcBridge(self.router, self.move_pm_block, self._smi))
+        self._lpc_bridge = q35.LpcBridge(self.router, self.move_pm_block, self._smi)
+        self.pci.plug(31, self._lpc_bridge)
         drives = ata_drives(self.config, "ahci", self.drives, self.media)
         ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers.branch(len(drives)))
         self.closing.callback(ahci.close)
         self.pci.plug(31, ahci, function=2)
+
+    def sleep_registers(self) -> list[tuple[PciDevice, int, int]]:
+        """Where extended configuration space is, by which SeaBIOS sets all else up, and the PIRQs' routes."""
+        routes = [(self._lpc_bridge, register, 1) for register in q35.PIRQ_ROUTES]
+        return [(self._memory_controller, q35.PCIEXBAR, 8), *routes]
 
     def more_pm_parts(self) -> list[Part]:
         """SMI control."""

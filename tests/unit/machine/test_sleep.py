@@ -68,3 +68,11 @@ def test_the_guest_sees_what_woke_it() -> None:
     power.wake(STS_RTC)
     assert power.pio_read(0, 2) == STS_WAKE | STS_RTC
     AcpiPm(RecordingIrqLine(), lambda: None).pio_write(4, 2, 1 << 10 | 1 << 13)
+
+
+def test_the_chipset_s_registers_are_kept_over_several_sleeps() -> None:
+    """SeaBIOS leaves PCIEXBAR at 0 when it wakes the machine."""
+    kept = Nonvolatile(MachineConfig())
+    kept.keep_chipset([0xB000_0001, 10])
+    kept.keep_chipset([0, 11])
+    assert kept.chipset == (0xB000_0001, 11)
