@@ -25,13 +25,16 @@ def build(version: int, folder: Path) -> Path:
     return kernel
 
 
+@pytest.mark.parametrize("machine", ["microvm", "pc", "q35"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_kernel_is_told_its_command_line_and_module(
-    start_guest: StartGuest, tmp_path: Path, version: int
+    start_guest: StartGuest, tmp_path: Path, version: int, machine: str
 ) -> None:
     (tmp_path / "data").write_bytes(b"what the module holds\0")
     kernel = build(version, tmp_path)
     module = f"{tmp_path / 'data'} for you"
-    guest = start_guest("--kernel", str(kernel), "--append", "a=1", "--module", module, "--memory", "16M")
+    words = ("--kernel", str(kernel), "--append", "a=1", "--module", module, "--memory", "16M")
+    guest = start_guest("--machine", machine, "--net", "none", *words)
     assert guest.wait() == 0, guest.report("another exit code")
-    assert guest.output.split(b"\n")[:3] == [b"kernel.elf a=1", b"data for you", b"what the module holds"]
+    told = [b"kernel.elf a=1", b"data for you", b"what the module holds", b"memory 639", b"end"]
+    assert guest.output.endswith(b"\n".join((*told, b"")))

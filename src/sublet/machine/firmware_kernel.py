@@ -1,7 +1,8 @@
-"""A Linux kernel of the user's that the firmware boots, as items of fw_cfg.
+"""A kernel of the user's that the firmware boots, as items of fw_cfg.
 
 UEFI takes the items as they are and starts the kernel by its EFI stub. For the BIOS there is an option ROM of
-ours (`kernel_rom`) beside them, which comes first in its boot order, and the setup header is filled in.
+ours (`kernel_rom`) beside them, which comes first in its boot order, and the setup header is filled in. The
+BIOS starts Multiboot kernels, too (`firmware_multiboot`).
 
 Reference: QEMU docs/specs/fw_cfg.rst; QEMU hw/i386/x86.c as to what each item holds; Linux 6.1
 Documentation/x86/boot.rst "Details of Header Fields".
@@ -17,13 +18,14 @@ from typing import Final
 
 from sublet.devices.platform import fw_cfg as fc
 from sublet.errors import UnsupportedImage, UsageError
-from sublet.machine.boot.cmdline import encode_cmdline
+from sublet.machine.boot.cmdline import encode_cmdline, video_mode
 from sublet.machine.boot.files import open_boot_file
 from sublet.machine.boot.initrd import Initrd, InitrdRules, place_initrd
 from sublet.machine.boot.linux import SetupHeader, is_bzimage, read_header
 from sublet.machine.config import MachineConfig
+from sublet.machine.firmware_multiboot import offer_multiboot
 from sublet.machine.kernel_rom import SETUP_GPA, STACK_OFFSET, Copy, build_kernel_rom
-from sublet.machine.memory_map import BOOT_CMDLINE, HIGH_MEMORY, MIB, MemoryMap
+from sublet.machine.memory_map import BIOS_TOP, BOOT_CMDLINE, HIGH_MEMORY, MIB, MemoryMap
 
 ROM_FILE: Final = "genroms/linux-kernel.rom"
 """What fw_cfg has under ``genroms/``, the BIOS takes for an option ROM."""
@@ -31,10 +33,9 @@ ROM_BOOT_PATH: Final = f"/rom@{ROM_FILE}"
 """Its name in the BIOS's boot order."""
 
 _PROBE: Final = 0x210
-_BIOS_TOP: Final = MIB
-"""What the BIOS may keep for tables below the end of RAM."""
 _SETUP_MAXIMUM: Final = 0xD000
 """Room for the real-mode part below its heap and stack."""
+_VIDEO_MODE: Final = 0x1FA
 _LOADER_UNDEFINED: Final = 0xFF
 _CAN_USE_HEAP: Final = 0x80
 
@@ -49,10 +50,13 @@ def offer_kernel(fw_cfg: fc.FwCfg, config: MachineConfig, layout: MemoryMap) -> 
     """
     if config.kernel is None:
         return
+    if not config.is_uefi and not _is_linux(config.kernel):
+        fw_cfg.add_file(ROM_FILE, offer_multiboot(fw_cfg, config, config.kernel, layout))
+        return
     if config.modules:
         raise UsageError(
-            "firmware starts a Linux kernel, which takes no modules",
-            remedy="Leave out --module, or choose --machine microvm.",
+            "a Linux kernel takes no modules, and UEFI starts no other",
+            remedy="Leave out --module, or choose --firmware bios or --machine microvm.",
         )
     kernel = _measure(config.kernel, config.initrd)
     _check_memory(config, kernel.header.kernel_offset + kernel.header.kernel_size + kernel.initrd_size)
@@ -61,8 +65,13 @@ def offer_kernel(fw_cfg: fc.FwCfg, config: MachineConfig, layout: MemoryMap) -> 
         _add_items(fw_cfg, kernel, kernel.setup, cmdline)
         return
     initrd = _place(kernel, layout)
-    _add_items(fw_cfg, kernel, _fill_in(kernel, initrd), cmdline)
+    _add_items(fw_cfg, kernel, _fill_in(kernel, initrd, video_mode(config.cmdline)), cmdline)
     fw_cfg.add_file(ROM_FILE, build_kernel_rom(_copies(kernel, initrd, len(cmdline))))
+
+
+def _is_linux(kernel: Path) -> bool:
+    with open_boot_file(kernel, "kernel") as file:
+        return is_bzimage(file.read(0, min(_PROBE, file.size), "the header"))
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def _place(kernel: _Kernel, layout: MemoryMap) -> Initrd:
     """
     header = kernel.header
     end = max(HIGH_MEMORY + header.kernel_size, header.pref_address + header.init_size)
-    top = min(header.initrd_addr_max, layout.low_ram_end - _BIOS_TOP - 1)
+    top = min(header.initrd_addr_max, layout.low_ram_end - BIOS_TOP - 1)
     gpa = place_initrd(kernel.initrd_size, layout, InitrdRules(HIGH_MEMORY, end, top))
     if gpa is None:
         raise UsageError(
@@ -121,7 +130,7 @@ def _place(kernel: _Kernel, layout: MemoryMap) -> Initrd:
     return Initrd(gpa, kernel.initrd_size) if kernel.initrd_size else Initrd()
 
 
-def _fill_in(kernel: _Kernel, initrd: Initrd) -> bytes:
+def _fill_in(kernel: _Kernel, initrd: Initrd, mode: int | None) -> bytes:
     """The real-mode part with what a boot loader writes into its header.
 
     Raises:
@@ -130,6 +139,8 @@ def _fill_in(kernel: _Kernel, initrd: Initrd) -> bytes:
     setup = bytearray(kernel.setup)
     if len(setup) > _SETUP_MAXIMUM:
         raise UnsupportedImage(f"the kernel {kernel.path} has {len(setup)} bytes of setup code, too many")
+    if mode is not None:
+        struct.pack_into("<H", setup, _VIDEO_MODE, mode)
     setup[0x210] = _LOADER_UNDEFINED
     setup[0x211] |= _CAN_USE_HEAP
     struct.pack_into("<II", setup, 0x218, initrd.gpa, initrd.size)

@@ -1,4 +1,4 @@
-"""The option ROM by which the BIOS starts a Linux kernel: it copies what fw_cfg holds and enters it.
+"""The option ROM by which the BIOS starts a kernel: it copies what fw_cfg holds and enters it.
 
 Reference: Plug and Play BIOS Specification 1.0A §3.2 "Expansion Header for Plug and Play"; BIOS Boot
 Specification 1.01 §3.3 "Devices with Option ROMs"; Linux 6.1 Documentation/x86/boot.rst "Running the kernel".
@@ -17,23 +17,29 @@ SETUP_GPA: Final = 0x10000
 STACK_OFFSET: Final = 0xE000
 """Its first stack pointer, the end of its heap, in that segment."""
 
-_SIZE: Final = 512
+MAXIMUM_COPIES: Final = 960
+"""Few enough for a ROM of 16 KiB."""
+
 _PNP_OFFSET: Final = 0x20
 _COUNT_OFFSET: Final = 0x40
 _ENTRY_OFFSET: Final = 0x50
-_NAME_OFFSET: Final = 0xC0
-_TABLE_OFFSET: Final = 0x100
-_MAXIMUM_COPIES: Final = (_SIZE - _TABLE_OFFSET) // 16 - 1
-"""The last byte of the ROM is its checksum."""
-_NAME: Final = b"Linux kernel\0"
+_NAME_OFFSET: Final = 0x1E0
+_TABLE_OFFSET: Final = 0x200
+_BLOCK: Final = 512
+_NAME: Final = b"kernel\0"
 _BOOT_DEVICE: Final = bytes((0x80, 0x00, 0x00))
 """Device type: other; no class of its own."""
 
-CODE: Final = (
-    ("fc", "cld"),
+Code = tuple[tuple[str, str], ...]
+"""Machine code, byte for byte in hexadecimal, and the instruction that it is."""
+
+COPY: Final = (
+    ("eb02", "jmp begin"),
+    ("cd18", "failed: int 0x18"),
+    ("fc", "begin: cld"),
     ("31c0", "xor ax, ax"),
     ("8ec0", "mov es, ax"),
-    ("be0001", "mov si, 0x100"),
+    ("be0002", "mov si, 0x200"),
     ("2e8b2e4000", "mov bp, word ptr cs:[0x40]"),
     # For each entry of the table: give fw_cfg a copy of it in RAM, as the ROM cannot be written.
     ("bf0006", "copy: mov di, 0x600"),
@@ -50,9 +56,14 @@ CODE: Final = (
     ("66a9fffffffe", "test eax, 0xfeffffff"),
     ("75f3", "jnz poll"),
     ("6685c0", "test eax, eax"),
-    ("7519", "jnz failed"),
+    ("75c4", "jnz failed"),
     ("4d", "dec bp"),
     ("75d0", "jnz copy"),
+)
+"""What the BIOS calls to boot starts so, and goes on when everything is in its place. If a copy fails,
+INT 18h has the BIOS try the next device."""
+
+LINUX_ENTRY: Final = (
     ("fa", "cli"),
     ("b80010", "mov ax, 0x1000"),
     ("8ed8", "mov ds, ax"),
@@ -62,10 +73,8 @@ CODE: Final = (
     ("8ed0", "mov ss, ax"),
     ("bc00e0", "mov sp, 0xe000"),
     ("ea00002010", ".byte 0xea; .word 0, 0x1020"),
-    ("cd18", "failed: int 0x18"),
 )
-"""What the BIOS calls to boot, byte for byte: machine code and the instruction that it is. The far jump
-enters the kernel; INT 18h has the BIOS try the next device."""
+"""Enters the kernel's 16-bit code by a far jump."""
 
 
 class Copy(NamedTuple):
@@ -76,20 +85,22 @@ class Copy(NamedTuple):
     gpa: int
 
 
-def build_kernel_rom(copies: Sequence[Copy]) -> bytes:
-    """The ROM's image, 512 bytes, with a boot entry vector that makes the copies and enters the kernel.
+def build_kernel_rom(copies: Sequence[Copy], entry: Code = LINUX_ENTRY) -> bytes:
+    """The ROM's image, with a boot entry vector that makes the copies and goes on with ``entry``.
 
     Raises:
-        ValueError: There are more copies than its table holds, or none.
+        ValueError: There are more copies than its table may hold, or none.
     """
-    if not 1 <= len(copies) <= _MAXIMUM_COPIES:
-        raise ValueError(f"{len(copies)} copies: the table holds 1 to {_MAXIMUM_COPIES}")
-    rom = bytearray(_SIZE)
-    rom[0:4] = bytes((0x55, 0xAA, _SIZE // 512, 0xCB))
+    if not 1 <= len(copies) <= MAXIMUM_COPIES:
+        raise ValueError(f"{len(copies)} copies: the table holds 1 to {MAXIMUM_COPIES}")
+    # The last byte is the checksum.
+    blocks = (_TABLE_OFFSET + 16 * len(copies)) // _BLOCK + 1
+    rom = bytearray(blocks * _BLOCK)
+    rom[0:4] = bytes((0x55, 0xAA, blocks, 0xCB))
     struct.pack_into("<H", rom, 0x1A, _PNP_OFFSET)
     _put(rom, _PNP_OFFSET, _pnp_header())
     struct.pack_into("<H", rom, _COUNT_OFFSET, len(copies))
-    _put(rom, _ENTRY_OFFSET, bytes.fromhex("".join(code for code, _ in CODE)))
+    _put(rom, _ENTRY_OFFSET, bytes.fromhex("".join(code for code, _ in (*COPY, *entry))))
     _put(rom, _NAME_OFFSET, _NAME)
     _put(rom, _TABLE_OFFSET, b"".join(transfer_command(*copy) for copy in copies))
     rom[-1] = -sum(rom) & 0xFF

@@ -27,6 +27,8 @@ BOOT_MULTIBOOT: Final = 0x10000
 BOOT_MULTIBOOT_SIZE: Final = 0x10000
 BOOT_CMDLINE: Final = 0x20000
 BOOT_CMDLINE_SIZE: Final = 0x10000
+BIOS_TOP: Final = 0x10_0000
+"""What the BIOS may keep for tables below the end of low RAM."""
 EBDA_BASE: Final = 0x9FC00
 VGA_BASE: Final = 0xA0000
 ACPI_BASE: Final = 0xE0000

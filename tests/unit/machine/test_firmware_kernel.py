@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.machine.images import Bzimage
+from tests.unit.machine.test_multiboot import LOAD, flat_1
 
 from sublet.devices.platform import fw_cfg as fc
 from sublet.devices.platform.fw_cfg import FwCfg
@@ -77,13 +78,61 @@ def test_the_bios_finds_a_header_filled_in_and_a_rom(tmp_path: Path) -> None:
     assert (initrd_size, initrd % 4096, setup[0x210]) == (8, 0, 0xFF)
     assert 17 * MIB <= initrd <= 63 * MIB - 8
     rom = read_file(device, ROM_FILE)
-    copies = [struct.unpack_from(">IIQ", rom, 0x100 + 16 * i) for i in range(4)]
+    copies = [struct.unpack_from(">IIQ", rom, 0x200 + 16 * i) for i in range(4)]
     assert [(item >> 16, size, gpa) for item, size, gpa in copies] == [
         (fc.SETUP_DATA, 1024, 0x10000),
         (fc.CMDLINE_DATA, 6, cmdline),
         (fc.KERNEL_DATA, 64, MIB),
         (fc.INITRD_DATA, 8, initrd),
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ("vga=0x317", 0x317),
+        ("vga=791 quiet", 791),
+        ("vga=1 vga=ask", 0xFFFD),
+        ("vga=", 0),
+        ("novga=3", 0),
+    ],
+)
+def test_the_bios_s_kernel_is_told_its_video_mode(tmp_path: Path, words: str, mode: int) -> None:
+    """Without one it stays what the kernel was built with, here 0."""
+    device = offer(configure(tmp_path, firmware="bios", memory_mib=64, cmdline=words))
+    setup = read_item(device, fc.SETUP_SIZE, fc.SETUP_DATA)
+    assert struct.unpack_from("<H", setup, 0x1FA) == (mode,)
+
+
+def test_the_bios_starts_multiboot_kernels(tmp_path: Path) -> None:
+    """Every part is an item of its own; the zeroes behind the kernel are part of its copy."""
+    (tmp_path / "data").write_bytes(b"module")
+    config = configure(tmp_path, firmware="bios", memory_mib=8, initrd=None, modules=(f"{tmp_path}/data x",))
+    (tmp_path / "vmlinuz").write_bytes(flat_1(bss=0x1000))
+    device = offer(config)
+    rom = read_file(device, ROM_FILE)
+    (count,) = struct.unpack_from("<H", rom, 0x40)
+    copies = [struct.unpack_from(">IIQ", rom, 0x200 + 16 * i) for i in range(count)]
+    (_, _, block), (kernel, size, gpa), (module, module_size, module_gpa) = copies
+    assert (block, gpa, size) == (0x10000, LOAD, 96 + 0x1000)
+    assert (module_size, module_gpa) == (6, LOAD + 0x2000)
+    device.pio_write(0, 2, kernel >> 16)
+    assert read(device, 97) == flat_1() + b"\0"
+    device.pio_write(0, 2, module >> 16)
+    assert read(device, 6) == b"module"
+
+
+@pytest.mark.parametrize(
+    ("image", "memory_mib", "problem"),
+    [(b"x" * 0x400, 8, "neither"), (flat_1(bss=0x10_0000), 4, "BIOS keeps tables")],
+)
+def test_multiboot_kernels_that_the_bios_cannot_start(
+    tmp_path: Path, image: bytes, memory_mib: int, problem: str
+) -> None:
+    config = configure(tmp_path, firmware="bios", memory_mib=memory_mib, initrd=None)
+    (tmp_path / "vmlinuz").write_bytes(image)
+    with pytest.raises((ImageError, UsageError), match=problem):
+        offer(config)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sublet.machine.boot.elf import ELF_MAGIC
 from sublet.machine.boot.entry import BootState
 from sublet.machine.boot.files import BootFile, open_boot_file
 from sublet.machine.boot.linux import is_bzimage, load_bzimage
-from sublet.machine.boot.multiboot import ModuleFile, load_multiboot, parse_module
+from sublet.machine.boot.multiboot import load_multiboot, module_files, parse_module, plan_multiboot
 from sublet.machine.boot.multiboot_header import MultibootHeader, find_header
 from sublet.machine.boot.pvh import has_pvh_entry, load_elf
 from sublet.machine.memory_map import MemoryMap
@@ -70,9 +70,8 @@ def load_kernel(
     with open_boot_file(kernel, "kernel") as file:
         header = _choose(file, modules=bool(modules))
         if header is not None:
-            files = tuple(parse_module(text) for text in modules)
-            files = files if initrd is None else (ModuleFile(initrd), *files)
-            return load_multiboot(file, header, files, cmdline, memory, layout, rsdp_gpa)
+            plan = plan_multiboot(file, header, module_files(initrd, modules), cmdline, layout)
+            return load_multiboot(plan, memory, layout, rsdp_gpa)
         load = load_elf if file.read(0, 4, "the header") == ELF_MAGIC else load_bzimage
         return load(file, initrd, cmdline, memory, layout, rsdp_gpa)
 

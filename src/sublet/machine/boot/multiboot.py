@@ -5,6 +5,7 @@ Reference: Multiboot Specification 0.6.96 §3.2 "Machine state"; Multiboot2 Spec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,13 @@ from sublet.machine.boot.elf import ELF_MAGIC, check_segments, read_headers
 from sublet.machine.boot.entry import BootState, protected_mode_entry
 from sublet.machine.boot.files import BootFile, open_boot_file
 from sublet.machine.boot.multiboot_header import LoadAddresses, MultibootHeader, place
-from sublet.machine.boot.multiboot_info import Module, build_info_1, build_info_2
+from sublet.machine.boot.multiboot_info import (
+    Information,
+    Module,
+    basic_memory,
+    build_info_1,
+    build_info_2,
+)
 
 _EAX: Final = {1: 0x2BADB002, 2: 0x36D76289}
 _RSDP_SIZE: Final = 36
@@ -49,16 +56,72 @@ def parse_module(text: str) -> ModuleFile:
     return ModuleFile(Path(file), arguments.strip())
 
 
-def load_multiboot(
+def module_files(initrd: Path | None, modules: Sequence[str]) -> tuple[ModuleFile, ...]:
+    """What the user gave as modules; an initrd is one more, the first."""
+    files = tuple(parse_module(text) for text in modules)
+    return files if initrd is None else (ModuleFile(initrd), *files)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a file that go to an address, and zeroes after them."""
+
+    path: Path
+    what: str
+    """What the file is, for messages."""
+    offset: int
+    """Of the bytes, in the file."""
+    size: int
+    gpa: int
+    total: int
+    """Bytes of memory, with the zeroes."""
+
+    @property
+    def end(self) -> int:
+        """Where the zeroes end."""
+        return self.gpa + self.total
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            SubletError: The file is not what it was.
+        """
+        with open_boot_file(self.path, self.what) as file:
+            return file.read(self.offset, self.size, f"the {self.what}")
+
+    def copy_to(self, memory: GuestMemory) -> None:
+        """Copy the bytes into RAM that is zero; as `read`."""
+        with open_boot_file(self.path, self.what) as file:
+            file.copy_to(memory, self.gpa, self.offset, self.size, f"the {self.what}")
+
+
+@dataclass(frozen=True, slots=True)
+class MultibootPlan:
+    """What is to be in memory when a kernel is entered, but for the information it is given."""
+
+    version: int
+    entry: int
+    pieces: tuple[Piece, ...]
+    """Of the kernel and of the modules, by address."""
+    modules: tuple[Module, ...]
+    words: bytes
+    """The kernel's file name and its command line."""
+
+    @property
+    def magic(self) -> int:
+        """What EAX holds at the entry."""
+        return _EAX[self.version]
+
+
+def plan_multiboot(
     file: BootFile,
     header: MultibootHeader,
     modules: tuple[ModuleFile, ...],
     cmdline: str,
-    memory: GuestMemory,
     layout: mm.MemoryMap,
-    rsdp_gpa: int,
-) -> BootState:
-    """Load kernel, modules and information; returns how to enter the kernel. RAM must be zero.
+) -> MultibootPlan:
+    """Decide where kernel and modules go; they are read when they are copied.
 
     Raises:
         ImageError: The kernel is damaged.
@@ -66,38 +129,66 @@ def load_multiboot(
         HostRefused: A file cannot be read.
     """
     if header.addresses is not None:
-        end = _load_by_addresses(file, header, header.addresses, memory, layout)
+        pieces = [_piece_by_addresses(file, header, header.addresses, layout)]
         entry = header.entry
     else:
-        end, entry = _load_elf(file, memory, layout)
+        pieces, entry = _elf_pieces(file, layout)
         entry = entry if header.entry is None else header.entry
     if entry is None:
         raise CorruptImage(f"the kernel {file.path} is damaged: it has no multiboot entry address")
-    loaded = _load_modules(modules, end, memory, layout)
+    loaded = _module_pieces(modules, max(piece.end for piece in pieces), layout)
+    known = tuple(
+        Module(piece.gpa, piece.end, module.text) for piece, module in zip(loaded, modules, strict=True)
+    )
     words = f"{file.path.name} {cmdline}".strip().encode("utf-8", "surrogateescape")
-    if header.version == 1:
-        info = build_info_1(mm.BOOT_MULTIBOOT, words, loaded, layout)
+    return MultibootPlan(header.version, entry, (*pieces, *loaded), known, words)
+
+
+def load_multiboot(
+    plan: MultibootPlan, memory: GuestMemory, layout: mm.MemoryMap, rsdp_gpa: int
+) -> BootState:
+    """Load kernel, modules and information; returns how to enter the kernel. RAM must be zero.
+
+    Raises:
+        UsageError: What the kernel is told is too long.
+        SubletError: A file is not what it was.
+    """
+    for piece in plan.pieces:
+        piece.copy_to(memory)
+    information = describe(plan, basic_memory(layout), layout.e820(), memory.read(rsdp_gpa, _RSDP_SIZE))
+    memory.write(mm.BOOT_MULTIBOOT, information.data)
+    return protected_mode_entry(memory, plan.entry, rax=plan.magic, rbx=mm.BOOT_MULTIBOOT)
+
+
+def describe(
+    plan: MultibootPlan,
+    basic: tuple[int, int],
+    entries: Sequence[mm.E820Entry],
+    rsdp: bytes,
+    gpa: int = mm.BOOT_MULTIBOOT,
+) -> Information:
+    """What the kernel is told at ``gpa``.
+
+    Raises:
+        UsageError: It is too long for its place.
+    """
+    if plan.version == 1:
+        information = build_info_1(gpa, plan.words, plan.modules, basic, entries)
     else:
-        info = build_info_2(words, loaded, layout, memory.read(rsdp_gpa, _RSDP_SIZE))
-    if len(info) > mm.BOOT_MULTIBOOT_SIZE or b"\0" in words:
+        information = build_info_2(plan.words, plan.modules, basic, entries, rsdp)
+    if len(information.data) > mm.BOOT_MULTIBOOT_SIZE or b"\0" in plan.words:
         raise UsageError("the command line and the modules' arguments are too long, or contain a NUL byte")
-    memory.write(mm.BOOT_MULTIBOOT, info)
-    return protected_mode_entry(memory, entry, rax=_EAX[header.version], rbx=mm.BOOT_MULTIBOOT)
+    return information
 
 
-def _load_by_addresses(
-    file: BootFile,
-    header: MultibootHeader,
-    addresses: LoadAddresses,
-    memory: GuestMemory,
-    layout: mm.MemoryMap,
-) -> int:
-    """Load a kernel of any format where its header says; returns its end."""
+def _piece_by_addresses(
+    file: BootFile, header: MultibootHeader, addresses: LoadAddresses, layout: mm.MemoryMap
+) -> Piece:
+    """A kernel of any format where its header says."""
     offset, gpa, size, total = place(file, header, addresses)
     if not layout.holds(gpa, total):
         raise _does_not_fit(file, gpa, total, layout)
-    file.copy_to(memory, gpa, offset, size, "the kernel (load_end_addr)")
-    return gpa + total
+    return Piece(file.path, "kernel", offset, size, gpa, total)
 
 
 def _does_not_fit(file: BootFile, gpa: int, size: int, layout: mm.MemoryMap) -> UsageError:
@@ -108,8 +199,8 @@ def _does_not_fit(file: BootFile, gpa: int, size: int, layout: mm.MemoryMap) -> 
     )
 
 
-def _load_elf(file: BootFile, memory: GuestMemory, layout: mm.MemoryMap) -> tuple[int, int]:
-    """Load the segments; returns their end, and the entry as a physical address."""
+def _elf_pieces(file: BootFile, layout: mm.MemoryMap) -> tuple[list[Piece], int]:
+    """The segments, and the entry as a physical address."""
     if file.read(0, 4, "the ELF identification") != ELF_MAGIC:
         raise UnsupportedImage(
             f"the kernel {file.path} is no ELF file, and its multiboot header has no addresses (flags bit 16)"
@@ -119,8 +210,10 @@ def _load_elf(file: BootFile, memory: GuestMemory, layout: mm.MemoryMap) -> tupl
     if not segments:
         raise CorruptImage(f"the kernel {file.path} has nothing to load (no PT_LOAD segment)")
     check_segments(file, segments, layout)
-    for segment in segments:
-        file.copy_to(memory, segment.paddr, segment.offset, segment.filesz, "a segment")
+    pieces = [
+        Piece(file.path, "kernel", segment.offset, segment.filesz, segment.paddr, segment.memsz)
+        for segment in segments
+    ]
     entries = [
         elf.entry - segment.vaddr + segment.paddr
         for segment in segments
@@ -128,14 +221,12 @@ def _load_elf(file: BootFile, memory: GuestMemory, layout: mm.MemoryMap) -> tupl
     ]
     if not entries:
         raise CorruptImage(f"the kernel {file.path} is damaged: its entry {elf.entry:#x} is in no segment")
-    return max(segment.paddr + segment.memsz for segment in segments), entries[0]
+    return pieces, entries[0]
 
 
-def _load_modules(
-    modules: tuple[ModuleFile, ...], gpa: int, memory: GuestMemory, layout: mm.MemoryMap
-) -> list[Module]:
-    """Copy the modules behind the kernel, each to a page of its own."""
-    loaded: list[Module] = []
+def _module_pieces(modules: tuple[ModuleFile, ...], gpa: int, layout: mm.MemoryMap) -> list[Piece]:
+    """The modules behind the kernel, each in pages of its own."""
+    pieces: list[Piece] = []
     for module in modules:
         with open_boot_file(module.path, "module") as file:
             start = -(-gpa // mm.PAGE_SIZE) * mm.PAGE_SIZE
@@ -146,6 +237,5 @@ def _load_modules(
                     f"in {layout.ram_size // mm.MIB} MiB of memory",
                     remedy="Give more --memory.",
                 )
-            file.copy_to(memory, start, 0, file.size, "the module")
-        loaded.append(Module(start, gpa, module.text))
-    return loaded
+            pieces.append(Piece(module.path, "module", 0, file.size, start, file.size))
+    return pieces
