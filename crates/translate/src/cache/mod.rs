@@ -193,7 +193,7 @@ impl CodeCache {
         gpa: u64,
         mode: Mode,
         second_page: Option<u64>,
-        mut translation: Translation,
+        translation: &mut Translation,
     ) -> Option<Known> {
         self.discarded.free_some();
         let id = self.blocks.len() as BlockId;
@@ -202,7 +202,7 @@ impl CodeCache {
             return None;
         }
         let (host_offset, cold_offset) = self.memory.place(host_length, cold_length)?;
-        self.number(&mut translation);
+        self.number(translation);
         translation.separate(cold_offset as i64 - (host_offset + host_length) as i64);
         self.memory.write(host_offset, &translation.code);
         self.memory.write(cold_offset, &translation.cold);
@@ -222,7 +222,7 @@ impl CodeCache {
         self.system.append(&mut translation.system);
         perf_map::name(self.memory.base() + host_offset as u64, host_length, gpa, mode.cpl());
         perf_map::name(self.memory.base() + cold_offset as u64, cold_length, gpa, mode.cpl());
-        self.count(&translation);
+        self.count(translation);
         self.blocks.push(Block {
             guest_length: translation.guest_length,
             host_offset: host_offset as u32,
@@ -232,7 +232,7 @@ impl CodeCache {
             link_entry: translation.link_entry as u16,
             ..Block::new(gpa, mode, second_page)
         });
-        self.locations.extend(translation.locations.into_iter().map(PackedLocation::new));
+        self.locations.extend(translation.locations.iter().copied().map(PackedLocation::new));
         let known = Known { block: id, host_offset: host_offset as u32, straddles: second_page.is_some() };
         self.by_address.insert(gpa, mode, known);
         self.note_pages(id);
@@ -240,7 +240,8 @@ impl CodeCache {
     }
 
     fn number(&self, translation: &mut Translation) {
-        for (offset, index, is_link) in std::mem::take(&mut translation.numbers) {
+        for place in 0..translation.numbers.len() {
+            let (offset, index, is_link) = translation.numbers[place];
             let base = if is_link { self.links.len() } else { self.system.len() };
             *translation.field(offset) = ((base + index) as u32).to_le_bytes();
         }
@@ -456,7 +457,7 @@ mod tests {
         let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
         let mut fill = |pages: u64| {
             for block in 0..pages {
-                cache.insert(0x1000 * block, Mode(0), None, jump()).unwrap();
+                cache.insert(0x1000 * block, Mode(0), None, &mut jump()).unwrap();
             }
             cache.clear();
             cache.discarded.pages()
@@ -476,14 +477,14 @@ mod tests {
                 Location { host_offset: 0, page_offset: gpa as u16 },
                 Location { host_offset: 16, page_offset: gpa as u16 + 1 },
             ];
-            let translation = Translation {
+            let mut translation = Translation {
                 code: part(0),
                 cold: part(-32),
                 crossings: vec![12, 28],
                 locations,
                 ..Translation::default()
             };
-            let usual = cache.insert(gpa, Mode(0), None, translation).unwrap();
+            let usual = cache.insert(gpa, Mode(0), None, &mut translation).unwrap();
             let start = cache.host_address(usual);
             let cold = start + 16 + distance(&cache, start + 12);
             assert_eq!(cold + 16 + distance(&cache, cold + 12), start);
@@ -502,8 +503,8 @@ mod tests {
     #[test]
     fn a_dead_block_stays_dead_when_what_it_led_to_dies() {
         let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
-        let from = cache.insert(0x1000, Mode(0), None, jump()).unwrap();
-        let to = cache.insert(0x1100, Mode(0), None, jump()).unwrap();
+        let from = cache.insert(0x1000, Mode(0), None, &mut jump()).unwrap();
+        let to = cache.insert(0x1100, Mode(0), None, &mut jump()).unwrap();
         cache.connect(0, to.block, 1);
         assert!(cache.invalidate(0x1000, 1));
         let dead = first_bytes(&cache, cache.host_address(from));
@@ -518,7 +519,7 @@ mod tests {
         const UNLINKED: [u8; 4] = [1, 0, 0, 0];
         let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
         let gpas = [0x1000, 0x1100, 0x1200, 0x1300, 0x1400];
-        let blocks = gpas.map(|gpa| cache.insert(gpa, Mode(0), None, jump()).unwrap());
+        let blocks = gpas.map(|gpa| cache.insert(gpa, Mode(0), None, &mut jump()).unwrap());
         let [.., one, other] = blocks.map(|known| known.block);
         for number in 0..3 {
             cache.connect(number, one, 1);

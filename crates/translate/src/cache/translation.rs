@@ -54,6 +54,18 @@ pub struct Translation {
 }
 
 impl Translation {
+    /// Empty it, and keep its memory.
+    pub fn clear(&mut self) {
+        self.code.clear();
+        self.cold.clear();
+        self.crossings.clear();
+        (self.guest_length, self.instructions, self.link_entry) = (0, 0, 0);
+        self.locations.clear();
+        self.links.clear();
+        self.numbers.clear();
+        self.system.clear();
+    }
+
     /// The 32-bit field at `offset`.
     pub(super) fn field(&mut self, offset: usize) -> &mut [u8; 4] {
         let part = match offset.checked_sub(self.code.len()) {
@@ -67,7 +79,8 @@ impl Translation {
     /// Adjust the branches between the two parts, the second of which is to lie `distance` bytes further on
     /// than after the first.
     pub(super) fn separate(&mut self, distance: i64) {
-        for offset in std::mem::take(&mut self.crossings) {
+        for place in 0..self.crossings.len() {
+            let offset = self.crossings[place];
             let sign = if offset < self.code.len() { 1 } else { -1 };
             let field = self.field(offset);
             *field = (i32::from_le_bytes(*field) + (sign * distance) as i32).to_le_bytes();

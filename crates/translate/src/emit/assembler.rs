@@ -39,8 +39,10 @@ pub struct ShortPatch(pub usize);
 /// Host code under construction; positions are offsets from its start.
 #[derive(Debug, Default)]
 pub struct Assembler {
-    /// The bytes so far.
-    pub code: Vec<u8>,
+    /// The bytes so far, and room for more.
+    buffer: Vec<u8>,
+    /// How many there are.
+    used: usize,
     /// Where the part begins that will lie elsewhere than what comes before it, once that is known.
     cold_start: Option<usize>,
     /// Displacements of branches from one part to the other.
@@ -52,12 +54,49 @@ const GS: u8 = 0x65;
 impl Assembler {
     /// Offset of the next byte.
     pub fn position(&self) -> usize {
-        self.code.len()
+        self.used
+    }
+
+    /// The bytes so far.
+    pub fn code(&self) -> &[u8] {
+        &self.buffer[..self.used]
+    }
+
+    /// Begin anew.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.cold_start = None;
+        self.crossings.clear();
+    }
+
+    /// Take back what comes after the first `size` bytes.
+    pub fn truncate(&mut self, size: usize) {
+        self.used = self.used.min(size);
     }
 
     /// Append raw bytes.
-    pub fn bytes(&mut self, bytes: &[u8]) {
-        self.code.extend_from_slice(bytes);
+    #[inline(always)]
+    pub fn bytes<const COUNT: usize>(&mut self, bytes: &[u8; COUNT]) {
+        if self.buffer.len() - self.used < COUNT {
+            self.make_room(COUNT);
+        }
+        self.buffer[self.used..self.used + COUNT].copy_from_slice(bytes);
+        self.used += COUNT;
+    }
+
+    /// Append raw bytes, as many as there are.
+    pub fn slice(&mut self, bytes: &[u8]) {
+        self.make_room(bytes.len());
+        self.buffer[self.used..self.used + bytes.len()].copy_from_slice(bytes);
+        self.used += bytes.len();
+    }
+
+    fn make_room(&mut self, count: usize) {
+        const FIRST: usize = 4096;
+        let wanted = self.used + count;
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted.next_power_of_two().max(FIRST), 0);
+        }
     }
 
     /// What comes from here on will lie elsewhere.
@@ -66,10 +105,9 @@ impl Assembler {
     }
 
     /// The code, the part of it that lies elsewhere, and the displacements of branches between the two.
-    pub fn take(&mut self) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
-        let mut code = std::mem::take(&mut self.code);
-        let cold = code.split_off(self.cold_start.take().unwrap_or(code.len()));
-        (code, cold, std::mem::take(&mut self.crossings))
+    pub fn parts(&self) -> (&[u8], &[u8], &[usize]) {
+        let (code, cold) = self.code().split_at(self.cold_start.unwrap_or(self.used));
+        (code, cold, &self.crossings)
     }
 
     fn dword(&mut self, value: i32) {
@@ -84,14 +122,17 @@ impl Assembler {
 
     /// `mov reg, gs:[offset]`
     pub fn load(&mut self, reg: Host, offset: i32) {
-        self.bytes(&[GS, 0x48 | (reg.high() << 2), 0x8b]);
-        self.gs_operand(reg, offset);
+        self.gs_move(0x8b, reg, offset);
     }
 
     /// `mov gs:[offset], reg`
     pub fn store(&mut self, offset: i32, reg: Host) {
-        self.bytes(&[GS, 0x48 | (reg.high() << 2), 0x89]);
-        self.gs_operand(reg, offset);
+        self.gs_move(0x89, reg, offset);
+    }
+
+    fn gs_move(&mut self, opcode: u8, reg: Host, offset: i32) {
+        let [a, b, c, d] = offset.to_le_bytes();
+        self.bytes(&[GS, 0x48 | (reg.high() << 2), opcode, (reg.low() << 3) | 4, 0x25, a, b, c, d]);
     }
 
     /// `mov reg, gs:[table + index * 8]`
@@ -334,7 +375,7 @@ impl Assembler {
     pub fn bind_short(&mut self, patch: ShortPatch) {
         let distance = self.position() - patch.0 - 1;
         debug_assert!(distance < 128);
-        self.code[patch.0] = distance as u8;
+        self.buffer[patch.0] = distance as u8;
     }
 
     /// Point a branch at `target`.
@@ -343,7 +384,7 @@ impl Assembler {
             self.crossings.push(patch.0);
         }
         let distance = target as i64 - (patch.0 as i64 + 4);
-        self.code[patch.0..patch.0 + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+        self.buffer[patch.0..patch.0 + 4].copy_from_slice(&(distance as i32).to_le_bytes());
     }
 
     /// Bind a branch to the next byte.
@@ -384,7 +425,7 @@ mod tests {
             a.mov16(reg, other);
             a.movzx16(reg, other);
         }
-        let all = decode(&a.code);
+        let all = decode(a.code());
         assert!(all.iter().all(|instruction| !instruction.is_invalid()));
         assert_eq!(all[0].mnemonic(), iced_x86::Mnemonic::Mov);
         assert_eq!(all[0].segment_prefix(), iced_x86::Register::GS);

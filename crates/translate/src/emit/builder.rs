@@ -1,7 +1,7 @@
 //! A block under construction.
 
 use super::assembler::Patch;
-use super::sharing::{self, Part};
+use super::sharing::{Part, Plan};
 use super::{Assembler, Host};
 use crate::cache::{Location, NewLink, Translation};
 use crate::frontend::{classify, Kind};
@@ -34,6 +34,7 @@ pub struct Builder {
     pub(super) info: InstructionInfoFactory,
     pub(super) out: Translation,
     pub(super) cold: Vec<Cold>,
+    plan: Plan,
     /// Page offset of the instruction being translated.
     pub(super) current: i64,
     /// Page offset of the next one.
@@ -52,24 +53,43 @@ pub struct Builder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unencodable;
 
-impl Builder {
-    /// Start a block for code of `mode`; `straddles` if its one instruction lies on two pages.
-    pub fn new(mode: Mode, straddles: bool, optimisations: Optimisations) -> Self {
+impl Default for Builder {
+    fn default() -> Self {
         Self {
             asm: Assembler::default(),
-            mode,
-            optimisations,
+            mode: Mode(0),
+            optimisations: Optimisations::ALL,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             out: Translation::default(),
             cold: Vec::new(),
+            plan: Plan::default(),
             current: 0,
             next: 0,
             part: None,
-            straddles,
+            straddles: false,
             followed: false,
             ended: false,
         }
+    }
+}
+
+impl Builder {
+    /// Start a block for code of `mode`; `straddles` if its one instruction lies on two pages.
+    pub fn begin(&mut self, mode: Mode, straddles: bool, optimisations: Optimisations) {
+        self.asm.clear();
+        self.out.clear();
+        self.cold.clear();
+        (self.mode, self.straddles, self.optimisations) = (mode, straddles, optimisations);
+        (self.current, self.next) = (0, 0);
+        self.part = None;
+        self.followed = false;
+        self.ended = false;
+    }
+
+    /// Take back what [`Self::finish`] gave, for its memory.
+    pub fn reuse(&mut self, translation: Translation) {
+        self.out = translation;
     }
 
     /// Instructions translated so far.
@@ -78,23 +98,17 @@ impl Builder {
     }
 
     /// Decide which accesses of the block's instructions share a check.
-    pub fn plan(&mut self, instructions: &[Instruction]) -> Vec<Option<Part>> {
+    pub fn plan(&mut self, instructions: &[Instruction]) {
         let shares = self.optimisations.has(Optimisation::SharedChecks) && self.mode.is64();
         if !shares || self.mode.is_alone() || self.mode.single_step() || self.straddles {
-            return vec![None; instructions.len()];
+            return self.plan.nothing(instructions.len());
         }
-        sharing::plan(instructions, &mut self.info)
+        self.plan.make(instructions, &mut self.info);
     }
 
-    /// Translate one instruction of the plan; `followed` by another of the block, or the last.
-    pub fn planned(
-        &mut self,
-        instruction: &Instruction,
-        bytes: &[u8],
-        part: Option<Part>,
-        followed: bool,
-    ) -> bool {
-        self.part = part;
+    /// Translate the next instruction of the plan; `followed` by another of the block, or the last.
+    pub fn planned(&mut self, instruction: &Instruction, bytes: &[u8], followed: bool) -> bool {
+        self.part = self.plan.part(usize::from(self.count()));
         self.followed = followed;
         let goes_on = self.instruction(instruction, bytes);
         self.part = None;
@@ -110,7 +124,7 @@ impl Builder {
         let start = self.asm.position();
         let cold = self.cold.len();
         if self.emit(instruction, bytes).is_err() {
-            self.asm.code.truncate(start);
+            self.asm.truncate(start);
             self.cold.truncate(cold);
             self.exit_system(instruction);
         }
@@ -138,7 +152,7 @@ impl Builder {
     }
 
     /// Finish: `page_offset` is where the block starts.
-    pub fn finish(mut self, page_offset: i64) -> Translation {
+    pub fn finish(&mut self, page_offset: i64) -> Translation {
         if !self.ended {
             self.exit_to(self.next);
         }
@@ -153,13 +167,18 @@ impl Builder {
             self.asm.begin_cold();
         }
         while !self.cold.is_empty() {
-            for cold in std::mem::take(&mut self.cold) {
-                cold(&mut self);
+            let mut queued = std::mem::take(&mut self.cold);
+            queued.drain(..).for_each(|cold| cold(self));
+            if self.cold.is_empty() {
+                self.cold = queued;
             }
         }
         self.out.guest_length = self.out.guest_length.wrapping_sub(page_offset as u16);
-        (self.out.code, self.out.cold, self.out.crossings) = self.asm.take();
-        self.out
+        let (code, cold, crossings) = self.asm.parts();
+        self.out.code.extend_from_slice(code);
+        self.out.cold.extend_from_slice(cold);
+        self.out.crossings.extend_from_slice(crossings);
+        std::mem::take(&mut self.out)
     }
 
     /// The way into a straddling block for direct links: a link holds as long as the first page's mapping
@@ -202,7 +221,7 @@ impl Builder {
         match self.encoder.encode(instruction, 0) {
             Ok(_) => {
                 let mut bytes = self.encoder.take_buffer();
-                self.asm.bytes(&bytes);
+                self.asm.slice(&bytes);
                 bytes.clear();
                 self.encoder.set_buffer(bytes);
                 Ok(())

@@ -78,7 +78,7 @@ impl Builder {
 
     fn register_form(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {
         if self.mode.is64() && instruction.len() == bytes.len() && is_identity(instruction) {
-            self.asm.bytes(bytes);
+            self.asm.slice(bytes);
             return Ok(());
         }
         self.renamed(instruction, None)
@@ -209,6 +209,9 @@ impl Builder {
     }
 
     fn temporaries(&self, place: Option<Place>, wanted: usize, rcx_taken: bool) -> Vec<Host> {
+        if wanted == 0 {
+            return Vec::new();
+        }
         let mut free = Vec::with_capacity(3);
         if !rcx_taken {
             free.push(Host::RCX);

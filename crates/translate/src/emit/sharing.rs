@@ -45,28 +45,79 @@ struct Access {
     write: bool,
 }
 
+/// How the instructions of a block share checks. One plan after another is made in the same memory.
 #[derive(Debug, Default)]
-struct Group {
-    delta: i64,
-    accesses: Vec<Access>,
+pub struct Plan {
+    parts: Vec<Option<Part>>,
+    /// Accesses of groups that are open, each with its base register.
+    open: Vec<(usize, Access)>,
+    /// How many there are, for each base register.
+    counts: [u8; 16],
+    /// What has been added to each base register since its group was opened.
+    deltas: [i64; 16],
 }
 
-/// Decide for each instruction of a 64-bit block.
-pub fn plan(instructions: &[Instruction], info: &mut InstructionInfoFactory) -> Vec<Option<Part>> {
-    let mut parts = vec![None; instructions.len()];
-    let mut groups: [Group; 16] = Default::default();
-    for (index, instruction) in instructions.iter().enumerate() {
-        if let Some((base, mut access)) = access_of(instruction, info) {
-            access.instruction = index;
-            access.offset += groups[base].delta;
-            groups[base].accesses.push(access);
+impl Plan {
+    /// How instruction `index` takes part.
+    pub fn part(&self, index: usize) -> Option<Part> {
+        self.parts.get(index).copied().flatten()
+    }
+
+    /// Nothing is shared.
+    pub fn nothing(&mut self, instructions: usize) {
+        self.parts.clear();
+        self.parts.resize(instructions, None);
+    }
+
+    /// Decide for each instruction of a 64-bit block.
+    pub fn make(&mut self, instructions: &[Instruction], info: &mut InstructionInfoFactory) {
+        self.nothing(instructions.len());
+        self.open.clear();
+        (self.counts, self.deltas) = ([0; 16], [0; 16]);
+        for (index, instruction) in instructions.iter().enumerate() {
+            if let Some((base, mut access)) = access_of(instruction, info) {
+                access.instruction = index;
+                access.offset += self.deltas[base];
+                self.open.push((base, access));
+                self.counts[base] += 1;
+            }
+            self.follow_registers(instruction, info);
         }
-        follow_registers(instruction, &mut groups, &mut parts, info);
+        (0..16).for_each(|base| self.close(base));
     }
-    for (base, group) in groups.iter_mut().enumerate() {
-        close(base, group, &mut parts);
+
+    /// Account for what the instruction does to base registers.
+    fn follow_registers(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) {
+        if let Some((register, constant)) = constant_added(instruction) {
+            self.deltas[register] += constant;
+            return;
+        }
+        if tracks_stack(instruction) {
+            self.deltas[RSP] += i64::from(instruction.stack_pointer_increment());
+        }
+        let mut written = written_registers(instruction, info);
+        while written != 0 {
+            self.close(written.trailing_zeros() as usize);
+            written &= written - 1;
+        }
     }
-    parts
+
+    /// Assign parts to the accesses of a group, and empty it.
+    fn close(&mut self, base: usize) {
+        self.deltas[base] = 0;
+        let count = std::mem::take(&mut self.counts[base]);
+        if count == 0 {
+            return;
+        }
+        if count > 1 {
+            let of_group = || self.open.iter().filter(|one| one.0 == base).map(|one| one.1);
+            // Loads before the first store are not checked for writing.
+            let reads = of_group().take_while(|access| !access.write).count();
+            share(2 * base, of_group().take(reads), &mut self.parts);
+            share(2 * base + 1, of_group().skip(reads), &mut self.parts);
+        }
+        self.open.retain(|one| one.0 != base);
+    }
 }
 
 /// The base register and access of an instruction that may take part.
@@ -118,42 +169,29 @@ fn explicit_access(
     Some((number(base)?, Access { instruction: 0, offset, size, write }))
 }
 
-/// Account for what the instruction does to base registers.
-fn follow_registers(
-    instruction: &Instruction,
-    groups: &mut [Group; 16],
-    parts: &mut [Option<Part>],
-    info: &mut InstructionInfoFactory,
-) {
-    if let Some((register, constant)) = constant_added(instruction) {
-        groups[register].delta += constant;
-        return;
-    }
-    let moved = i64::from(instruction.stack_pointer_increment());
-    let tracked_stack = matches!(instruction.mnemonic(), Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call);
-    if tracked_stack {
-        groups[RSP].delta += moved;
-    }
-    let mut written: u16 = 0;
+/// Whether the instruction moves the stack pointer by what it says, and no more.
+fn tracks_stack(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call)
+}
+
+/// The registers, a bit each, that the instruction changes other than by a known constant.
+fn written_registers(instruction: &Instruction, info: &mut InstructionInfoFactory) -> u16 {
     if writes_only_first_operand(instruction) {
-        written = first_operand(instruction);
-    } else if !is_read_only(instruction) {
-        let options = InstructionInfoOptions::NO_MEMORY_USAGE;
-        for used in info.info_options(instruction, options).used_registers() {
-            if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
-                written |= number(used.register()).map_or(0, |register| 1 << register);
-            }
-        }
-        if tracked_stack {
-            written = written & !(1 << RSP)
-                | if instruction.mnemonic() == Mnemonic::Pop { first_operand(instruction) } else { 0 };
+        return first_operand(instruction);
+    }
+    if is_read_only(instruction) {
+        return 0;
+    }
+    if tracks_stack(instruction) {
+        return if instruction.mnemonic() == Mnemonic::Pop { first_operand(instruction) } else { 0 };
+    }
+    let mut written = 0;
+    for used in info.info_options(instruction, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers() {
+        if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
+            written |= number(used.register()).map_or(0, |register| 1 << register);
         }
     }
-    for (register, group) in groups.iter_mut().enumerate() {
-        if written >> register & 1 != 0 {
-            close(register, group, parts);
-        }
-    }
+    written
 }
 
 fn first_operand(instruction: &Instruction) -> u16 {
@@ -218,49 +256,36 @@ fn constant_added(instruction: &Instruction) -> Option<(usize, i64)> {
     Some((number(register)?, constant))
 }
 
-/// Assign parts to the accesses of a group, and empty it.
-fn close(base: usize, group: &mut Group, parts: &mut [Option<Part>]) {
-    let accesses = std::mem::take(&mut group.accesses);
-    group.delta = 0;
-    if accesses.len() < 2 {
-        return;
-    }
-    let first_write = accesses.iter().position(|access| access.write).unwrap_or(accesses.len());
-    let (reads, writes) = accesses.split_at(first_write);
-    share(2 * base, reads, parts);
-    share(2 * base + 1, writes, parts);
-}
-
 /// The first access leads those within reach.
-fn share(slot: usize, accesses: &[Access], parts: &mut [Option<Part>]) {
-    let Some((leader, rest)) = accesses.split_first() else { return };
+fn share(slot: usize, accesses: impl Iterator<Item = Access>, parts: &mut [Option<Part>]) {
+    let mut rest = accesses;
+    let Some(leader) = rest.next() else { return };
     let (mut low, mut high) = (leader.offset, leader.offset + leader.size);
-    let mut followers = Vec::with_capacity(rest.len());
+    let mut followed = false;
     for access in rest {
         let (new_low, new_high) = (low.min(access.offset), high.max(access.offset + access.size));
         if new_high - new_low <= MAX_SPAN {
             (low, high) = (new_low, new_high);
-            followers.push(access.instruction);
+            parts[access.instruction] = Some(Part::Follower { slot });
+            followed = true;
         }
     }
-    if followers.is_empty() {
-        return;
-    }
-    let (before, after) = (leader.offset - low, high - leader.offset - leader.size);
-    parts[leader.instruction] = Some(Part::Leader { slot, before: before as u16, after: after as u16 });
-    for instruction in followers {
-        parts[instruction] = Some(Part::Follower { slot });
+    if followed {
+        let (before, after) = (leader.offset - low, high - leader.offset - leader.size);
+        parts[leader.instruction] = Some(Part::Leader { slot, before: before as u16, after: after as u16 });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{plan, Part};
+    use super::{Part, Plan};
     use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
 
     fn parts(code: &[u8]) -> Vec<Option<Part>> {
         let instructions: Vec<_> = Decoder::new(64, code, DecoderOptions::NONE).into_iter().collect();
-        plan(&instructions, &mut InstructionInfoFactory::new())
+        let mut plan = Plan::default();
+        plan.make(&instructions, &mut InstructionInfoFactory::new());
+        plan.parts
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::mode::{Mode, Width};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use std::sync::OnceLock;
 
 /// How an instruction is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,28 @@ fn is_vector(register: Register) -> bool {
     register.is_xmm() || register.is_ymm() || register.is_zmm() || register.is_k()
 }
 
+/// What classifying asks of a code, found once for all of them: their features are in a list of lists.
+#[derive(Debug, Clone, Copy)]
+struct Traits {
+    x87: bool,
+    refused: bool,
+    /// Code of any privilege may execute it.
+    unprivileged: bool,
+}
+
+fn traits(code: Code) -> Traits {
+    static ALL: OnceLock<Box<[Traits]>> = OnceLock::new();
+    let find = |code: Code| {
+        let features = code.cpuid_features();
+        Traits {
+            x87: features.iter().any(|feature| is_x87(*feature)),
+            refused: features.iter().any(|feature| refused(*feature)),
+            unprivileged: code.op_code().cpl3(),
+        }
+    };
+    ALL.get_or_init(|| Code::values().map(find).collect())[code as usize]
+}
+
 fn unit(instruction: &Instruction) -> Unit {
     if instruction.mnemonic() == Mnemonic::Wait {
         return Unit::Wait;
@@ -68,7 +91,7 @@ fn unit(instruction: &Instruction) -> Unit {
         (true, EncodingKind::VEX) => Unit::Avx,
         (true, _) => Unit::Sse,
         (false, _) if mmx || instruction.mnemonic() == Mnemonic::Emms => Unit::Mmx,
-        _ if code.cpuid_features().iter().any(|feature| is_x87(*feature)) => Unit::X87,
+        _ if traits(code).x87 => Unit::X87,
         _ => Unit::Integer,
     }
 }
@@ -384,7 +407,7 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
     if is_nothing(instruction) {
         return if refuses_register_prefetch(instruction) { Kind::Undefined } else { Kind::Nothing };
     }
-    if code.cpuid_features().iter().any(|feature| refused(*feature)) {
+    if traits(code).refused {
         return Kind::Undefined;
     }
     if let Some(kind) = trap(instruction, mode) {
@@ -403,7 +426,7 @@ pub fn classify(instruction: &Instruction, mode: Mode) -> Kind {
         return Kind::Special;
     }
     // What only privileged code may execute and nothing here carries out: not offered.
-    if !code.op_code().cpl3() {
+    if !traits(code).unprivileged {
         return Kind::Undefined;
     }
     Kind::Generic

@@ -1,6 +1,9 @@
 //! From guest bytes to a block: decoding, and where a block ends.
 
 mod classify;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod cost;
 
 pub use classify::{classify, waits_for_x87, Kind};
 
@@ -21,20 +24,81 @@ pub enum Fetched {
     NeedsNextPage,
 }
 
-/// Translate the code at `page_offset` of a page, given the page's bytes.
-///
-/// `next_page` holds the first bytes of the following page when the first instruction is known to
-/// straddle the two.
-pub fn translate(
-    mode: Mode,
-    page: &[u8],
-    page_offset: usize,
-    next_page: Option<&[u8]>,
-    optimisations: Optimisations,
-) -> Fetched {
-    match next_page {
-        Some(next) => straddling(mode, page, page_offset, next, optimisations),
-        None => within_page(mode, page, page_offset, optimisations),
+/// Translates one block after another, in memory that it keeps.
+#[derive(Default)]
+pub struct Translator {
+    builder: Builder,
+    /// Those of the block.
+    instructions: Vec<Instruction>,
+}
+
+// SAFETY: what is not `Send` is the queue of code to emit at a block's end, whose closures share operations by `Rc`.
+// All owners of one are in that queue, or on the stack of `translate`: they go to another thread together.
+unsafe impl Send for Translator {}
+
+impl Translator {
+    /// Translate the code at `page_offset` of a page, given the page's bytes.
+    ///
+    /// `next_page` holds the first bytes of the following page when the first instruction is known to
+    /// straddle the two.
+    pub fn translate(
+        &mut self,
+        mode: Mode,
+        page: &[u8],
+        page_offset: usize,
+        next_page: Option<&[u8]>,
+        optimisations: Optimisations,
+    ) -> Fetched {
+        match next_page {
+            Some(next) => self.straddling(mode, page, page_offset, next, optimisations),
+            None => self.within_page(mode, page, page_offset, optimisations),
+        }
+    }
+
+    /// Take back a translation that is no longer needed, for its memory.
+    pub fn reuse(&mut self, translation: Translation) {
+        self.builder.reuse(translation);
+    }
+
+    fn within_page(
+        &mut self,
+        mode: Mode,
+        page: &[u8],
+        page_offset: usize,
+        optimisations: Optimisations,
+    ) -> Fetched {
+        let bytes = &page[page_offset..];
+        if !decode_block(mode, bytes, page_offset, &mut self.instructions) {
+            return Fetched::NeedsNextPage;
+        }
+        let (builder, instructions) = (&mut self.builder, &self.instructions);
+        builder.begin(mode, false, optimisations);
+        builder.plan(instructions);
+        for instruction in instructions {
+            let start = (instruction.ip() as usize) - page_offset;
+            let followed = usize::from(builder.count()) + 1 < instructions.len();
+            if !builder.planned(instruction, &bytes[start..start + instruction.len()], followed) {
+                break;
+            }
+        }
+        Fetched::Block(builder.finish(page_offset as i64))
+    }
+
+    fn straddling(
+        &mut self,
+        mode: Mode,
+        page: &[u8],
+        page_offset: usize,
+        next: &[u8],
+        optimisations: Optimisations,
+    ) -> Fetched {
+        let mut bytes = page[page_offset..].to_vec();
+        bytes.extend_from_slice(&next[..MAX_INSTRUCTION_BYTES.min(next.len())]);
+        let mut decoder = decoder(mode, &bytes, page_offset);
+        let instruction = decoder.decode();
+        self.builder.begin(mode, true, optimisations);
+        self.builder.instruction(&instruction, &bytes[..decoder.position()]);
+        Fetched::Block(self.builder.finish(page_offset as i64))
     }
 }
 
@@ -43,37 +107,22 @@ fn decoder(mode: Mode, bytes: &[u8], page_offset: usize) -> Decoder<'_> {
     Decoder::with_ip(mode.code().bits(), bytes, page_offset as u64, DecoderOptions::NONE)
 }
 
-fn within_page(mode: Mode, page: &[u8], page_offset: usize, optimisations: Optimisations) -> Fetched {
-    let bytes = &page[page_offset..];
-    let Some(instructions) = decode_block(mode, bytes, page_offset) else { return Fetched::NeedsNextPage };
-    let mut builder = Builder::new(mode, false, optimisations);
-    let parts = builder.plan(&instructions);
-    for (instruction, part) in instructions.iter().zip(parts) {
-        let start = (instruction.ip() as usize) - page_offset;
-        let followed = usize::from(builder.count()) + 1 < instructions.len();
-        if !builder.planned(instruction, &bytes[start..start + instruction.len()], part, followed) {
-            break;
-        }
-    }
-    Fetched::Block(builder.finish(page_offset as i64))
-}
-
-/// The instructions up to the first that ends a block; `None` if the first leaves the page.
-fn decode_block(mode: Mode, bytes: &[u8], page_offset: usize) -> Option<Vec<Instruction>> {
+/// Decode the instructions up to the first that ends a block; false if the first leaves the page.
+fn decode_block(mode: Mode, bytes: &[u8], page_offset: usize, instructions: &mut Vec<Instruction>) -> bool {
     let mut decoder = decoder(mode, bytes, page_offset);
     let limit = if mode.single_step() || mode.is_alone() { 1 } else { MAX_INSTRUCTIONS };
-    let mut instructions = Vec::with_capacity(16);
+    instructions.clear();
     while instructions.len() < limit && decoder.can_decode() {
         let instruction = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
-            return (!instructions.is_empty()).then_some(instructions);
+            return !instructions.is_empty();
         }
         instructions.push(instruction);
         if ends_block(&instruction) {
             break;
         }
     }
-    Some(instructions)
+    true
 }
 
 /// Whether nothing after the instruction can belong to its block.
@@ -83,20 +132,4 @@ fn ends_block(instruction: &Instruction) -> bool {
             instruction.flow_control(),
             FlowControl::Next | FlowControl::Interrupt | FlowControl::Exception
         )
-}
-
-fn straddling(
-    mode: Mode,
-    page: &[u8],
-    page_offset: usize,
-    next: &[u8],
-    optimisations: Optimisations,
-) -> Fetched {
-    let mut bytes = page[page_offset..].to_vec();
-    bytes.extend_from_slice(&next[..MAX_INSTRUCTION_BYTES.min(next.len())]);
-    let mut decoder = decoder(mode, &bytes, page_offset);
-    let instruction = decoder.decode();
-    let mut builder = Builder::new(mode, true, optimisations);
-    builder.instruction(&instruction, &bytes[..decoder.position()]);
-    Fetched::Block(builder.finish(page_offset as i64))
 }

@@ -5,7 +5,7 @@ use crate::cache::{BlockId, Known, Translation};
 use crate::cpu::{Exception, Stop};
 use crate::frontend::{self, Fetched};
 use crate::mmu::walk::{is_canonical, Kind};
-use crate::mode::Width;
+use crate::mode::{Mode, Width};
 use crate::optimisations::{Optimisation, Optimisations};
 use crate::state::seg;
 use crate::system::memory::AccessMode;
@@ -126,7 +126,8 @@ impl VcpuCore {
         let optimisations = self.optimisations_at(gpa);
         let offset = (gpa & 0xfff) as usize;
         self.fetch_code(gpa, BLOCK_BYTES, 0);
-        let fetched = frontend::translate(self.mode(), &self.fetched[0][..], offset, None, optimisations);
+        let mode = self.mode();
+        let fetched = self.translator.translate(mode, &self.fetched[0][..], offset, None, optimisations);
         let made = match fetched {
             Fetched::Block(translation) => Ok((translation, None)),
             Fetched::NeedsNextPage => self.translate_straddling(la, offset, optimisations),
@@ -157,7 +158,8 @@ impl VcpuCore {
         let next = self.fetch_address((la | 0xfff).wrapping_add(1))?;
         self.fetch_code(next & !0xfff, frontend::MAX_INSTRUCTION_BYTES, 1);
         let (first, second) = (&self.fetched[0][..], &self.fetched[1][..]);
-        match frontend::translate(self.mode(), first, offset, Some(second), optimisations) {
+        let mode = Mode(self.cpu.state.hot.mode as u32);
+        match self.translator.translate(mode, first, offset, Some(second), optimisations) {
             Fetched::Block(translation) => Ok((translation, Some(next & !0xfff))),
             Fetched::NeedsNextPage => {
                 self.release_page(next & !0xfff);
@@ -166,8 +168,9 @@ impl VcpuCore {
         }
     }
 
-    fn insert(&mut self, gpa: u64, second: Option<u64>, translation: Translation) -> Result<Known, Stop> {
-        let inserted = self.cache.insert(gpa, self.mode(), second, translation);
+    fn insert(&mut self, gpa: u64, second: Option<u64>, mut translation: Translation) -> Result<Known, Stop> {
+        let inserted = self.cache.insert(gpa, self.mode(), second, &mut translation);
+        self.translator.reuse(translation);
         inserted.ok_or(Stop::Exit(Exit::InternalError { code: NO_ROOM_CODE }))
     }
 }

@@ -132,11 +132,13 @@ impl VcpuCore {
         }
     }
 
-    /// Drop the blocks that cover bytes of `gpa .. gpa + size` (within one page).
-    pub(super) fn drop_code(&mut self, gpa: u64, size: u64) {
-        if self.cache.invalidate(gpa, size) {
+    /// Drop the blocks that cover bytes of `gpa .. gpa + size` (within one page). Returns whether there were any.
+    pub(super) fn drop_code(&mut self, gpa: u64, size: u64) -> bool {
+        let dropped = self.cache.invalidate(gpa, size);
+        if dropped {
             self.release_page(gpa & !0xfff);
         }
+        dropped
     }
 
     /// Stop hearing of stores to a page that holds no more code.
@@ -182,17 +184,16 @@ impl VcpuCore {
             return false;
         }
         let stores = self.requests.take_stores();
-        self.drop_stored(&stores);
+        let dropped = self.drop_stored(&stores);
         if stores.everywhere {
             self.requests.post_everywhere();
         }
-        stores.everywhere || self.running_block_is_dead(pc)
+        stores.everywhere || (dropped && self.running_block_is_dead(pc))
     }
 
-    fn drop_stored(&mut self, stores: &Stores) {
-        for &(gpa, size) in &stores.runs {
-            self.drop_code(gpa, size);
-        }
+    /// Returns whether any block was among what was stored to.
+    fn drop_stored(&mut self, stores: &Stores) -> bool {
+        stores.runs.iter().fold(false, |dropped, &(gpa, size)| self.drop_code(gpa, size) || dropped)
     }
 
     fn running_block_is_dead(&self, pc: u64) -> bool {

@@ -11,6 +11,7 @@ use super::vectors::host_xcr0;
 use crate::cache::{CacheStatistics, CodeCache, CodeMemory};
 use crate::cpu::{Cpu, Exception, Flush, Stop};
 use crate::emit::{Assembler, Host};
+use crate::frontend::Translator;
 use crate::mmu::tlb::TlbDirectory;
 use crate::mmu::walk::is_canonical;
 use crate::mode::Mode;
@@ -103,6 +104,7 @@ pub struct VcpuCore {
     pub(super) unconfirmed: Vec<Unconfirmed>,
     /// Where code is read to be translated: of a block's page, and of the one after it.
     pub(super) fetched: Box<[[u8; PAGE]; 2]>,
+    pub(super) translator: Translator,
     pub(super) tlb: TlbDirectory,
     pub(super) counters: Counters,
     /// Instructions that compiled code carried out, by mnemonic.
@@ -166,6 +168,7 @@ impl VcpuCore {
             marks: HashMap::new(),
             unconfirmed: Vec::new(),
             fetched: Box::new([[0xff; PAGE]; 2]),
+            translator: Translator::default(),
             tlb: TlbDirectory::new(keeps_spaces),
             counters: Counters::default(),
             carried_out: super::tally::Tally::default(),
@@ -446,5 +449,5 @@ fn dead_stub() -> Vec<u8> {
     asm.store(hot(offset_of!(HotState, target)), Host::R14);
     asm.store_immediate(hot(offset_of!(HotState, dead_entry)), 1);
     asm.jump_gs(hot(offset_of!(HotState, exit_indirect)));
-    asm.code
+    asm.code().to_vec()
 }
