@@ -32,10 +32,12 @@ pub enum Optimisation {
     Windows,
     /// Windows serve only programs for which they seem to pay; without it all that may have them.
     WindowPolicy,
+    /// vCPUs take translations from each other.
+    SharedTranslations,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 13] = [
+pub const NAMES: [(&str, Optimisation); 14] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -49,10 +51,11 @@ pub const NAMES: [(&str, Optimisation); 13] = [
     ("address-spaces", Optimisation::AddressSpaces),
     ("windows", Optimisation::Windows),
     ("window-policy", Optimisation::WindowPolicy),
+    ("shared-translations", Optimisation::SharedTranslations),
 ];
 
 /// A set of optimisations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Optimisations(u32);
 
 impl Optimisations {

@@ -76,6 +76,8 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         Optimisation::SegmentLoads | Optimisation::InterruptReturns | Optimisation::AddressSpaces => None,
         // See `windows.rs`.
         Optimisation::Windows | Optimisation::WindowPolicy => None,
+        // Of one vCPU nobody takes.
+        Optimisation::SharedTranslations => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),
         Optimisation::JumpCache => Some("vcpu.indirect_misses"),
         Optimisation::SystemInstructions | Optimisation::RepeatedStrings => Some("vcpu.system_instructions"),

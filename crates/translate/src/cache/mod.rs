@@ -6,12 +6,14 @@ mod index;
 mod memory;
 mod pages;
 mod perf_map;
+mod store;
 mod translation;
 
 pub use block::{Block, BlockId, Link};
 pub use index::Known;
 pub use memory::{CodeMemory, BLOCK_ALIGN};
 pub use pages::Home;
+pub use store::{Finished, Key, Store};
 pub use translation::{Location, NewLink, Translation};
 
 use crate::mode::Mode;

@@ -28,7 +28,7 @@ pub struct NewLink {
 /// What translation makes of a run of guest instructions.
 ///
 /// Offsets of host code count through `code` and on through `cold`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Translation {
     /// Host code, position-independent but for the links and `crossings`.
     pub code: Vec<u8>,
@@ -64,6 +64,27 @@ impl Translation {
         self.links.clear();
         self.numbers.clear();
         self.system.clear();
+    }
+
+    /// Become a copy of another, in the memory that is there.
+    pub(super) fn copy(&mut self, other: &Self) {
+        self.code.clone_from(&other.code);
+        self.cold.clone_from(&other.cold);
+        self.crossings.clone_from(&other.crossings);
+        (self.guest_length, self.instructions) = (other.guest_length, other.instructions);
+        self.link_entry = other.link_entry;
+        self.locations.clone_from(&other.locations);
+        self.links.clone_from(&other.links);
+        self.numbers.clone_from(&other.numbers);
+        self.system.clone_from(&other.system);
+    }
+
+    /// Bytes that its lists hold.
+    pub(super) fn size(&self) -> usize {
+        use std::mem::size_of_val;
+        let code = self.code.len() + self.cold.len() + size_of_val(&self.crossings[..]);
+        let places = size_of_val(&self.locations[..]) + size_of_val(&self.links[..]);
+        code + places + size_of_val(&self.numbers[..]) + size_of_val(&self.system[..])
     }
 
     /// The 32-bit field at `offset`.

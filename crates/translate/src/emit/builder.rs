@@ -87,6 +87,11 @@ impl Builder {
         self.ended = false;
     }
 
+    /// What was taken back last, for its memory.
+    pub fn unused(&mut self) -> Translation {
+        std::mem::take(&mut self.out)
+    }
+
     /// Take back what [`Self::finish`] gave, for its memory.
     pub fn reuse(&mut self, translation: Translation) {
         self.out = translation;

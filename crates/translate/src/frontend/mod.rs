@@ -7,7 +7,7 @@ mod cost;
 
 pub use classify::{classify, waits_for_x87, Kind};
 
-use crate::cache::Translation;
+use crate::cache::{Finished, Translation};
 use crate::emit::{Builder, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
 use crate::optimisations::Optimisations;
@@ -53,6 +53,13 @@ impl Translator {
             Some(next) => self.straddling(mode, page, page_offset, next, optimisations),
             None => self.within_page(mode, page, page_offset, optimisations),
         }
+    }
+
+    /// A copy of what another translator made.
+    pub fn copy_of(&mut self, finished: &Finished) -> Translation {
+        let mut copy = self.builder.unused();
+        finished.copy_to(&mut copy);
+        copy
     }
 
     /// Take back a translation that is no longer needed, for its memory.

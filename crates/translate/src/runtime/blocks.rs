@@ -1,7 +1,7 @@
 //! The block at RIP: found, or translated.
 
 use super::vcpu::VcpuCore;
-use crate::cache::{BlockId, Known, Translation};
+use crate::cache::{BlockId, Key, Known, Translation};
 use crate::cpu::{Exception, Stop};
 use crate::frontend::{self, Fetched};
 use crate::mmu::walk::{is_canonical, Kind};
@@ -124,19 +124,41 @@ impl VcpuCore {
             self.clear_code();
         }
         let optimisations = self.optimisations_at(gpa);
-        let offset = (gpa & 0xfff) as usize;
         self.fetch_code(gpa, BLOCK_BYTES, 0);
-        let mode = self.mode();
-        let fetched = self.translator.translate(mode, &self.fetched[0][..], offset, None, optimisations);
-        let made = match fetched {
-            Fetched::Block(translation) => Ok((translation, None)),
-            Fetched::NeedsNextPage => self.translate_straddling(la, offset, optimisations),
+        let key = Key { gpa, mode: self.mode(), optimisations };
+        let made = match self.take_finished(key) {
+            Some(translation) => Ok((translation, None)),
+            None => self.make(la, key),
         };
         let inserted = made.and_then(|(translation, second)| self.insert(gpa, second, translation));
         if inserted.is_err() {
             self.release_page(gpa & !0xfff);
         }
         inserted
+    }
+
+    /// The translation of the code that has been fetched, if another vCPU has made it.
+    fn take_finished(&mut self, key: Key) -> Option<Translation> {
+        let bytes = &self.fetched[0][(key.gpa & 0xfff) as usize..];
+        let finished = self.shared.store()?.find(key, bytes)?;
+        self.counters.copied += 1;
+        Some(self.translator.copy_of(&finished))
+    }
+
+    /// Translate the code that has been fetched; also returns the second page.
+    fn make(&mut self, la: u64, key: Key) -> Result<(Translation, Option<u64>), Stop> {
+        let offset = (key.gpa & 0xfff) as usize;
+        let page = &self.fetched[0][..];
+        match self.translator.translate(key.mode, page, offset, None, key.optimisations) {
+            Fetched::Block(translation) => {
+                if let Some(store) = self.shared.store() {
+                    let end = offset + usize::from(translation.guest_length);
+                    store.add(key, &page[offset..end], &translation);
+                }
+                Ok((translation, None))
+            }
+            Fetched::NeedsNextPage => self.translate_straddling(la, offset, key.optimisations),
+        }
     }
 
     fn optimisations_at(&self, gpa: u64) -> Optimisations {

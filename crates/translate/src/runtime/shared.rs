@@ -6,7 +6,8 @@
 
 use super::exclusive::Exclusive;
 use super::requests::Requests;
-use crate::optimisations::Optimisations;
+use crate::cache::Store;
+use crate::optimisations::{Optimisation, Optimisations};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use sublet_memory::{CodeMark, CodeWatcher, GuestMemory, Memslot};
 /// Most vCPUs of a VM: a page's marks have a bit for each.
 pub const MAX_VCPUS: usize = 64;
 /// Bytes of translated code that the vCPUs of a VM may have together.
-const CACHE_BYTES: usize = 256 << 20;
+const CACHE_BYTES: usize = 512 << 20;
 /// Bytes of translated code that a vCPU may have: at most, and at least.
 pub const CACHE_SHARE: (usize, usize) = (16 << 20, 128 << 20);
 
@@ -77,6 +78,8 @@ pub struct Shared {
     cache_limit: usize,
     /// What translation does for speed.
     pub optimisations: Optimisations,
+    /// Translations that vCPUs take from each other.
+    store: Store,
 }
 
 impl Shared {
@@ -90,6 +93,7 @@ impl Shared {
             held: Mutex::new(Vec::new()),
             cache_limit,
             optimisations,
+            store: Store::default(),
         });
         memory.set_code_watcher(Arc::new(Watcher(Arc::downgrade(&shared))));
         shared
@@ -109,6 +113,13 @@ impl Shared {
         requests.protected.store(protections.last, Ordering::SeqCst);
         vcpus.push(requests);
         Ok(vcpus.len() as u32 - 1)
+    }
+
+    /// The store of translations, unless nobody would take from it.
+    pub fn store(&self) -> Option<&Store> {
+        let wanted = self.optimisations.has(Optimisation::SharedTranslations);
+        let vcpus = self.vcpus.read().unwrap_or_else(PoisonError::into_inner).len();
+        (wanted && vcpus > 1).then_some(&self.store)
     }
 
     /// Bytes of translated code that each vCPU may have.

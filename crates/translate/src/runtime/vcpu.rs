@@ -34,6 +34,8 @@ pub struct Counters {
     pub entries: u64,
     /// Blocks found in the run loop, and those that had to be translated.
     pub lookups: u64,
+    /// Translations taken from other vCPUs.
+    pub copied: u64,
     /// Accesses off the inline path.
     pub slow_accesses: u64,
     /// Page walks for them.

@@ -521,6 +521,7 @@ impl Vcpu for TranslateVcpu {
         let windows = self.core.window_statistics();
         [
             ("translate.blocks", cache.blocks),
+            ("translate.copied_blocks", counted.copied),
             ("translate.instructions", cache.instructions),
             ("translate.guest_bytes", cache.guest_bytes),
             ("translate.host_bytes", cache.host_bytes),

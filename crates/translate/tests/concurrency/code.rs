@@ -1,6 +1,6 @@
 //! Code that one vCPU, or a device, changes while another one runs it.
 
-use crate::machine::{repeat, serialise, Machine, SHARED, SMALL_CACHE};
+use crate::machine::{meet, repeat, serialise, Machine, SHARED, SMALL_CACHE};
 use iced_x86::code_asm::*;
 
 /// A function that returns a number: `mov eax, number; ret`, the number 4-byte aligned.
@@ -226,4 +226,37 @@ fn every_vcpu_evicts_its_own_code() {
     });
     assert_eq!(machine.load(FAILURES), 0);
     assert!(machine.statistic("translate.cache_flushes") > 0);
+}
+
+/// The second vCPU finds the function translated. What it takes is of the present bytes: another vCPU's translation of
+/// the bytes before is not taken.
+#[test]
+fn a_translation_is_taken_only_for_its_bytes() {
+    let mut machine = machine(2, usize::MAX);
+    let first = |asm: &mut CodeAssembler| {
+        asm.call(FUNCTION).unwrap();
+        meet(asm, 2);
+        meet(asm, 2);
+        asm.mov(dword_ptr(NUMBER), 2).unwrap();
+        meet(asm, 2);
+        asm.call(FUNCTION).unwrap();
+        asm.mov(dword_ptr(NUMBER), 3).unwrap();
+        meet(asm, 2);
+        asm.hlt().unwrap();
+    };
+    let second = |asm: &mut CodeAssembler| {
+        meet(asm, 2);
+        asm.call(FUNCTION).unwrap();
+        asm.mov(dword_ptr(ANSWERED), eax).unwrap();
+        meet(asm, 2);
+        meet(asm, 2);
+        meet(asm, 2);
+        asm.call(FUNCTION).unwrap();
+        asm.mov(dword_ptr(PUBLISHED), eax).unwrap();
+        asm.hlt().unwrap();
+    };
+    machine.store(ANSWERED, 7);
+    machine.run(&[&first, &second], |_| {});
+    assert_eq!((machine.load(ANSWERED), machine.load(PUBLISHED)), (0, 3));
+    assert!(machine.statistic("translate.copied_blocks") > 0);
 }
