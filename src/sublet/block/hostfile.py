@@ -402,6 +402,11 @@ def _open(path: Path, flags: int, readonly: bool) -> int:
         raise HostRefused(
             f"{path} exists already", remedy="Choose another name, or remove it first."
         ) from error
+    except FileNotFoundError as error:
+        raise HostRefused(
+            f"cannot open the disk {path}: {error.strerror}",
+            remedy="Check the path; sublet disk create makes a new one.",
+        ) from error
     except OSError as error:
         raise HostRefused(
             f"cannot open the disk {path}: {error.strerror}",

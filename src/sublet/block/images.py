@@ -84,7 +84,7 @@ def create_image(
         reference, parent_size = _refer(path, backing, backing_format, folders, files)
         size = parent_size if size is None else size
     if size is None:
-        raise UsageError("a disk without a parent needs a size")
+        raise UsageError("a disk without a parent needs a size", remedy="Give one, such as 20G.")
     if size < 0 or size % SECTOR:
         raise UsageError(f"a disk of {size} bytes: the size must be a multiple of {SECTOR}")
     chosen.create(path, size, options=options or {}, backing=reference, files=files or OsFiles())

@@ -76,7 +76,7 @@ def _run(words: list[str]) -> int:
     except SubletError as error:
         return report(error)
     except typer.TyperException as error:
-        return report(UsageError(error.format_message(), remedy=f"See {_help_command(words)}."))
+        return report(UsageError(error.format_message(), remedy=f"See {_help_command(error, words)}."))
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -94,7 +94,11 @@ def _with_default_stats(words: list[str]) -> list[str]:
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
 
 
-def _help_command(words: list[str]) -> str:
+def _help_command(error: typer.TyperException, words: list[str]) -> str:
+    """The help of what was asked for, down to the verb of a verb: ``sublet disk resize --help``."""
+    context = getattr(error, "ctx", None)
+    if context is not None and context.command_path.startswith("sublet "):
+        return f"{context.command_path} --help"
     verb = next((word for word in words if word in _COMMAND.verbs), None)
     return f"sublet {verb} --help" if verb else "sublet --help"
 

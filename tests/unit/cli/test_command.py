@@ -135,3 +135,18 @@ def test_closed_standard_descriptors_are_survived() -> None:
     command = " ".join(SUBLET) + " version <&- >&-"
     result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=60)
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "help_of"),
+    [
+        (["disk", "snapshot", "x", "--list"], "sublet disk snapshot"),
+        (["disk", "no"], "sublet disk"),
+        (["no"], "sublet"),
+    ],
+)
+def test_what_is_not_understood_names_its_own_help(
+    capsys: pytest.CaptureFixture[str], words: list[str], help_of: str
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith(f"See {help_of} --help.\n")
