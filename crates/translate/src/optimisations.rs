@@ -26,6 +26,8 @@ pub enum Optimisation {
     RepeatedStrings,
     /// Code that seldom runs is kept away from the rest.
     ColdCode,
+    /// Compiled code carries out frequent system instructions between two blocks, without the run loop.
+    InPlace,
     /// What is cached of an address space is kept while another one is current.
     AddressSpaces,
     /// User programs that run for long access memory through windows, without looking it up.
@@ -48,6 +50,7 @@ pub const NAMES: [(&str, Optimisation); 14] = [
     ("interrupt-returns", Optimisation::InterruptReturns),
     ("repeated-strings", Optimisation::RepeatedStrings),
     ("cold-code", Optimisation::ColdCode),
+    ("in-place", Optimisation::InPlace),
     ("address-spaces", Optimisation::AddressSpaces),
     ("windows", Optimisation::Windows),
     ("window-policy", Optimisation::WindowPolicy),

@@ -345,10 +345,12 @@ pub struct HotState {
     pub mxcsr: u32,
     /// Host MXCSR while compiled code runs.
     pub host_mxcsr: u32,
-    /// Entry points of compiled code: slow access, commit.
+    /// Entry points of compiled code: slow access, commit, instructions carried out in place.
     pub slow_access: u64,
     /// See `slow_access`.
     pub commit: u64,
+    /// See `slow_access`.
+    pub in_place: u64,
     /// Addresses of the exit paths in the core's own text: link, indirect, system.
     pub exit_link: u64,
     /// See `exit_link`.

@@ -156,6 +156,15 @@ fn invpcid_drops_what_is_kept_of_another_pcid() {
     }
 }
 
+#[test]
+fn invlpg_drops_what_is_cached_of_the_current_one() {
+    // The second program's call, still in its address space: invlpg [DATA].
+    let invlpg = [&[0x0f, 0x01, 0x3c, 0x25][..], &(DATA as u32).to_le_bytes()].concat();
+    let kernel = map_anew_after(1, &[&invlpg[..], &KEEP].concat());
+    let mut machine = Machine::new(&kernel, [program(), program()]);
+    assert_eq!(machine.outputs(4), [0x11, 0x22, 0x11, 0x72]);
+}
+
 /// Count the calls in RDI; from `calls` on, map the data anew and run `then`; before, keep what is cached.
 fn map_anew_after(calls: u8, then: &[u8]) -> Vec<u8> {
     let change = [&map_anew()[..], then].concat();

@@ -72,8 +72,9 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         | Optimisation::Links
         | Optimisation::PageLinks
         | Optimisation::ColdCode => None,
-        // See `entries.rs`, `entries_64.rs` and `address_spaces.rs`.
-        Optimisation::SegmentLoads | Optimisation::InterruptReturns | Optimisation::AddressSpaces => None,
+        // See `entries.rs`, `entries_64.rs`, `address_spaces.rs` and `in_place.rs`.
+        Optimisation::SegmentLoads | Optimisation::InterruptReturns => None,
+        Optimisation::AddressSpaces | Optimisation::InPlace => None,
         // See `windows.rs`.
         Optimisation::Windows | Optimisation::WindowPolicy => None,
         // Of one vCPU nobody takes.

@@ -248,11 +248,16 @@ impl Builder {
         self.ended = true;
     }
 
-    /// `mov qword gs:[exit_argument], number` and the jump out.
+    /// Leave with a number, see [`Self::store_number`].
     pub(super) fn numbered_exit(&mut self, index: usize, is_link: bool) {
+        self.store_number(index, is_link);
+        self.asm.jump_gs(if is_link { hot!(exit_link) } else { hot!(exit_system) });
+    }
+
+    /// `mov qword gs:[exit_argument], number`: of a link, or of an instruction for compiled code.
+    pub(super) fn store_number(&mut self, index: usize, is_link: bool) {
         self.asm.store_immediate(hot!(exit_argument), 0);
         self.out.numbers.push((self.asm.position() - 4, index, is_link));
-        self.asm.jump_gs(if is_link { hot!(exit_link) } else { hot!(exit_system) });
     }
 
     /// A direct branch whose displacement `patch` is linked on first use to page offset `target`.

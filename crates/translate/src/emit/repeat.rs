@@ -69,7 +69,13 @@ impl Builder {
             misfits.into_iter().for_each(|patch| builder.asm.bind(patch));
             let index = builder.out.system.len();
             builder.out.system.push(instruction);
-            builder.numbered_exit(index, false);
+            if !builder.calls_in_place() {
+                return builder.numbered_exit(index, false);
+            }
+            builder.store_number(index, false);
+            builder.asm.call_gs(hot!(in_place));
+            let over = builder.asm.jump();
+            builder.asm.point(over, done);
         });
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::assembler::Patch;
 use super::builder::{hot, Unencodable};
 use super::registers::{number, GUEST_RCX};
 use super::{Builder, Host};
+use crate::frontend::{classify, Kind};
 use crate::mode::{Mode, Width};
 use crate::optimisations::Optimisation;
 use crate::state::{flag, seg, CpuState, HotState, SegmentRegister};
@@ -19,6 +20,18 @@ use std::mem::{offset_of, size_of};
 pub const FREE_FLAGS: u64 = flag::ARITHMETIC | flag::ID;
 /// What must be left of a user program's flags behind `unusual_mask`: bit 1 and IF, compressed.
 const USUAL_FLAGS: u64 = compress(flag::FIXED | flag::IF, !FREE_FLAGS);
+
+/// Whether kernels carry it out so often that leaving the cache for it matters: at each context switch, page
+/// fault or timer.
+fn is_frequent(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::Mov => instruction.op0_register() == Register::CR3,
+        M::Invlpg | M::Invpcid | M::Wrmsr | M::Rdtsc | M::Rdtscp => true,
+        M::Xsave64 | M::Xsaveopt64 | M::Xsavec64 | M::Xsaves64 | M::Xrstor64 | M::Xrstors64 => true,
+        _ => false,
+    }
+}
 
 /// What PEXT computes.
 const fn compress(value: u64, mask: u64) -> u64 {
@@ -100,9 +113,30 @@ impl Builder {
             Mnemonic::Swapgs => self.swap_gs(),
             Mnemonic::Stac => self.set_access_override(true),
             Mnemonic::Clac => self.set_access_override(false),
-            Mnemonic::Mov => return self.read_control_register(instruction),
-            _ => return false,
+            Mnemonic::Mov if self.read_control_register(instruction) => {}
+            _ => return self.in_place(instruction),
         }
+        true
+    }
+
+    /// Whether compiled code may carry out an instruction that the block goes on behind.
+    pub(super) fn calls_in_place(&self) -> bool {
+        let alone = self.mode.is_alone() || self.mode.single_step();
+        self.mode.is64() && !alone && self.optimisations.has(Optimisation::InPlace)
+    }
+
+    /// Have compiled code carry out a frequent instruction of a kernel's, and go on without the run loop. Ends
+    /// the block: what its accesses share may no longer hold.
+    fn in_place(&mut self, instruction: &Instruction) -> bool {
+        let system = matches!(classify(instruction, self.mode), Kind::System);
+        if !self.calls_in_place() || !system || !is_frequent(instruction) {
+            return false;
+        }
+        let index = self.out.system.len();
+        self.out.system.push(*instruction);
+        self.store_number(index, false);
+        self.asm.call_gs(hot!(in_place));
+        self.exit_to(self.next);
         true
     }
 

@@ -206,6 +206,11 @@ impl TlbDirectory {
         self.space.id
     }
 
+    /// Whether code of the kernel lies in pages that are not global.
+    pub fn has_local_kernel_code(&self) -> bool {
+        self.local_kernel_code
+    }
+
     fn next_space(&mut self) -> SpaceId {
         self.newest_space = SpaceId(self.newest_space.0 + 1);
         self.newest_space
@@ -242,6 +247,13 @@ impl TlbDirectory {
         }
         let large = if walk.global { &mut self.large_global_data } else { &mut self.space.large_data };
         large.note(la, walk);
+    }
+
+    /// The host page that translated code reaches at a linear address.
+    pub fn find_data(&self, hot: &HotState, mmu: usize, write: bool, la: u64) -> Option<u64> {
+        let tlb = if write { &hot.write_tlb[mmu] } else { &hot.read_tlb[mmu] };
+        let (page, entry) = (la & !0xfff, index(la));
+        (tlb.tag[entry] == page.wrapping_neg() && page != 0).then(|| tlb.addend[entry].wrapping_add(page))
     }
 
     /// The guest-physical page that code at a linear address was last fetched from.

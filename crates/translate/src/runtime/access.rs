@@ -241,7 +241,7 @@ impl VcpuCore {
         self.cpu.translate_linear(la, access)
     }
 
-    fn fill(&mut self, la: u64, walk: &Walk, host_page: u64, write: bool) {
+    pub(super) fn fill(&mut self, la: u64, walk: &Walk, host_page: u64, write: bool) {
         let mode = self.mode();
         let hot = &mut self.cpu.state.hot;
         hot.access_addend = host_page.wrapping_sub(la & !0xfff);

@@ -226,6 +226,19 @@ std::arch::global_asm!(
     "mov r14, gs:[{kept} + 8]",
     "mov r15, gs:[{kept} + 16]",
     "jmp qword ptr gs:[{fault_pc}]",
+    // Called from translated code to have an instruction carried out without leaving, if that can be.
+    ".globl sublet_in_place",
+    ".hidden sublet_in_place",
+    "sublet_in_place:",
+    "sublet_save_guest",
+    "mov rdi, gs:[{runtime}]",
+    "sub rsp, 8",
+    "call {in_place}",
+    "add rsp, 8",
+    "test eax, eax",
+    "jnz sublet_return",
+    "sublet_load_guest",
+    "ret",
     // extern "sysv64" fn(area, mask_low, mask_high): the vector arrays and x87 into an XSAVE area.
     ".globl sublet_save_x87",
     ".hidden sublet_save_x87",
@@ -242,6 +255,22 @@ std::arch::global_asm!(
     "ldmxcsr gs:[{host_mxcsr}]",
     "vzeroupper",
     "fninit",
+    "ret",
+    // The same into an area of the compacted format; x87 state stays in the processor, too.
+    ".globl sublet_save_compacted",
+    ".hidden sublet_save_compacted",
+    "sublet_save_compacted:",
+    "mov ecx, edx",
+    "mov r8d, esi",
+    "lea rax, [rip + 6f]",
+    "jmp sublet_load_vectors",
+    "6:",
+    "ldmxcsr gs:[{mxcsr}]",
+    "mov eax, r8d",
+    "mov edx, ecx",
+    "xsavec64 [rdi]",
+    "ldmxcsr gs:[{host_mxcsr}]",
+    "vzeroupper",
     "ret",
     // The reverse.
     ".globl sublet_load_x87",
@@ -279,6 +308,7 @@ std::arch::global_asm!(
     BOUNCE = const resume::BOUNCE,
     slow = sym crate::runtime::access::slow_access,
     commit = sym crate::runtime::access::commit,
+    in_place = sym crate::runtime::in_place::in_place,
 );
 
 extern "sysv64" {
@@ -289,6 +319,7 @@ extern "sysv64" {
     /// pointers are valid; nothing else runs this vCPU.
     pub fn sublet_enter_cache(entry: u64);
     fn sublet_save_x87(area: *mut u8, mask_low: u32, mask_high: u32);
+    fn sublet_save_compacted(area: *mut u8, mask_low: u32, mask_high: u32);
     fn sublet_load_x87(area: *const u8, mask_low: u32, mask_high: u32);
     fn sublet_exit_link();
     fn sublet_exit_indirect();
@@ -297,6 +328,7 @@ extern "sysv64" {
     fn sublet_window_fault();
     fn sublet_slow_access();
     fn sublet_commit();
+    fn sublet_in_place();
 }
 
 /// Fill in the addresses and constants that translated code finds in its state.
@@ -306,6 +338,7 @@ pub fn prepare(hot: &mut HotState) {
     hot.exit_system = sublet_exit_system as *const () as u64;
     hot.slow_access = sublet_slow_access as *const () as u64;
     hot.commit = sublet_commit as *const () as u64;
+    hot.in_place = sublet_in_place as *const () as u64;
     hot.tlb_mask = (crate::state::TLB_ENTRIES as u64 - 1) << 12;
     hot.page_mask = !0xfff;
     hot.arithmetic_mask = crate::state::flag::ARITHMETIC;
@@ -339,6 +372,16 @@ pub fn page_fault() -> u64 {
 pub unsafe fn save_x87(area: *mut u8, mask: u64) {
     // SAFETY: as the caller promises.
     unsafe { sublet_save_x87(area, mask as u32, (mask >> 32) as u32) };
+}
+
+/// Gather x87 and vector state into an XSAVE area of the compacted format, with room for all components in
+/// `mask`; those in their initial configuration are left out. x87 state stays in the processor.
+///
+/// # Safety
+/// As for [`save_x87`]; the host has XSAVEC.
+pub unsafe fn save_compacted(area: *mut u8, mask: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { sublet_save_compacted(area, mask as u32, (mask >> 32) as u32) };
 }
 
 /// Load x87 state into the processor and vector state into the vCPU's arrays.

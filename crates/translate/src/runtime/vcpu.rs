@@ -144,6 +144,8 @@ pub struct VcpuCore {
     /// `state.vector` holds the vectors and x87 state; otherwise `hot` and the processor do.
     pub(super) vectors_in_area: bool,
     pub(super) xcr0_host: u64,
+    /// The image that XSAVEC or XRSTOR is at work on.
+    pub(super) image: Box<crate::state::XsaveArea>,
     watch_key: u64,
     /// What the known descriptors hold for.
     tables: crate::system::known::Tables,
@@ -194,6 +196,7 @@ impl VcpuCore {
             mode_stale: true,
             vectors_in_area: true,
             xcr0_host: host_xcr0(),
+            image: Box::new(crate::state::XsaveArea([0; crate::state::XSAVE_AREA_BYTES])),
             watch_key: 0,
             tables: crate::system::known::Tables::default(),
             profile: None,

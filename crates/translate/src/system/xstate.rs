@@ -26,9 +26,12 @@ const VECTORS: u64 = 0xe6;
 const LEGACY_BYTES: usize = 512;
 const HEADER: usize = 512;
 const HEADER_BYTES: usize = 64;
-const EXTENDED: usize = HEADER + HEADER_BYTES;
+/// Where the extended region begins.
+pub(crate) const EXTENDED: usize = HEADER + HEADER_BYTES;
 /// FCW, FSW, abridged FTW and FOP.
 const X87_CONTROL: Range<usize> = 0..8;
+/// What images hold zeros in: FOP, FIP and FDP.
+pub(crate) const X87_HIDDEN: Range<usize> = 6..24;
 /// FIP and FDP.
 const X87_POINTERS: Range<usize> = 8..24;
 const MXCSR: Range<usize> = 24..28;
@@ -169,6 +172,51 @@ impl Image {
             _ => self.runs.push(at..at + data.len()),
         }
     }
+}
+
+/// Where an image in the compacted format is, or is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImagePlace {
+    /// Linear address.
+    pub la: u64,
+    /// The components that the instruction asks for.
+    pub components: u64,
+    /// Bytes, at most 4096.
+    pub size: usize,
+}
+
+/// XSTATE_BV of an image.
+pub(crate) fn in_use_of(image: &[u8]) -> u64 {
+    get_u64(image, HEADER)
+}
+
+/// The parts that saving in the compacted format writes of an image with room for `components`, when those in
+/// `saved` are in use. In ascending order, adjacent ones merged.
+pub(crate) fn saved_runs(saved: u64, components: u64) -> impl Iterator<Item = Range<usize>> {
+    let legacy = |component: u64, part: Range<usize>| (saved & component != 0).then_some(part);
+    let [avx, masks, upper, high] = EXTENDED_COMPONENTS.map(|number| {
+        let at = Format::Compacted(components).offset(number).filter(|_| saved >> number & 1 != 0)?;
+        Some(at..at + host_component(number)?.size)
+    });
+    let parts = [
+        legacy(X87, X87_CONTROL.start..X87_POINTERS.end),
+        legacy(SSE, MXCSR.start..MXCSR_MASK.end),
+        legacy(X87, X87_REGISTERS),
+        legacy(SSE, XMM_REGISTERS..XMM_REGISTERS + 256),
+        Some(HEADER..HEADER + 16),
+        avx,
+        masks,
+        upper,
+        high,
+    ];
+    let mut parts = parts.into_iter().flatten().peekable();
+    std::iter::from_fn(move || {
+        let mut run: Range<usize> = parts.next()?;
+        while let Some(next) = parts.next_if(|next| next.start == run.end) {
+            run.end = next.end;
+        }
+        Some(run)
+    })
 }
 
 /// The FTW that FXSAVE abridges: 2 bits a register, by its contents.
@@ -452,6 +500,28 @@ impl Cpu {
         }
         self.put_extended(&mut image, format, saved);
         self.write_image(la, &image)
+    }
+
+    /// Where the image of XSAVEC, XSAVES, XRSTOR or XRSTORS in 64-bit code is. `None` if the instruction faults
+    /// before it accesses memory, or if the host's form of it would do something else.
+    pub(crate) fn compacted_image(&self, i: &Instruction) -> Option<ImagePlace> {
+        let supervisor = matches!(i.mnemonic(), Mnemonic::Xsaves64 | Mnemonic::Xrstors64);
+        self.check_xsave(supervisor).ok()?;
+        let components = self.edx_eax() & self.state.xcr0;
+        let size = Format::Compacted(components).size(components);
+        let la = self.image_address(self.memory_operand(i), size, 64, Kind::Read).ok()?;
+        let plain = self.state.code64() && self.state.xss == 0 && components != 0;
+        plain.then_some(ImagePlace { la, components, size })
+    }
+
+    /// Bytes of the image whose first [`EXTENDED`] these are. `None` if it is not in the compacted format, or if
+    /// loading it faults.
+    pub(crate) fn compacted_image_size(&self, image: &[u8], place: &ImagePlace) -> Option<usize> {
+        let (format, present) = check_header(image, self.state.xcr0, true).ok()?;
+        if present & SSE != 0 {
+            self.check_mxcsr(get_u32(image, MXCSR.start)).ok()?;
+        }
+        Some(format.size(place.components & present))
     }
 
     fn check_xsave(&self, supervisor: bool) -> Result<(), Exception> {
