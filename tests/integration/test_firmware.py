@@ -99,6 +99,23 @@ def test_every_way_of_resetting(start_guest: StartGuest, disk: Path, way: str) -
 
 
 @needs_bios
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+@pytest.mark.parametrize("status", [0x05, 0x0A])
+def test_a_reset_that_returns(start_guest: StartGuest, disk: Path, machine: str, status: int) -> None:
+    """As systems left an 80286's protected mode: the BIOS jumps to 0:7c60h, which says so on COM1."""
+    # mov word [467h], 7c60h; mov [469h], ds; CMOS 0fh = status; reset by the keyboard controller
+    code = f"c7066704607c 8c1e6904 b00fe670 b0{status:02x}e671 b0fee664 f4"
+    sector = bytearray(boot_sector("resetting", bytes.fromhex(code.replace(" ", ""))))
+    back = bytes.fromhex("baf803 b042 ee b061 ee b063 ee b06b ee fa f4")
+    sector[0x60 : 0x60 + len(back)] = back
+    disk.write_bytes(bytes(sector).ljust(1 << 20, b"\0"))
+    guest = start_guest("--machine", machine, "--memory", "32M", "--net", "none", "--disk", str(disk))
+    guest.expect("resett")
+    guest.expect("Back")
+    assert guest.output.count(b"resett") == 1
+
+
+@needs_bios
 def test_a_disk_without_a_boot_record(start_guest: StartGuest, disk: Path) -> None:
     guest = start_guest("--memory", "32M", "--net", "none", "--disk", str(disk), terminal=True)
     guest.expect("not a bootable disk")
