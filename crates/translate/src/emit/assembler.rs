@@ -47,6 +47,8 @@ pub struct Assembler {
     cold_start: Option<usize>,
     /// Displacements of branches from one part to the other.
     crossings: Vec<usize>,
+    /// The slot whose value R15 holds, until it is written to.
+    held: Option<usize>,
 }
 
 const GS: u8 = 0x65;
@@ -67,11 +69,13 @@ impl Assembler {
         self.used = 0;
         self.cold_start = None;
         self.crossings.clear();
+        self.held = None;
     }
 
     /// Take back what comes after the first `size` bytes.
     pub fn truncate(&mut self, size: usize) {
         self.used = self.used.min(size);
+        self.held = None;
     }
 
     /// Append raw bytes.
@@ -99,6 +103,22 @@ impl Assembler {
         }
     }
 
+    /// R15 holds the value of a slot from here on.
+    pub fn hold(&mut self, slot: usize) {
+        self.held = Some(slot);
+    }
+
+    /// Whether R15 holds the value of a slot, in code that runs straight on from [`Self::hold`].
+    pub fn holds(&self, slot: usize) -> bool {
+        self.held == Some(slot)
+    }
+
+    fn wrote(&mut self, register: Host) {
+        if register == Host::R15 {
+            self.held = None;
+        }
+    }
+
     /// What comes from here on will lie elsewhere.
     pub fn begin_cold(&mut self) {
         self.cold_start = Some(self.position());
@@ -122,6 +142,7 @@ impl Assembler {
 
     /// `mov reg, gs:[offset]`
     pub fn load(&mut self, reg: Host, offset: i32) {
+        self.wrote(reg);
         self.gs_move(0x8b, reg, offset);
     }
 
@@ -137,6 +158,7 @@ impl Assembler {
 
     /// `mov reg, gs:[table + index * 8]`
     pub fn load_indexed(&mut self, reg: Host, table: i32, index: Host) {
+        self.wrote(reg);
         self.bytes(&[GS, 0x48 | (reg.high() << 2) | (index.high() << 1), 0x8b]);
         self.indexed_operand(reg.low(), table, index);
     }
@@ -172,26 +194,31 @@ impl Assembler {
 
     /// `mov to, from`
     pub fn mov(&mut self, to: Host, from: Host) {
+        self.wrote(to);
         self.bytes(&[0x48 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
     }
 
     /// `mov to32, from32` (zero-extends)
     pub fn mov32(&mut self, to: Host, from: Host) {
+        self.wrote(to);
         self.bytes(&[0x40 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
     }
 
     /// `movzx to32, from16`
     pub fn movzx16(&mut self, to: Host, from: Host) {
+        self.wrote(to);
         self.bytes(&[0x40 | (to.high() << 2) | from.high(), 0x0f, 0xb7, 0xc0 | (to.low() << 3) | from.low()]);
     }
 
     /// `mov to16, from16` (keeps the upper bits)
     pub fn mov16(&mut self, to: Host, from: Host) {
+        self.wrote(to);
         self.bytes(&[0x66, 0x40 | (from.high() << 2) | to.high(), 0x89, 0xc0 | (from.low() << 3) | to.low()]);
     }
 
     /// `mov reg, value` in the shortest form that keeps all 64 bits
     pub fn mov_immediate(&mut self, reg: Host, value: u64) {
+        self.wrote(reg);
         if let Ok(value) = u32::try_from(value) {
             self.bytes(&[0x40 | reg.high(), 0xb8 | reg.low()]);
             self.bytes(&value.to_le_bytes());
@@ -213,6 +240,7 @@ impl Assembler {
         index: Option<(Host, u8)>,
         displacement: i32,
     ) {
+        self.wrote(to);
         let base_high = base.map_or(0, Host::high);
         let index_high = index.map_or(0, |(index, _)| index.high());
         let rex = 0x40 | (u8::from(wide) << 3) | (to.high() << 2) | (index_high << 1) | base_high;
@@ -249,6 +277,7 @@ impl Assembler {
 
     /// `lea to, [base + displacement]` with a 32-bit displacement of 0 that can be replaced.
     pub fn lea_base_patchable(&mut self, to: Host, base: Host) -> Patch {
+        self.wrote(to);
         debug_assert!(base.low() != 4);
         self.bytes(&[0x48 | (to.high() << 2) | base.high(), 0x8d, 0x80 | (to.low() << 3) | base.low()]);
         self.dword(0);
@@ -257,6 +286,7 @@ impl Assembler {
 
     /// Three-byte VEX prefix with `map` (2: 0F38, 3: 0F3A), `pp` (1: 66, 2: F3, 3: F2), W=1.
     fn vex(&mut self, map: u8, pp: u8, reg: Host, vvvv: Host, rm_high: u8) {
+        self.wrote(reg);
         self.bytes(&[
             0xc4,
             ((reg.high() ^ 1) << 7) | (1 << 6) | ((rm_high ^ 1) << 5) | map,
@@ -312,6 +342,7 @@ impl Assembler {
 
     /// `pushfq; pop reg`
     pub fn pushf_pop(&mut self, reg: Host) {
+        self.wrote(reg);
         self.bytes(&[0x9c]);
         if reg.high() != 0 {
             self.bytes(&[0x41]);
@@ -361,6 +392,7 @@ impl Assembler {
 
     /// `call gs:[offset]`
     pub fn call_gs(&mut self, offset: i32) {
+        self.wrote(Host::R15);
         self.bytes(&[GS, 0xff]);
         self.gs_operand(Host(2), offset);
     }

@@ -1,7 +1,7 @@
 //! A block under construction.
 
 use super::assembler::Patch;
-use super::sharing::{Part, Plan};
+use super::sharing::{Part, Plan, Sharing};
 use super::{Assembler, Host};
 use crate::cache::{Location, NewLink, Translation};
 use crate::frontend::{classify, Kind};
@@ -108,7 +108,8 @@ impl Builder {
         if !shares || self.mode.is_alone() || self.mode.single_step() || self.straddles {
             return self.plan.nothing(instructions.len());
         }
-        self.plan.make(instructions, &mut self.info);
+        let sharing = if self.has_windows() { Sharing::Window } else { Sharing::Check };
+        self.plan.make(instructions, sharing, &mut self.info);
     }
 
     /// Translate the next instruction of the plan; `followed` by another of the block, or the last.

@@ -6,6 +6,9 @@
 //! A leader whose range is not all in one page of plain RAM gives up: the block is run in a
 //! translation without sharing (see `VcpuCore::unshare`). Nothing inside a block changes a mapping
 //! (that takes the run loop), so that a checked page stays good to the block's end.
+//!
+//! Where accesses go through memory windows, what is shared is the distance to the window of the segment that the
+//! base register points into. The guards between windows are checks enough, so that all accesses off a base share it.
 
 use super::generic::memory_operand;
 use super::registers::number;
@@ -15,7 +18,19 @@ use iced_x86::{
 
 /// Widest range that a leader checks, in bytes.
 const MAX_SPAN: i64 = 256;
+/// Widest range of those that share a window, which the guards beside it have to catch.
+const MAX_WINDOW_SPAN: i64 = 1 << 30;
 const RSP: usize = 4;
+
+/// What accesses share.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// The check of a page.
+    #[default]
+    Check,
+    /// A window.
+    Window,
+}
 
 /// How an instruction's access takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +63,7 @@ struct Access {
 /// How the instructions of a block share checks. One plan after another is made in the same memory.
 #[derive(Debug, Default)]
 pub struct Plan {
+    sharing: Sharing,
     parts: Vec<Option<Part>>,
     /// Accesses of groups that are open, each with its base register.
     open: Vec<(usize, Access)>,
@@ -70,7 +86,13 @@ impl Plan {
     }
 
     /// Decide for each instruction of a 64-bit block.
-    pub fn make(&mut self, instructions: &[Instruction], info: &mut InstructionInfoFactory) {
+    pub fn make(
+        &mut self,
+        instructions: &[Instruction],
+        sharing: Sharing,
+        info: &mut InstructionInfoFactory,
+    ) {
+        self.sharing = sharing;
         self.nothing(instructions.len());
         self.open.clear();
         (self.counts, self.deltas) = ([0; 16], [0; 16]);
@@ -109,12 +131,14 @@ impl Plan {
         if count == 0 {
             return;
         }
-        if count > 1 {
-            let of_group = || self.open.iter().filter(|one| one.0 == base).map(|one| one.1);
+        let of_group = || self.open.iter().filter(|one| one.0 == base).map(|one| one.1);
+        if count > 1 && self.sharing == Sharing::Window {
+            share(2 * base, of_group(), MAX_WINDOW_SPAN, &mut self.parts);
+        } else if count > 1 {
             // Loads before the first store are not checked for writing.
             let reads = of_group().take_while(|access| !access.write).count();
-            share(2 * base, of_group().take(reads), &mut self.parts);
-            share(2 * base + 1, of_group().skip(reads), &mut self.parts);
+            share(2 * base, of_group().take(reads), MAX_SPAN, &mut self.parts);
+            share(2 * base + 1, of_group().skip(reads), MAX_SPAN, &mut self.parts);
         }
         self.open.retain(|one| one.0 != base);
     }
@@ -257,14 +281,14 @@ fn constant_added(instruction: &Instruction) -> Option<(usize, i64)> {
 }
 
 /// The first access leads those within reach.
-fn share(slot: usize, accesses: impl Iterator<Item = Access>, parts: &mut [Option<Part>]) {
+fn share(slot: usize, accesses: impl Iterator<Item = Access>, span: i64, parts: &mut [Option<Part>]) {
     let mut rest = accesses;
     let Some(leader) = rest.next() else { return };
     let (mut low, mut high) = (leader.offset, leader.offset + leader.size);
     let mut followed = false;
     for access in rest {
         let (new_low, new_high) = (low.min(access.offset), high.max(access.offset + access.size));
-        if new_high - new_low <= MAX_SPAN {
+        if new_high - new_low <= span {
             (low, high) = (new_low, new_high);
             parts[access.instruction] = Some(Part::Follower { slot });
             followed = true;
@@ -278,13 +302,17 @@ fn share(slot: usize, accesses: impl Iterator<Item = Access>, parts: &mut [Optio
 
 #[cfg(test)]
 mod tests {
-    use super::{Part, Plan};
+    use super::{Part, Plan, Sharing};
     use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
 
     fn parts(code: &[u8]) -> Vec<Option<Part>> {
+        parts_of(Sharing::Check, code)
+    }
+
+    fn parts_of(sharing: Sharing, code: &[u8]) -> Vec<Option<Part>> {
         let instructions: Vec<_> = Decoder::new(64, code, DecoderOptions::NONE).into_iter().collect();
         let mut plan = Plan::default();
-        plan.make(&instructions, &mut InstructionInfoFactory::new());
+        plan.make(&instructions, sharing, &mut InstructionInfoFactory::new());
         plan.parts
     }
 
@@ -320,5 +348,14 @@ mod tests {
         assert_eq!(parts[0], None);
         assert_eq!(parts[1], Some(Part::Leader { slot: 15, before: 0, after: 4 }));
         assert_eq!(parts[2], Some(Part::Follower { slot: 15 }));
+    }
+
+    #[test]
+    fn all_accesses_off_a_base_share_its_window() {
+        // mov eax,[rdi]; mov [rdi+0x1000],eax; mov eax,[rdi+8]
+        let parts = parts_of(Sharing::Window, &[0x8b, 0x07, 0x89, 0x87, 0, 0x10, 0, 0, 0x8b, 0x47, 8]);
+        let follower = Some(Part::Follower { slot: 14 });
+        assert!(matches!(parts[0], Some(Part::Leader { slot: 14, .. })));
+        assert_eq!(parts[1..], [follower, follower]);
     }
 }

@@ -33,10 +33,15 @@ impl Builder {
         operation: &Operation,
     ) -> Result<(), Unencodable> {
         match part {
-            Some(Part::Follower { slot }) => self.asm.load(Host::R15, hot!(shared) + 8 * slot as i32),
+            Some(Part::Follower { slot }) if self.asm.holds(slot) => {}
+            Some(Part::Follower { slot }) => {
+                self.asm.load(Host::R15, hot!(shared) + 8 * slot as i32);
+                self.asm.hold(slot);
+            }
             Some(Part::Leader { slot, .. }) => {
                 self.find_window(base);
                 self.asm.store(hot!(shared) + 8 * slot as i32, Host::R15);
+                self.asm.hold(slot);
             }
             None => self.find_window(base),
         }
