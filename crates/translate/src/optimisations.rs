@@ -39,7 +39,7 @@ pub enum Optimisation {
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 14] = [
+pub const NAMES: [(&str, Optimisation); 15] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
