@@ -98,6 +98,7 @@ class FirmwareBoard(Board):
             )
         super().__init__(config, memory, vm, write, end, nonvolatile)
         self.end = end
+        self._woken = False
         self._variables: DeviceMemory | None = None
         self._bridge: PciDevice | None = None
         try:
@@ -121,6 +122,9 @@ class FirmwareBoard(Board):
             lambda: end(Request.POWEROFF, None),
             lambda: end(Request.SUSPEND, None),
         )
+        # Quirk: SeaBIOS, waking, protects memory by variables that it has given back after its POST, its own
+        # stack among it at times: what the POST has left is what the next start finds.
+        self._woken = self.nonvolatile.wake_reason is not None
         if self.nonvolatile.wake_reason is not None:
             self.power.wake(self.nonvolatile.wake_reason)
         self._pm_base: int | None = None
@@ -341,7 +345,8 @@ class FirmwareBoard(Board):
         self.nonvolatile.keep_cmos(self.vm.read_cmos())
         if self._bridge is not None:
             self.nonvolatile.ram = self.memory.ram
-            self.nonvolatile.shadow = save_pam(self._bridge.config, self.pam_offset)
+            if not self._woken:
+                self.nonvolatile.shadow = save_pam(self._bridge.config, self.pam_offset)
             self.nonvolatile.keep_chipset(
                 [device.config.get(offset, size) for device, offset, size in self.sleep_registers()]
             )
