@@ -28,11 +28,11 @@ const SETTLED: Duration = Duration::from_micros(1500);
 /// What serving a fault costs, about; and one that the guest's kernel serves first, after which the access faults
 /// again. A program that meets many of these does not stay with the same memory.
 const FAULT_COST: Duration = Duration::from_micros(10);
-const GUEST_FAULT_COST: Duration = Duration::from_micros(30);
-/// Most time for faults that can be saved up. Half of it has to be there to begin.
-const MOST_CREDIT: Duration = Duration::from_millis(4);
+const GUEST_FAULT_COST: Duration = Duration::from_micros(60);
+/// Most time for faults that can be saved up. An eighth of it has to be there to begin.
+const MOST_CREDIT: Duration = Duration::from_millis(20);
 /// Log2 of the share of time that faults may take: at first, and at least, if that was too much.
-const SHARES: [u32; 2] = [3, 8];
+const SHARES: [u32; 2] = [2, 8];
 /// Windows that served for so long have paid.
 const PAID: Duration = Duration::from_millis(64);
 
@@ -86,7 +86,7 @@ impl Policy {
         }
         let now = thread_time();
         self.earn(now);
-        if self.credit.0 < MOST_CREDIT / 2 {
+        if self.credit.0 < MOST_CREDIT / 8 {
             return false;
         }
         (self.on, self.started) = (true, now);
