@@ -38,6 +38,8 @@ const LEAF7_EBX: u32 =
 const LEAF7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22]);
 /// Leaf 7.0 EDX: FSRM, VP2INTERSECT, AVX512_FP16. No speculation controls: nothing would back them.
 const LEAF7_EDX: u32 = bits(&[4, 8, 23]);
+/// Leaf 7.0 EDX: IA32_ARCH_CAPABILITIES, which tells an Intel processor's kernel what not to work around.
+const ARCH_CAPABILITIES: u32 = 1 << 29;
 /// Leaf 7.1 EAX: SHA512, SM3, SM4, AVX_VNNI, AVX512_BF16, fast strings, AVX_IFMA.
 const LEAF7_1_EAX: u32 = bits(&[0, 1, 2, 4, 5, 10, 11, 12, 23]);
 /// Leaf 7.1 EDX: AVX_VNNI_INT8, AVX_NE_CONVERT, AVX_VNNI_INT16.
@@ -228,7 +230,8 @@ impl Table {
         if amd && family(host(1, 0)[EAX]) >= FAMILY_WITH_BROKEN_RDSEED {
             ebx &= !RDSEED;
         }
-        self.put_sub(7, 0, [1, ebx & LEAF7_EBX, ecx & LEAF7_ECX, edx & LEAF7_EDX]);
+        let capabilities = if amd { 0 } else { ARCH_CAPABILITIES };
+        self.put_sub(7, 0, [1, ebx & LEAF7_EBX, ecx & LEAF7_ECX, edx & LEAF7_EDX | capabilities]);
         let [eax, _, _, edx] = if host(7, 0)[EAX] >= 1 { host(7, 1) } else { [0; 4] };
         self.put_sub(7, 1, [eax & LEAF7_1_EAX, 0, 0, edx & LEAF7_1_EDX]);
     }
@@ -381,16 +384,18 @@ mod tests {
     #[test]
     fn nothing_is_advertised_that_is_not_carried_out() {
         let cpu = cpu64();
-        // MONITOR, VMX; MPX, RTM, SGX; PKU, LA57, CET; IBRS, ARCH_CAPABILITIES, AMX.
+        // MONITOR, VMX; MPX, RTM, SGX; PKU, LA57, CET; IBRS, AMX.
         let absent: [(u32, usize, &[u32]); 4] = [
             (1, ECX, &[3, 5]),
             (7, EBX, &[2, 4, 11, 14]),
             (7, ECX, &[3, 5, 7, 16]),
-            (7, EDX, &[20, 22, 24, 26, 29]),
+            (7, EDX, &[20, 22, 24, 26]),
         ];
         for (leaf, register, list) in absent {
             assert!(list.iter().all(|bit| !cpu.cpuid_bit(leaf, 0, register, *bit)), "leaf {leaf:#x}");
         }
+        // ARCH_CAPABILITIES.
+        assert_eq!(cpu.cpuid_bit(7, 0, EDX, 29), !cpu.amd);
         assert_eq!(cpu.cpuid_query(0xa, 0), [0; 4]);
         // SVM, TOPOEXT, MONITORX.
         assert!([2, 22, 29].iter().all(|bit| !cpu.cpuid_bit(0x8000_0001, 0, ECX, *bit)));

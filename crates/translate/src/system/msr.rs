@@ -82,6 +82,11 @@ const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 <
 /// HWCR.TscFreqSel: the TSC counts at the P0 frequency.
 const HWCR_VALUE: u64 = 1 << 24;
 
+/// IA32_ARCH_CAPABILITIES: RDCL, MDS and TAA do not concern it. A kernel that takes a processor for one that they
+/// concern unmaps itself while programs run, and clears buffers by VERW at each return to them. Neither does anything
+/// here: the guest's page tables are not the host's, and VERW is compiled code's (docs/theory/isolation.md).
+const ARCH_CAPABILITIES_VALUE: u64 = 1 | 1 << 5 | 1 << 8;
+
 /// Sorted by first index. Neither performance counters nor machine-check banks exist.
 const STORED: &[Stored] = &[
     stored(0x00, 0x01, Vendor::Any, 0, ALL), // P5_MC_ADDR, P5_MC_TYPE
@@ -93,8 +98,9 @@ const STORED: &[Stored] = &[
     stored(0xcd, 0xcd, Vendor::Intel, 3, 0), // FSB_FREQ
     stored(0xce, 0xce, Vendor::Intel, 0, 0), // PLATFORM_INFO
     stored(0xfe, 0xfe, Vendor::Any, MTRR_CAP_VALUE, 0), // MTRRcap
-    stored(0x179, 0x179, Vendor::Any, 0, 0), // MCG_CAP: no banks
-    stored(0x17a, 0x17a, Vendor::Any, 0, 7), // MCG_STATUS
+    stored(0x10a, 0x10a, Vendor::Intel, ARCH_CAPABILITIES_VALUE, 0),
+    stored(0x179, 0x179, Vendor::Any, 0, 0),        // MCG_CAP: no banks
+    stored(0x17a, 0x17a, Vendor::Any, 0, 7),        // MCG_STATUS
     stored(0x198, 0x199, Vendor::Intel, 0, 0xffff), // PERF_STATUS, PERF_CTL
     stored(0x1a0, 0x1a0, Vendor::Any, MISC_ENABLE_VALUE, MISC_ENABLE_WRITABLE),
     stored(0x1d9, 0x1d9, Vendor::Any, 0, 3),     // DEBUGCTL: LBR, BTF
