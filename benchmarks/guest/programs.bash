@@ -78,7 +78,12 @@ work-stress-ng-vm() { stress "$1" --vm 1 --vm-bytes 16M --vm-ops; }
 work-stress-ng-pipe() { stress "$1" --pipe 1 --pipe-ops; }
 work-stress-ng-fork() { stress "$1" --fork 1 --fork-ops; }
 # Its status is not 0 when a stressor finds a wrong result.
-for name in int64 double matrix vm pipe fork; do eval "check-stress-ng-$name() { echo verified; }"; done
+check-stress-ng-int64() { echo verified; }
+check-stress-ng-double() { echo verified; }
+check-stress-ng-matrix() { echo verified; }
+check-stress-ng-vm() { echo verified; }
+check-stress-ng-pipe() { echo verified; }
+check-stress-ng-fork() { echo verified; }
 
 while read -r name count <&3; do
     echo "programs: begin $name"

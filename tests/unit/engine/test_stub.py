@@ -59,7 +59,7 @@ def test_a_class_has_what_the_stub_names_and_no_more(name: str) -> None:
 
 
 def stub_parameters(function: ast.FunctionDef) -> list[str]:
-    names = [argument.arg for argument in function.args.args]
+    names = [argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]]
     return names + ([f"**{function.args.kwarg.arg}"] if function.args.kwarg else [])
 
 
