@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PRIMES_BELOW = 1 << 20, SIDE = 96, TURNS = 24 };
+enum { PRIMES_BELOW = 1 << 20, SIDE = 96, TURNS = 120 };
 
 static unsigned char composite[PRIMES_BELOW];
 static double a[SIDE][SIDE], b[SIDE][SIDE], c[SIDE][SIDE];
