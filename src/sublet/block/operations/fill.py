@@ -11,8 +11,11 @@ from sublet.block.format import Image
 from sublet.block.pieces import OTHER, Piece
 from sublet.core import copy_pieces
 
-_BATCH: Final = 128 << 20
-"""Bytes of the disk for one call of the core, up to a multiple of it."""
+_BATCH: Final = 512 << 20
+"""Bytes of the disk for one call of the core, up to a multiple of it.
+
+Each call takes new memory for what it reads ahead, which the host has to find and clear.
+"""
 
 
 def fill(
