@@ -30,6 +30,8 @@ def test_linux_without_the_modern_interface(start_guest: StartGuest, tmp_path: P
     features = guest.run(FEATURES).split()
     assert len(features) == 4
     assert all(bits[VERSION_1] == "0" for bits in features)
+    # The prompt does not wait for the network.
+    guest.run("n=0; until ip addr show eth0 | grep -q 10.0.2. || [ $((n += 1)) = 60 ]; do sleep 1; done")
     assert "10.0.2." in guest.run("ip addr show eth0")
     guest.run('test -n "$(head -c 16 /dev/hwrng)"')
     half = SIZE // 2 >> 20
