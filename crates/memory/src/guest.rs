@@ -102,6 +102,13 @@ pub struct HostPage {
     pub slot: u64,
 }
 
+impl HostPage {
+    /// Stores may be made by its host address: neither do they change code nor are they refused.
+    pub fn takes_stores(&self) -> bool {
+        !(self.code || self.readonly)
+    }
+}
+
 /// Where the bytes from a guest-physical address on are in the file behind their slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FilePart {

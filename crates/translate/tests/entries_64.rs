@@ -2,6 +2,8 @@
 //! `entries.rs`, in long mode.
 #![allow(clippy::unwrap_used)]
 
+#[path = "long_mode/faults.rs"]
+mod faults;
 mod long_mode;
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ const CODE: u64 = 0x1_0000;
 const HANDLERS: u64 = 0x1_8000;
 const STACK: u64 = 0x3_0000;
 const ENTRY: u64 = 0x1_4000;
+const FAULTS: faults::Places = faults::Places { idt: IDT, handlers: HANDLERS, stack: STACK, code: CODE };
 const INPUTS: u64 = 0x10_0000;
 const TABLES: u64 = 0x20_0000;
 const CR4_FSGSBASE: u64 = 1 << 16;
@@ -31,15 +34,6 @@ const DESCRIPTORS: [u64; 5] = [
     0x00cf_f300_0000_ffff,
     0x0000_8b00_0000_0067 | TSS << 16,
 ];
-
-/// A handler of a fault: `mov esp,STACK; mov eax,0x1000+vector; out 0x80,eax; jmp CODE`.
-fn handler(at: u64, vector: u8) -> Vec<u8> {
-    let mut code = vec![0xbc];
-    code.extend((STACK as u32).to_le_bytes());
-    code.extend([0xb8, vector, 0x10, 0, 0, 0xe7, 0x80, 0xe9]);
-    code.extend((CODE.wrapping_sub(at + 17) as u32).to_le_bytes());
-    code
-}
 
 /// The kernel's SYSCALL entry: `out 0x80,eax; mov esp,STACK; jmp CODE`.
 fn entry() -> Vec<u8> {
@@ -62,11 +56,7 @@ fn machine(engine: &TranslateEngine, code: &[u8], inputs: &[u64]) -> (Arc<dyn Vm
     put(TABLES + 0x2008, 0x20_0087);
     (GDT + 8..).step_by(8).zip(DESCRIPTORS).for_each(|(place, raw)| put(place, raw));
     put(TSS + 4, STACK);
-    for vector in 0..32u8 {
-        let at = HANDLERS + 32 * u64::from(vector);
-        put(IDT + 16 * u64::from(vector), at & 0xffff | 8 << 16 | 0x8e00 << 32 | (at >> 16) << 48);
-        vm.memory().write(at, &handler(at, vector)).unwrap();
-    }
+    faults::put(vm.memory(), &FAULTS);
     let mut program = code.to_vec();
     program.push(0xe9);
     program.extend((-(program.len() as i32 + 4)).to_le_bytes());

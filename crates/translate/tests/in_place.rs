@@ -1,6 +1,8 @@
 //! System instructions that compiled code carries out in place do what they do by the run loop, faults included.
 #![allow(clippy::unwrap_used)]
 
+#[path = "long_mode/faults.rs"]
+mod faults;
 mod long_mode;
 
 use std::sync::Arc;
@@ -15,19 +17,11 @@ const IDT: u64 = 0x9000;
 const CODE: u64 = 0x1_0000;
 const HANDLERS: u64 = 0x1_8000;
 const STACK: u64 = 0x3_0000;
+const FAULTS: faults::Places = faults::Places { idt: IDT, handlers: HANDLERS, stack: STACK, code: CODE };
 const INPUTS: u64 = 0x10_0000;
 const TABLES: u64 = 0x20_0000;
 const OTHER_TABLES: u64 = 0x22_0000;
 const CR4_OSXSAVE: u64 = 1 << 18;
-
-/// A handler of a fault: `mov esp,STACK; mov eax,0x1000+vector; out 0x80,eax; jmp CODE`.
-fn handler(at: u64, vector: u8) -> Vec<u8> {
-    let mut code = vec![0xbc];
-    code.extend((STACK as u32).to_le_bytes());
-    code.extend([0xb8, vector, 0x10, 0, 0, 0xe7, 0x80, 0xe9]);
-    code.extend((CODE.wrapping_sub(at + 17) as u32).to_le_bytes());
-    code
-}
 
 /// Where frames lie in another order than their addresses, and one is missing.
 const SHUFFLED: u64 = 0x40_0000;
@@ -55,11 +49,7 @@ fn machine(engine: &TranslateEngine, code: &[u8], inputs: &[u64]) -> (Arc<dyn Vm
         put(SHUFFLED_TABLE + 8 * page, (SHUFFLED_FRAMES + 0x1000 * frame) | 7);
     }
     put(GDT + 8, 0x00af_9b00_0000_ffff);
-    for vector in 0..32u8 {
-        let at = HANDLERS + 32 * u64::from(vector);
-        put(IDT + 16 * u64::from(vector), at & 0xffff | 8 << 16 | 0x8e00 << 32 | (at >> 16) << 48);
-        vm.memory().write(at, &handler(at, vector)).unwrap();
-    }
+    faults::put(vm.memory(), &FAULTS);
     let mut program = code.to_vec();
     program.push(0xe9);
     program.extend((-(program.len() as i32 + 4)).to_le_bytes());

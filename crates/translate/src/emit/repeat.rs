@@ -24,20 +24,32 @@ struct Lookup {
     resume: usize,
 }
 
-/// Bytes of an element as a power of two, and whether there is a source.
-fn shape(instruction: &Instruction) -> Option<(u8, bool)> {
-    use Mnemonic as M;
-    Some(match instruction.mnemonic() {
-        M::Movsb => (0, true),
-        M::Movsw => (1, true),
-        M::Movsd => (2, true),
-        M::Movsq => (3, true),
-        M::Stosb => (0, false),
-        M::Stosw => (1, false),
-        M::Stosd => (2, false),
-        M::Stosq => (3, false),
-        _ => return None,
-    })
+/// What a repeated MOVS or STOS does.
+#[derive(Debug, Clone, Copy)]
+pub struct StringShape {
+    /// Bytes of an element as a power of two.
+    pub shift: u8,
+    /// There is a source.
+    pub moves: bool,
+}
+
+impl StringShape {
+    /// `None` for any other instruction.
+    pub fn of(instruction: &Instruction) -> Option<Self> {
+        use Mnemonic as M;
+        let (shift, moves) = match instruction.mnemonic() {
+            M::Movsb => (0, true),
+            M::Movsw => (1, true),
+            M::Movsd => (2, true),
+            M::Movsq => (3, true),
+            M::Stosb => (0, false),
+            M::Stosw => (1, false),
+            M::Stosd => (2, false),
+            M::Stosq => (3, false),
+            _ => return None,
+        };
+        Some(Self { shift, moves })
+    }
 }
 
 impl Builder {
@@ -46,7 +58,7 @@ impl Builder {
     /// Uses RCX, R14 and R15; flags stay. The elements, at most a page's worth, must lie in one page of
     /// RAM of each operand. The source is looked at first, because its page fault comes first.
     pub(super) fn repeated_string(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
-        let (shift, moves) = shape(instruction).ok_or(Unencodable)?;
+        let StringShape { shift, moves } = StringShape::of(instruction).ok_or(Unencodable)?;
         self.truncate_pointer(GUEST_RCX);
         self.truncate_pointer(Host::RDI);
         if moves {

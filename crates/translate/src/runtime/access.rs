@@ -128,7 +128,7 @@ impl VcpuCore {
         let walk = self.walk_for(la, descriptor.is_write())?;
         self.cpu.watch(la, size, descriptor.is_write());
         let page = self.cpu.memory.host_page(walk.gpa);
-        let plain = page.is_some_and(|page| !descriptor.is_write() || !(page.code || page.readonly));
+        let plain = page.is_some_and(|page| !descriptor.is_write() || page.takes_stores());
         if descriptor.is_leader() && !plain {
             return self.unshare(pc);
         }
@@ -140,7 +140,7 @@ impl VcpuCore {
                 selected,
             );
         };
-        if descriptor.is_write() && (page.code || page.readonly) {
+        if descriptor.is_write() && !page.takes_stores() {
             let piece = Piece { gpa: walk.gpa, size: size as usize, ram: !page.readonly };
             return match page.readonly {
                 true => self.through_bounce(descriptor, la, [piece, Piece::default()], selected),

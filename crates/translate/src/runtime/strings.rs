@@ -2,38 +2,15 @@
 
 use super::vcpu::VcpuCore;
 use crate::cpu::{Exception, Outcome};
+use crate::emit::StringShape;
 use crate::mmu::walk::Kind;
 use crate::state::gpr::{RAX, RCX, RDI, RSI};
 use crate::system::memory::AccessMode;
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::Instruction;
 
 const PAGE: u64 = 4096;
 /// The longest piece that is copied or filled without a look at what waits: what `system::string` has.
 const PIECE: u64 = 64 << 10;
-
-/// What one instruction does.
-#[derive(Clone, Copy)]
-struct Shape {
-    /// Bytes of an element as a power of two.
-    shift: u32,
-    moves: bool,
-}
-
-fn shape(instruction: &Instruction) -> Option<Shape> {
-    use Mnemonic as M;
-    let (shift, moves) = match instruction.mnemonic() {
-        M::Movsb => (0, true),
-        M::Movsw => (1, true),
-        M::Movsd => (2, true),
-        M::Movsq => (3, true),
-        M::Stosb => (0, false),
-        M::Stosw => (1, false),
-        M::Stosd => (2, false),
-        M::Stosq => (3, false),
-        _ => return None,
-    };
-    Some(Shape { shift, moves })
-}
 
 impl VcpuCore {
     /// Do as much of a forward REP MOVS or REP STOS with plain pointers as lies in plain RAM, up to 64 KiB.
@@ -42,7 +19,7 @@ impl VcpuCore {
     /// # Errors
     /// A page fault or #GP, with the elements before it done.
     pub(super) fn string_in_place(&mut self, instruction: &Instruction) -> Outcome<bool> {
-        let Some(shape) = shape(instruction).filter(|_| !self.mode().checks_alignment()) else {
+        let Some(shape) = StringShape::of(instruction).filter(|_| !self.mode().checks_alignment()) else {
             return Ok(false);
         };
         let before = self.cpu.state.gpr[RCX];
@@ -54,16 +31,16 @@ impl VcpuCore {
             }
             left -= done;
         }
-        let gpr = &self.cpu.state.gpr;
-        if gpr[RCX] == 0 {
+        let after = self.cpu.state.gpr[RCX];
+        if after == 0 {
             self.cpu.state.rip = self.cpu.next_rip(instruction);
         }
-        Ok(self.cpu.state.gpr[RCX] != before || before == 0)
+        Ok(after != before || before == 0)
     }
 
     /// At most `most` elements, in pages that follow one another in the host. Returns how many; 0 if the first
     /// one is not in one page of plain RAM.
-    fn string_piece(&mut self, shape: Shape, most: u64) -> Outcome<u64> {
+    fn string_piece(&mut self, shape: StringShape, most: u64) -> Outcome<u64> {
         let (from, to) = (self.cpu.state.gpr[RSI], self.cpu.state.gpr[RDI]);
         let mut bytes = most << shape.shift;
         let mut source = 0;
@@ -114,7 +91,7 @@ impl VcpuCore {
         self.counters.walks += 1;
         let walk = self.cpu.translate_linear(la, access)?;
         let Some(page) = self.cpu.memory.host_page(walk.gpa) else { return Ok(None) };
-        if write && (page.code || page.readonly) {
+        if write && !page.takes_stores() {
             return Ok(None);
         }
         if write && page.log_dirty {
@@ -129,7 +106,7 @@ impl VcpuCore {
 ///
 /// # Safety
 /// `target` and, if it moves, `source` are host addresses of that many elements.
-unsafe fn repeat(shape: Shape, source: u64, target: u64, count: u64, value: u64) {
+unsafe fn repeat(shape: StringShape, source: u64, target: u64, count: u64, value: u64) {
     macro_rules! string {
         ($instruction:literal) => {
             // SAFETY: as the caller promises. The direction flag is clear in compiled code.

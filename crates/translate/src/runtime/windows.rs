@@ -246,7 +246,7 @@ impl VcpuCore {
         // A global mapping may end while another address space is current.
         let page = self.cpu.memory.host_page(walk.gpa).filter(|_| !walk.global);
         let Some(page) = page else { return Ok(None) };
-        if store && (page.code || page.readonly) {
+        if store && !page.takes_stores() {
             return Ok(None);
         }
         if store && page.log_dirty {
@@ -316,5 +316,5 @@ impl VcpuCore {
 /// Whether user code may store to the page without anything having to be noted.
 fn takes_stores(walk: &Walk, page: HostPage) -> bool {
     let allowed = walk.dirty && walk.rights.user & Rights::WRITE != 0;
-    allowed && !(page.code || page.readonly || page.log_dirty)
+    allowed && page.takes_stores() && !page.log_dirty
 }
