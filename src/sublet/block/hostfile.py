@@ -21,6 +21,8 @@ import os
 import stat
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -131,6 +133,23 @@ class HostFiles(Protocol):
 
     def remove(self, path: Path) -> None:
         """Remove a file that this object created, or that a failed operation left; missing is fine."""
+
+
+@contextmanager
+def new_file(files: HostFiles, path: Path) -> Iterator[HostFile]:
+    """Create a file, closed at the end of the ``with`` block; nothing of it is left when that fails.
+
+    Raises:
+        HostRefused: It exists already, or cannot be created.
+    """
+    file = files.create(path)
+    try:
+        yield file
+        file.close()
+    except BaseException:
+        file.close()
+        files.remove(path)
+        raise
 
 
 def read_structure(file: HostFile, offset: int, size: int, what: str) -> bytes:

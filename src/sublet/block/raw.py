@@ -6,7 +6,7 @@ guest writes that content (a raw disk on which a guest wrote a QCOW2 header must
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,22 +17,20 @@ from sublet.block.description import (
     BackingReference,
     CheckReport,
     ImageInfo,
-    MapExtent,
 )
+from sublet.block.flat import FlatImage
 from sublet.block.format import (
     CreateOption,
     Image,
     ImageFormat,
     read_options,
 )
-from sublet.block.hostfile import HostFile, HostFiles, descriptor
-from sublet.block.pieces import Piece, is_plain, stored_in
-from sublet.core import InPlace
+from sublet.block.hostfile import HostFile, HostFiles, new_file
 from sublet.errors import ImageError, UsageError
 
 
-class RawImage(Image):
-    """A raw image, open until ``close``. Threads need no lock: every access is one positioned call.
+class RawImage(FlatImage):
+    """A raw image, open until ``close``.
 
     Args:
         path: A regular file or a block device.
@@ -50,14 +48,13 @@ class RawImage(Image):
     def __init__(
         self, path: Path, *, readonly: bool = False, chain: Chain | None = None, allow_empty: bool = False
     ) -> None:
-        self._file = (chain or Chain.start(path)).open_file(path, readonly=readonly)
+        file = (chain or Chain.start(path)).open_file(path, readonly=readonly)
         try:
-            size = _measure(self._file, allow_empty=allow_empty)
+            size = _measure(file, allow_empty=allow_empty)
         except BaseException:
-            self._file.close()
+            file.close()
             raise
-        super().__init__(path, size, readonly=readonly, block_size=self._file.block_size)
-        self.in_place: InPlace = InPlace.flat(descriptor(self._file), size, not readonly)
+        super().__init__(path, file, size, readonly=readonly, block_size=file.block_size)
 
     @property
     def file(self) -> HostFile:
@@ -80,35 +77,6 @@ class RawImage(Image):
             block_size=self.block_size,
         )
 
-    def _readinto(self, offset: int, view: memoryview) -> None:
-        self._file.readinto(offset, view)
-
-    def _write(self, offset: int, view: memoryview) -> None:
-        self._file.write(offset, view)
-
-    def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
-        self._file.write_zeroes(offset, size, unmap=unmap)
-
-    def _discard(self, offset: int, size: int) -> None:
-        self._file.discard(offset, size)
-
-    def _map(self, offset: int, size: int) -> MapExtent:
-        extent = self._file.extent(offset, size)
-        return MapExtent(offset, extent.size, extent.status, host_offset=offset, file=self.path)
-
-    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
-        return (stored_in(self._file, offset, size),)
-
-    @property
-    def can_place(self) -> bool:
-        """A file has a place for every byte."""
-        return is_plain(self._file)
-
-    _place = _stored
-
-    def _flush(self) -> None:
-        self._file.flush()
-
     def _resize(self, size: int) -> None:
         self._file.truncate(size)
         self._file.flush()
@@ -119,9 +87,6 @@ class RawImage(Image):
 
     def _check_image(self, *, repair: bool) -> CheckReport:
         return CheckReport()
-
-    def _close(self) -> None:
-        self._file.close()
 
 
 def _measure(file: HostFile, *, allow_empty: bool) -> int:
@@ -164,16 +129,10 @@ class RawFormat:
             raise UsageError("raw images have no parent")
         if values["preallocation"] not in ("off", "full"):
             raise UsageError(f"preallocation={values['preallocation']}: write off or full")
-        file = files.create(path)
-        try:
+        with new_file(files, path) as file:
             file.truncate(size)
             if values["preallocation"] == "full":
                 file.write_zeroes(0, size, unmap=False)
-            file.close()
-        except BaseException:
-            file.close()
-            files.remove(path)
-            raise
 
 
 FORMAT: Final[ImageFormat] = RawFormat()

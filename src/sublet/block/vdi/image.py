@@ -22,7 +22,7 @@ from sublet.block.format import (
     read_options,
     read_parent,
 )
-from sublet.block.hostfile import HostFile, HostFiles
+from sublet.block.hostfile import HostFile, HostFiles, new_file
 from sublet.block.pieces import Piece
 from sublet.block.places import Places
 from sublet.block.vdi import check as checker
@@ -255,14 +255,8 @@ class VdiFormat:
         header = _new_header(size, values, backing is not None)
         if backing is not None:
             header = _with_parent(header, path, backing, files)
-        file = files.create(path)
-        try:
+        with new_file(files, path) as file:
             _write_new(file, header)
-            file.close()
-        except BaseException:
-            file.close()
-            files.remove(path)
-            raise
 
 
 def _new_header(size: int, values: Mapping[str, str], child: bool) -> Header:

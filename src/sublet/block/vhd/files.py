@@ -11,7 +11,7 @@ from typing import Final
 from sublet.block.chain import Chain
 from sublet.block.description import BackingReference
 from sublet.block.format import CreateOption, Image, read_options
-from sublet.block.hostfile import HostFile, HostFiles, read_structure
+from sublet.block.hostfile import HostFile, HostFiles, new_file, read_structure
 from sublet.block.vhd import parent as parents
 from sublet.block.vhd.blocks import table_size
 from sublet.block.vhd.image import DynamicVhd, FixedVhd, require_size
@@ -76,17 +76,11 @@ class VhdFormat:
         if backing is not None and subformat == "fixed":
             raise UsageError("a fixed VHD has no parent")
         parent_id = None if backing is None else _id_of_parent(path, backing, files)
-        file = files.create(path)
-        try:
+        with new_file(files, path) as file:
             if subformat == "fixed":
                 _write_fixed(file, size)
             else:
                 _write_dynamic(file, size, block_size, backing, parent_id)
-            file.close()
-        except BaseException:
-            file.close()
-            files.remove(path)
-            raise
 
 
 def _open(file: HostFile, chain: Chain, check: bool) -> Image:

@@ -18,8 +18,9 @@ from sublet.block.description import (
     ImageInfo,
     MapExtent,
 )
+from sublet.block.flat import FlatImage
 from sublet.block.format import Image, read_parent
-from sublet.block.hostfile import HostFile, descriptor
+from sublet.block.hostfile import HostFile
 from sublet.block.pieces import OTHER, PARENT, Piece, is_plain, stored_in
 from sublet.block.sector_bitmap import runs
 from sublet.block.sectors import zero_whole_sectors
@@ -39,7 +40,7 @@ from sublet.core import InPlace
 from sublet.errors import CorruptImage, ImageError, UsageError
 
 
-class FixedVhd(Image):
+class FixedVhd(FlatImage):
     """A fixed disk: its bytes, then a footer."""
 
     format = "vhd"
@@ -47,10 +48,8 @@ class FixedVhd(Image):
     def __init__(self, file: HostFile, footer: Footer) -> None:
         if footer.disk_size + FOOTER_SIZE > file.size() + 1:
             raise CorruptImage(f"{file.path}: the footer says {footer.disk_size} bytes, the file has fewer")
-        super().__init__(file.path, footer.disk_size, readonly=file.readonly)
-        self._file = file
+        super().__init__(file.path, file, footer.disk_size, readonly=file.readonly)
         self._footer = footer
-        self.in_place: InPlace = InPlace.flat(descriptor(file), footer.disk_size, not file.readonly)
 
     @property
     def footer(self) -> Footer:
@@ -60,35 +59,6 @@ class FixedVhd(Image):
     def info(self) -> ImageInfo:
         """See ``Image.info``."""
         return describe(self._file, self._footer, None, None)
-
-    def _readinto(self, offset: int, view: memoryview) -> None:
-        self._file.readinto(offset, view)
-
-    def _write(self, offset: int, view: memoryview) -> None:
-        self._file.write(offset, view)
-
-    def _write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
-        self._file.write_zeroes(offset, size, unmap=unmap)
-
-    def _discard(self, offset: int, size: int) -> None:
-        self._file.discard(offset, size)
-
-    def _map(self, offset: int, size: int) -> MapExtent:
-        found = self._file.extent(offset, size)
-        return MapExtent(offset, found.size, found.status, host_offset=offset, file=self.path)
-
-    def _stored(self, offset: int, size: int) -> Iterable[Piece]:
-        return (stored_in(self._file, offset, size),)
-
-    @property
-    def can_place(self) -> bool:
-        """There is a place for every byte."""
-        return is_plain(self._file)
-
-    _place = _stored
-
-    def _flush(self) -> None:
-        self._file.flush()
 
     def _resize(self, size: int) -> None:
         """The new footer is stable before the old one goes."""
@@ -122,9 +92,6 @@ class FixedVhd(Image):
                 self._file.flush()
                 self._file.truncate(self.size + FOOTER_SIZE)
         return report
-
-    def _close(self) -> None:
-        self._file.close()
 
 
 class DynamicVhd(Image):

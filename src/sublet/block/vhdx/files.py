@@ -13,7 +13,7 @@ from typing import Final
 from sublet.block.chain import Chain
 from sublet.block.description import BackingReference
 from sublet.block.format import CreateOption, Image, read_options
-from sublet.block.hostfile import HostFile, HostFiles
+from sublet.block.hostfile import HostFile, HostFiles, new_file
 from sublet.block.vhdx import parent as parents
 from sublet.block.vhdx.image import VhdxImage
 from sublet.block.vhdx.journal import read_headers
@@ -97,14 +97,8 @@ class VhdxFormat:
         block_size = _read_block_size(values["block_size"] or ("2M" if locator else "32M"))
         if size > MAX_DISK_SIZE or size % sector:
             raise UsageError(f"a VHDX of {size} bytes: at most 64 TiB, in sectors of {sector}")
-        file = files.create(path)
-        try:
+        with new_file(files, path) as file:
             _write(file, Geometry(size, block_size, sector), locator, fixed=fixed)
-            file.close()
-        except BaseException:
-            file.close()
-            files.remove(path)
-            raise
 
 
 def _read_subformat(text: str, backing: BackingReference | None) -> bool:

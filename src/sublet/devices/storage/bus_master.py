@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from sublet.devices.storage.medium import PIECE, SECTOR
+from sublet.devices.storage.regions import RegionWalk
 from sublet.devices.storage.taskfile import Direction, Drive, Transfer
 from sublet.hw import GuestMemory
 
@@ -26,7 +27,7 @@ _ENTRIES_MAXIMUM = 0x1_0000 // _ENTRY_SIZE
 _LAST_ENTRY = 1 << 63
 
 
-class RegionTable:
+class RegionTable(RegionWalk):
     """Walks a physical region descriptor table as a transfer goes on.
 
     A table without a last entry ends after 8192 entries, whatever the guest has written there.
@@ -37,25 +38,9 @@ class RegionTable:
     """
 
     def __init__(self, memory: GuestMemory, address: int) -> None:
-        self._memory = memory
-        self._next = address
+        super().__init__(memory, address)
         self._entries = 0
-        self._base = 0
-        self._left = 0
         self._last = False
-
-    def take(self, size: int) -> Iterator[tuple[int, int]]:
-        """Up to ``size`` bytes of memory as (address, length), in order; fewer at the table's end.
-
-        Raises:
-            GuestError: The table is not in RAM.
-        """
-        while size and (self._left or self._fetch()):
-            length = min(size, self._left)
-            yield self._base, length
-            self._base += length
-            self._left -= length
-            size -= length
 
     def _fetch(self) -> bool:
         if self._last or self._entries >= _ENTRIES_MAXIMUM:

@@ -6,9 +6,9 @@ Reference: Serial ATA 3.0 §10.3 "FIS types"; AHCI 1.3.1 §4.2 "HBA memory", §5
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sublet.devices.storage.regions import RegionWalk
 from sublet.devices.storage.taskfile import TaskFile
 from sublet.hw import GuestMemory
 
@@ -68,7 +68,7 @@ class CommandHeader:
         memory.write_u32(self.address + 4, size)
 
 
-class CommandRegions:
+class CommandRegions(RegionWalk):
     """Walks a command's region table as its transfer goes on; it has at most 65535 entries.
 
     Args:
@@ -77,24 +77,8 @@ class CommandRegions:
     """
 
     def __init__(self, memory: GuestMemory, header: CommandHeader) -> None:
-        self._memory = memory
-        self._next = header.table + _TABLE_REGIONS
+        super().__init__(memory, header.table + _TABLE_REGIONS)
         self._entries = header.regions
-        self._base = 0
-        self._left = 0
-
-    def take(self, size: int) -> Iterator[tuple[int, int]]:
-        """Up to ``size`` bytes of memory as (address, length), in order; fewer at the table's end.
-
-        Raises:
-            GuestError: The table is not in RAM.
-        """
-        while size and (self._left or self._fetch()):
-            length = min(size, self._left)
-            yield self._base, length
-            self._base += length
-            self._left -= length
-            size -= length
 
     def _fetch(self) -> bool:
         if not self._entries:
