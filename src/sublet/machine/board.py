@@ -11,21 +11,17 @@ from sublet.devices.legacy.serial import COM1_GSI, Serial
 from sublet.devices.pci import PciDevice
 from sublet.devices.platform import PvPanic
 from sublet.devices.virtio import VirtioPci
-from sublet.engine import Vm
 from sublet.machine import memory_map as mm
 from sublet.machine.ata_drives import check_buses
 from sublet.machine.boot import BootState
 from sublet.machine.bus import Buses
-from sublet.machine.config import MachineConfig
+from sublet.machine.chassis import Chassis
 from sublet.machine.control import Request
 from sublet.machine.disks import Drives
 from sublet.machine.host import GsiLine, MonotonicClock, MsiPort, WorkerPool
 from sublet.machine.live_disks import add_disk_operations
 from sublet.machine.media import Media
-from sublet.machine.memory import SystemMemory
 from sublet.machine.networks import Networks
-from sublet.machine.nonvolatile import Nonvolatile
-from sublet.machine.runloop import EndMachine
 from sublet.machine.screen import Screen
 from sublet.machine.virtio import VirtioDevices
 
@@ -34,12 +30,7 @@ class Board(ABC):
     """Everything that hangs on the buses. Built powered off; `close` in every case.
 
     Args:
-        config: The machine.
-        memory: Its RAM.
-        vm: Interrupt lines and guest memory.
-        write: Where the console's output goes.
-        end: What power-off, reset, panic and failure call.
-        nonvolatile: What was kept of the machine's last power cycle.
+        chassis: What it is built into.
 
     Raises:
         SubletError: A disk or a network cannot be opened.
@@ -48,20 +39,13 @@ class Board(ABC):
     address_bits = 52
     """Most bits of a physical address that its processors may have."""
 
-    def __init__(
-        self,
-        config: MachineConfig,
-        memory: SystemMemory,
-        vm: Vm,
-        write: Callable[[bytes], None],
-        end: EndMachine,
-        nonvolatile: Nonvolatile,
-    ) -> None:
+    def __init__(self, chassis: Chassis) -> None:
+        config, vm, write, end = chassis.config, chassis.vm, chassis.write, chassis.end
         check_buses(config)
         self.config = config
-        self.memory = memory
+        self.memory = chassis.memory
         self.vm = vm
-        self.nonvolatile = nonvolatile
+        self.nonvolatile = chassis.nonvolatile
         self.buses = Buses()
         self.operations = Operations()
         """What the machine does on request of other commands; devices and the machine add theirs."""

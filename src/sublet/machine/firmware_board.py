@@ -23,7 +23,6 @@ from sublet.devices.platform.smi import APM_PORT, APM_PORT_COUNT, ApmPorts
 from sublet.devices.platform.smi_features import SmiFeatures
 from sublet.devices.platform.smram import Smram
 from sublet.devices.storage import fdc
-from sublet.engine import Vm
 from sublet.errors import HostRefused
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import dsdt
@@ -34,7 +33,7 @@ from sublet.machine.boot import BootState
 from sublet.machine.boot_order import boot_paths
 from sublet.machine.boot_roms import add_boot_roms
 from sublet.machine.bus import BusConflict
-from sublet.machine.config import MachineConfig
+from sublet.machine.chassis import Chassis
 from sublet.machine.control import Request
 from sublet.machine.firmware import Firmware, load_firmware
 from sublet.machine.firmware_acpi import add_acpi_files
@@ -43,9 +42,8 @@ from sublet.machine.firmware_kernel import offer_kernel
 from sublet.machine.firmware_log import FirmwareLog
 from sublet.machine.floppies import Floppies
 from sublet.machine.host import GsiLine, SharedLine
-from sublet.machine.memory import DeviceMemory, SystemMemory
-from sublet.machine.nonvolatile import Nonvolatile
-from sublet.machine.runloop import EndMachine, in_system_management_mode
+from sublet.machine.memory import DeviceMemory
+from sublet.machine.runloop import in_system_management_mode
 from sublet.machine.screen import Screen
 from sublet.machine.shadow_ram import ShadowRam
 from sublet.machine.system_management import SmiSource, SystemManagementRam
@@ -81,23 +79,15 @@ class FirmwareBoard(Board):
     gpe0_register_size: int
     """Bytes of each of GPE0's two registers."""
 
-    def __init__(
-        self,
-        config: MachineConfig,
-        memory: SystemMemory,
-        vm: Vm,
-        write: Callable[[bytes], None],
-        end: EndMachine,
-        nonvolatile: Nonvolatile,
-    ) -> None:
-        firmware = load_firmware(config)
-        if config.firmware == "uefi-secure" and not vm.has_smm():
+    def __init__(self, chassis: Chassis) -> None:
+        firmware = load_firmware(chassis.config)
+        if chassis.config.firmware == "uefi-secure" and not chassis.vm.has_smm():
             raise HostRefused(
                 "Secure Boot needs system-management mode, which the engine kvm does not offer here",
                 remedy="Give --engine translate.",
             )
-        super().__init__(config, memory, vm, write, end, nonvolatile)
-        self.end = end
+        super().__init__(chassis)
+        self.end = chassis.end
         self._woken = False
         self._variables: DeviceMemory | None = None
         self._bridge: PciDevice | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from sublet.devices.pci import IntxRouter, PciConfigPorts, PciEcam, PciHost, Window
 from sublet.devices.pci.intx import INTX_FIRST_GSI, INTX_GSI_COUNT
 from sublet.devices.platform import AcpiPm, Gpe0, ResetRegister
@@ -14,30 +12,21 @@ from sublet.machine.acpi import build_tables
 from sublet.machine.board import Board
 from sublet.machine.boot import BootState, load_kernel
 from sublet.machine.bus import Buses
-from sublet.machine.config import MachineConfig
+from sublet.machine.chassis import Chassis
 from sublet.machine.control import Request
 from sublet.machine.host import GsiLine
-from sublet.machine.memory import SystemMemory
 from sublet.machine.mp_table import build_mp_table
-from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.runloop import EndMachine
 
 
 class MicroVm(Board):
     """Wired to buses and interrupt lines as docs/design/memory-map.md has it."""
 
-    def __init__(
-        self,
-        config: MachineConfig,
-        memory: SystemMemory,
-        vm: Vm,
-        write: Callable[[bytes], None],
-        end: EndMachine,
-        nonvolatile: Nonvolatile,
-    ) -> None:
-        super().__init__(config, memory, vm, write, end, nonvolatile)
+    def __init__(self, chassis: Chassis) -> None:
+        super().__init__(chassis)
+        vm, end = chassis.vm, chassis.end
         self._power = AcpiPm(GsiLine(vm, mm.SCI_IRQ), lambda: end(Request.POWEROFF, None))
-        self._pci = _make_pci_host(self.buses, memory.layout, vm)
+        self._pci = _make_pci_host(self.buses, self.memory.layout, vm)
         self._add_ports(end)
         self.buses.mmio.add(mm.ECAM_BASE, mm.ECAM_SIZE, PciEcam(self._pci))
         for slot, card in enumerate(self.pci_cards(), start=1):

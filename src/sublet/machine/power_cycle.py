@@ -11,6 +11,7 @@ from sublet.machine import memory_map as mm
 from sublet.machine.board import Board
 from sublet.machine.boards import make_board
 from sublet.machine.boot import BootState
+from sublet.machine.chassis import Chassis
 from sublet.machine.config import MachineConfig
 from sublet.machine.control import Control, Request
 from sublet.machine.memory import SystemMemory
@@ -64,7 +65,7 @@ class PowerCycle:
         memory = SystemMemory(self._vm, mm.layout(config.memory_mib, config.machine), nonvolatile.ram)
         self._vm.create_irqchip()
         self._vm.add_platform_timers()
-        self._board = make_board(config, memory, self._vm, write, self.end, nonvolatile)
+        self._board = make_board(Chassis(config, memory, self._vm, write, self.end, nonvolatile))
         boot = self._board.boot()
         add_information(self._board.operations, config, engine.name)
         supported = cpuid.limit_address_bits(engine.supported_cpuid(), self._board.address_bits)
