@@ -361,6 +361,9 @@ pub struct HotState {
     pub opmask: [u64; 8],
     /// ZMM (or YMM) registers outside the cache.
     pub zmm: [[u8; 64]; 32],
+    /// Which 64-bit lanes from bit 128 on are not zero in any of registers 0 to 15, bit 0 for the first; without
+    /// AVX-512 it is 1 for both.
+    pub upper_lanes: u64,
     /// Read TLBs by MMU index.
     pub read_tlb: [Tlb; MMU_INDICES],
     /// Write TLBs by MMU index.
