@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.conftest import StartGuest
-from tests.integration.guest import Guest
+from tests.integration.guest import SUBLET_RUN, Guest
 
 from sublet.guest import PreparedGuest
 
@@ -43,6 +43,18 @@ def test_statistics_are_json_on_standard_error(shell: Guest) -> None:
     shell.wait()
     statistics = json.loads(shell.errors.decode().splitlines()[-1])
     assert statistics["exits.pio_out"] > 0
+
+
+def test_a_host_with_little_address_space_is_enough(
+    start_guest: StartGuest, default_guest: PreparedGuest
+) -> None:
+    """Memory windows reserve hundreds of GiB; without them it works too."""
+    limit = ("prlimit", f"--as={6 << 30}")
+    guest = start_guest("--no-reboot", "--engine", "translate", command=(*limit, *SUBLET_RUN))
+    guest.expect(PROMPT)
+    assert guest.run("uname -s").strip() == "Linux"
+    guest.type("poweroff\n")
+    assert guest.wait() == 0, guest.report("another exit code")
 
 
 def test_reboot_leaves_with_no_reboot(shell: Guest) -> None:

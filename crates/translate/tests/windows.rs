@@ -226,6 +226,60 @@ fn there_may_be_more_segments_than_windows() {
     assert_eq!(both(&[], &[code])[0], (0x80, u64::from(sum)));
 }
 
+/// Have the process make mappings until the host allows no more, but for `spare` of them.
+fn use_up_mappings(spare: usize) {
+    const PAGE: usize = 4096;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, of which nothing is read or written; and protections within it.
+    unsafe {
+        let base = libc::mmap(std::ptr::null_mut(), PAGE << 21, libc::PROT_NONE, flags, -1, 0);
+        assert_ne!(base, libc::MAP_FAILED);
+        let page = |n: usize| base.cast::<u8>().add(2 * n * PAGE).cast();
+        let made = (0..1 << 20).take_while(|&n| libc::mprotect(page(n), PAGE, libc::PROT_READ) == 0).count();
+        assert!(made < 1 << 20, "the host has no limit");
+        // Each takes back two: itself, and what lay between it and the next.
+        (made - spare.div_ceil(2)..made)
+            .for_each(|n| assert_eq!(libc::mprotect(page(n), PAGE, libc::PROT_NONE), 0));
+    }
+}
+
+const SPARE: &str = "SUBLET_TEST_SPARE_MAPPINGS";
+
+/// Run by the test below in processes of its own.
+#[test]
+#[ignore = "takes all of the process's mappings"]
+fn with_few_mappings_left() {
+    let spare = std::env::var(SPARE).unwrap().parse().unwrap();
+    let engine = TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy);
+    let user = [&SHOW[..], &SYSCALL, &SHOW, &STORE, &SHOW, &END].concat();
+    let (vm, mut vcpu) = machine(&engine, &[MAP, INVLPG].concat(), &user);
+    // Pages and frames in a row, accessed and dirty, become one run, which has to be cut for the kernel's change.
+    for page in 0..8 {
+        let entry = (FRAMES + 0x1000 * page) | 0x60 | ALL;
+        vm.memory().write(TABLES + 0x3080 + 8 * page, &entry.to_le_bytes()).unwrap();
+    }
+    let mut out = Vec::new();
+    let mut exit = vcpu.run().unwrap();
+    use_up_mappings(spare);
+    while let Exit::PioOut { data, .. } = exit {
+        out.push(data);
+        exit = vcpu.run().unwrap();
+    }
+    assert_eq!(out[..4], [0, 0x5555_5555, 0x5555_5577, 13], "{out:x?}");
+}
+
+#[test]
+fn a_host_that_maps_no_more_changes_nothing() {
+    for spare in [0, 4, 64] {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "with_few_mappings_left", "--ignored", "--test-threads=1"])
+            .env(SPARE, spare.to_string())
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{spare} left: {}", String::from_utf8_lossy(&child.stdout));
+    }
+}
+
 #[test]
 fn stores_to_the_running_code_are_seen() {
     // l: mov eax,1; out 0x80,eax; inc byte [l+1]; cmp byte [l+1],4; jne l

@@ -170,7 +170,8 @@ impl Windows {
         let mapped =
             unsafe { libc::mmap(host, run.size as usize, libc::PROT_READ | write, flags, fd, offset as i64) };
         if mapped == libc::MAP_FAILED {
-            self.drop_all();
+            // What `forget` forgot may be there still.
+            self.close_all();
             return None;
         }
         self.insert(run);
@@ -242,14 +243,26 @@ impl Windows {
     }
 
     /// Make linear addresses of one segment inaccessible in its window.
-    fn close(&self, range: Range<u64>) {
+    fn close(&mut self, range: Range<u64>) {
         let Some(delta) = self.delta_of(range.start) else { return };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let host = range.start.wrapping_add(delta) as *mut libc::c_void;
         let bytes = (range.end - range.start) as usize;
         // SAFETY: the range lies in a window, which nothing but translated code refers to.
         let closed = unsafe { libc::mmap(host, bytes, libc::PROT_NONE, flags, -1, 0) };
-        assert!(closed != libc::MAP_FAILED, "the host keeps pages mapped that are to go");
+        if closed == libc::MAP_FAILED {
+            self.close_all();
+        }
+    }
+
+    /// Make everything inaccessible, though it may stay mapped. A process that has all the mappings that the host
+    /// allows can still do this, since it cuts none of them.
+    fn close_all(&mut self) {
+        // SAFETY: the reservation, which nothing but translated code refers to.
+        let closed = unsafe { libc::mprotect(self.base as *mut libc::c_void, RESERVED, libc::PROT_NONE) };
+        assert!(closed == 0, "the host keeps pages accessible that are to go");
+        RUNS.fetch_sub(self.runs.len(), Ordering::Relaxed);
+        self.runs.clear();
     }
 }
 
