@@ -32,6 +32,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from installed import compile_modules
+
 from sublet.units import MIB, parse_size
 
 FORMATS: Final = ("raw", "qcow2", "vdi", "vmdk", "vhd", "vhdx")
@@ -65,20 +67,6 @@ def commands(source: Path, target: Path) -> dict[str, list[str]]:
     sublet = [sys.executable, "-m", "sublet", "disk", "convert", "-f", one, "-O", other, "--no-sync"]
     qemu = ["qemu-img", "convert", "-f", qemu_name(one), "-O", qemu_name(other)]
     return {"sublet": [*sublet, *files], "qemu-img": [*qemu, *files]}
-
-
-def compile_modules(folder: Path) -> None:
-    """Have Python compile what conversions load, into ``folder``, whatever the environment says of it."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
-    plain = folder / "small.raw"
-    plain.write_bytes(b"small" * (MIB // 5 + 1))
-    for name in FORMATS:
-        there, back = folder / f"there.{name}", folder / "back.raw"
-        for source, target in ((plain, there), (there, back)):
-            subprocess.run(commands(source, target)["sublet"], check=True, capture_output=True)
-        there.unlink()
-        back.unlink()
 
 
 def touch_memory(size: int) -> None:
@@ -160,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> int:
         pairs = [tuple(pair.split(":")) for pair in arguments.pairs.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=arguments.folder))
     try:
-        compile_modules(folder)
+        compile_modules()
         rows = measure_all(folder, pairs, parse_size(arguments.size), arguments.rounds)
     finally:
         shutil.rmtree(folder)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from guest_benchmark import newest_qemu
+from installed import compile_modules
 
 from sublet.machine.firmware import find_image
 
@@ -98,6 +99,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    compile_modules()
     seconds = measure(options.disk, options.firmware, options.runs)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["translate"] / medians["tcg"]

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from installed import compile_modules
+
 from sublet.errors import SubletError
 from sublet.guest import prepare_guest
 from sublet.guest.cpio import CpioWriter
@@ -283,7 +285,9 @@ def main() -> int:
     """Entry point."""
     with tempfile.TemporaryDirectory() as directory:
         try:
-            return measure(parse_options(), Path(directory))
+            options = parse_options()
+            compile_modules()
+            return measure(options, Path(directory))
         except SubletError as error:
             print(f"error: {error.message}. {error.remedy}".strip(), file=sys.stderr)
             return error.exit_code

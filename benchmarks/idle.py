@@ -28,6 +28,7 @@ from typing import Final
 
 from console import Console, at_prompt
 from guest_benchmark import newest_qemu
+from installed import compile_modules
 
 from sublet.guest import PreparedGuest, prepare_guest
 
@@ -163,6 +164,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure each side in turn and print the table."""
     options = parse_options()
+    compile_modules()
     sides = [side for side in options.sides if side != "qemu" or options.qemu]
     rounds = []
     for number in range(options.rounds):

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Final
 
 from guest_benchmark import Run, newest_qemu, print_table, summarize, wrong_checksums
+from installed import compile_modules
 
 from sublet.errors import SubletError
 from sublet.guest import PreparedGuest, prepare_guest
@@ -504,7 +505,9 @@ def main() -> int:
     """Entry point."""
     with tempfile.TemporaryDirectory() as directory:
         try:
-            return measure(parse_options(), Path(directory))
+            options = parse_options()
+            compile_modules()
+            return measure(options, Path(directory))
         except SubletError as error:
             print(f"error: {error.message}. {error.remedy}".strip(), file=sys.stderr)
             return error.exit_code

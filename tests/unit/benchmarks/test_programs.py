@@ -19,7 +19,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark, imported as its own directory sees it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("programs")
-    for name in ("programs", "guest_benchmark"):
+    for name in ("programs", "guest_benchmark", "installed"):
         sys.modules.pop(name, None)
 
 
