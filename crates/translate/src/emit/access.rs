@@ -504,26 +504,36 @@ impl Builder {
         }
     }
 
-    /// Compute the operand's offset in its segment into `to`. Uses R15 and `to`.
+    /// Compute the operand's offset in its segment into `to`. Uses R14 and R15.
     pub(super) fn effective_address(
         &mut self,
         to: Host,
         instruction: &Instruction,
     ) -> Result<(), Unencodable> {
+        self.low_address(to, true, instruction)
+    }
+
+    /// As [`Self::effective_address`], of which no more than 32 bits are wanted unless `wide`; the upper half is zero.
+    pub(super) fn low_address(
+        &mut self,
+        to: Host,
+        wide: bool,
+        instruction: &Instruction,
+    ) -> Result<(), Unencodable> {
         let width = address_width(instruction, self.mode.code());
+        let wide = wide && width == Width::W64;
         let displacement = instruction.memory_displacement64();
-        let base = self.address_register(to, instruction.memory_base())?;
+        let base = self.address_register(Host::R14, instruction.memory_base())?;
         let index = self.address_register(Host::R15, instruction.memory_index())?;
         let index = index.map(|index| (index, instruction.memory_index_scale() as u8));
         if base.is_none() && index.is_none() {
-            let absolute = if width == Width::W64 { displacement } else { u64::from(displacement as u32) };
-            self.asm.mov_immediate(to, absolute);
+            self.asm.mov_immediate(to, if wide { displacement } else { u64::from(displacement as u32) });
         } else if width == Width::W64 && i32::try_from(displacement as i64).is_err() {
             // RIP-relative: the distance from the page's start may need more than 32 bits.
             self.asm.mov_immediate(Host::R15, displacement);
-            self.asm.lea(true, to, base, Some((Host::R15, 1)), 0);
+            self.asm.lea(wide, to, base, Some((Host::R15, 1)), 0);
         } else {
-            self.asm.lea(width == Width::W64, to, base, index, displacement as i32);
+            self.asm.lea(wide, to, base, index, displacement as i32);
         }
         if width == Width::W16 {
             self.asm.movzx16(to, to);

@@ -358,9 +358,8 @@ impl Builder {
         let extra = if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
         let size =
             usize::try_from(instruction.stack_pointer_increment().abs() - extra).map_err(|_| Unencodable)?;
-        let address = self.stack_address(0);
-        self.access(
-            address,
+        self.stack_access(
+            0,
             Descriptor::new(size, AccessKind::Read).stack(),
             Rc::new(move |builder, place| builder.load_place(Host::R14, place, size)),
         )?;

@@ -38,6 +38,14 @@ pub const fn home(number: usize) -> Home {
     }
 }
 
+/// The host register of guest register `number`, if it has one.
+pub const fn in_register(number: usize) -> Option<Host> {
+    match home(number) {
+        Home::Host(host) => Some(host),
+        Home::Memory(_) => None,
+    }
+}
+
 /// The general register that holds `register` (AH is part of RAX), by number.
 pub fn number(register: Register) -> Option<usize> {
     register.is_gpr().then(|| register.full_register().number())

@@ -154,6 +154,8 @@ fn access_of(instruction: &Instruction, info: &mut InstructionInfoFactory) -> Op
         Mnemonic::Push if explicit.is_none() && !segment_operand(instruction) => stack(moved, -moved, true),
         Mnemonic::Pop if explicit.is_none() && !segment_operand(instruction) => stack(0, moved, false),
         Mnemonic::Call if explicit.is_none() => stack(moved, -moved, true),
+        // With a constant to add to the stack pointer as well, it reads no more than the address.
+        Mnemonic::Ret => stack(0, 8, false),
         Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call | Mnemonic::Jmp | Mnemonic::Lea => None,
         Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => None,
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => None,
@@ -323,6 +325,14 @@ mod tests {
         assert_eq!(parts[0], Some(Part::Leader { slot: 9, before: 16, after: 0 }));
         assert_eq!(parts[1], Some(Part::Follower { slot: 9 }));
         assert_eq!(parts[2], Some(Part::Follower { slot: 9 }));
+    }
+
+    #[test]
+    fn a_return_shares_what_the_pops_before_it_checked() {
+        // add rsp,8; pop rbx; ret
+        let parts = parts(&[0x48, 0x83, 0xc4, 8, 0x5b, 0xc3]);
+        assert_eq!(parts[1], Some(Part::Leader { slot: 8, before: 0, after: 8 }));
+        assert_eq!(parts[2], Some(Part::Follower { slot: 8 }));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::access::{AccessKind, Descriptor, Operation, Place};
 use super::builder::{hot, Unencodable};
-use super::registers::{number, sized, slot, GUEST_RSP};
+use super::registers::{in_register, number, sized, slot, GUEST_RSP};
 use super::{Builder, Host};
 use crate::mode::Width;
 use crate::state::{CpuState, HotState};
@@ -59,19 +59,14 @@ impl Builder {
     fn lea(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let target = instruction.op0_register();
         let guest = number(target).ok_or(Unencodable)?;
-        self.effective_address(Host::R14, instruction)?;
-        match target.size() {
-            2 => {
-                self.read_guest(Host::RCX, guest);
-                self.asm.mov16(Host::RCX, Host::R14);
-                self.write_guest(guest, Host::RCX);
-            }
-            4 => {
-                self.asm.mov32(Host::R14, Host::R14);
-                self.write_guest(guest, Host::R14);
-            }
-            _ => self.write_guest(guest, Host::R14),
+        if target.size() == 2 {
+            self.effective_address(Host::R14, instruction)?;
+            self.write_sized(guest, Host::R14, 2);
+            return Ok(());
         }
+        let to = in_register(guest).unwrap_or(Host::R14);
+        self.low_address(to, target.size() == 8, instruction)?;
+        self.write_guest(guest, to);
         Ok(())
     }
 
@@ -167,7 +162,11 @@ impl Builder {
                 Self::set_place(&mut store, place);
                 return self.encode(&store);
             }
-            Pushed::Guest(guest) => self.read_guest(Host::RCX, guest),
+            Pushed::Guest(guest) => {
+                let from = in_register(guest).unwrap_or(Host::RCX);
+                self.read_guest(from, guest);
+                return self.store_place(from, place, size);
+            }
             Pushed::Temporary => self.asm.load(Host::RCX, hot!(temporary)),
             Pushed::Rip(offset) => {
                 self.asm.load(Host::RCX, hot!(rip_page));
@@ -243,9 +242,11 @@ impl Builder {
             0,
             Descriptor::new(size, AccessKind::Read).stack(),
             Rc::new(move |builder, place| {
-                builder.load_place(Host::R14, place, size)?;
+                // A register as wide as the code takes the value at once, but not the stack pointer, which moves first.
+                let to = in_register(guest).filter(|_| size > 2 && guest != RSP).unwrap_or(Host::R14);
+                builder.load_place(to, place, size)?;
                 builder.adjust_stack(size as i32);
-                builder.write_sized(guest, Host::R14, size);
+                builder.write_sized(guest, to, size);
                 Ok(())
             }),
         )
