@@ -121,6 +121,11 @@ impl Kicker {
         result
     }
 
+    /// Make the current `KVM_RUN` return, or the next one; nobody outside the engine hears of it.
+    pub fn nudge(&self) {
+        self.target().interrupt();
+    }
+
     /// The vCPU and its shared page go away.
     pub fn detach(&self) {
         self.target().page = None;
@@ -133,17 +138,21 @@ impl Target {
             page.set_immediate_exit(on);
         }
     }
+
+    fn interrupt(&self) {
+        self.set_immediate_exit(true);
+        if let (Some(thread), Some(Some(signal))) = (self.thread, SIGNAL.get()) {
+            // SAFETY: the thread is alive: it must take the lock, which we hold, to leave
+            // `interruptible`.
+            unsafe { libc::pthread_kill(thread, *signal) };
+        }
+    }
 }
 
 impl Kick for Kicker {
     fn kick(&self) {
         let mut target = self.target();
         target.kicked = true;
-        target.set_immediate_exit(true);
-        if let (Some(thread), Some(Some(signal))) = (target.thread, SIGNAL.get()) {
-            // SAFETY: the thread is alive: it must take the lock, which we hold, to leave
-            // `interruptible`.
-            unsafe { libc::pthread_kill(thread, *signal) };
-        }
+        target.interrupt();
     }
 }

@@ -13,6 +13,7 @@ mod error;
 mod kick;
 mod memslots;
 mod shared_page;
+mod standstill;
 mod transfer;
 mod vcpu;
 mod vm;

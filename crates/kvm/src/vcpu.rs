@@ -75,11 +75,13 @@ impl KvmVcpu {
     pub(crate) fn new(vm: Arc<SharedVm>, index: u32, page_size: usize) -> Result<Self> {
         let mut fd = vm.fd.create_vcpu(index.into()).map_err(refused("KVM_CREATE_VCPU"))?;
         let page = SharedPage::new(&mut fd, page_size);
+        let kicker = Kicker::new(page);
+        vm.standstill.add(&kicker);
         Ok(Self {
             fd,
             vm,
             page,
-            kicker: Kicker::new(page),
+            kicker,
             transfer: None,
             reading: None,
             held: None,
@@ -123,8 +125,10 @@ impl KvmVcpu {
     fn enter(&mut self) -> Result<Option<Exit>> {
         self.counters.entries += 1;
         self.unfinished = false;
+        let running = self.vm.standstill.run();
         let fd = &mut self.fd;
         let result = self.kicker.interruptible(|| fd.run().map(drop));
+        drop(running);
         self.after_run(result)
     }
 

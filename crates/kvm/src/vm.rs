@@ -3,6 +3,7 @@
 use crate::convert::{cpuid_from_kvm, SUPPORTED_CPUID_ENTRIES};
 use crate::error::{host, refused};
 use crate::memslots::KernelMemslots;
+use crate::standstill::Standstill;
 use crate::vcpu::KvmVcpu;
 use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_msi, kvm_pit_config, KvmIrqRouting,
@@ -27,6 +28,7 @@ pub struct SharedVm {
     pub fd: VmFd,
     pub memory: Arc<GuestMemory>,
     slots: Mutex<KernelMemslots>,
+    pub standstill: Standstill,
     irqchip: AtomicBool,
     pub timers: OnceLock<Arc<PlatformTimers>>,
     pub read_ahead: Arc<PortReadAhead>,
@@ -77,6 +79,7 @@ impl KvmVm {
                 fd,
                 memory: Arc::new(GuestMemory::new()),
                 slots: Mutex::default(),
+                standstill: Standstill::default(),
                 irqchip: AtomicBool::new(false),
                 timers: OnceLock::new(),
                 read_ahead: Arc::default(),
@@ -217,7 +220,8 @@ impl Vm for KvmVm {
 
     fn memslots_changed(&self) -> Result<()> {
         let mut slots = self.shared.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.update(&self.shared.fd, &self.shared.memory)
+        // KVM takes slots away one by one: a vCPU that ran meanwhile would find a hole.
+        self.shared.standstill.during(|| slots.update(&self.shared.fd, &self.shared.memory))
     }
 
     fn set_a20(&self, open: bool) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Memslots, and every access to guest memory by guest-physical address.
 
+use crate::memslot::{Memslot, NewMemslot};
 use crate::{CodeMark, RamBlock, PAGE_SIZE, SMM_SPACE};
 use arc_swap::ArcSwap;
 use std::sync::atomic::{fence, AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
@@ -37,54 +38,6 @@ pub trait CodeWatcher: Send + Sync {
     /// `gpa .. gpa + size`, within one page, has changed; the vCPUs whose bits are set in `vcpus`
     /// hold code of that page. Called once for each address that the page has.
     fn code_written(&self, gpa: u64, size: u64, vcpus: u64);
-}
-
-/// A run of guest-physical addresses backed by RAM.
-#[derive(Debug)]
-pub struct Memslot {
-    /// Slot number, chosen by the machine.
-    pub slot: u32,
-    /// First guest-physical address; page-aligned.
-    pub gpa: u64,
-    /// Bytes; a multiple of the page size.
-    pub size: u64,
-    /// Guest stores leave as MMIO.
-    pub readonly: bool,
-    /// The dirty log is on.
-    pub log_dirty: bool,
-    ram: Arc<RamBlock>,
-    ram_offset: u64,
-    dirty: Box<[AtomicU64]>,
-    /// Unlike that of any slot of this memory before.
-    serial: u64,
-}
-
-impl Memslot {
-    /// Host address of the slot's first byte.
-    pub fn host_base(&self) -> *mut u8 {
-        // SAFETY: `set_memslot` checked that the offset lies inside the block.
-        unsafe { self.ram.base().add(self.ram_offset as usize) }
-    }
-
-    fn bit(&self, gpa: u64) -> (usize, u64) {
-        let page = (gpa - self.gpa) / PAGE_SIZE;
-        ((page / 64) as usize, 1 << (page % 64))
-    }
-
-    /// See [`GuestMemory::mark_code_page`]; they belong to the page of RAM, whatever slots show it.
-    fn code_marks(&self, gpa: u64) -> &AtomicU64 {
-        self.ram.code_marks(self.ram_offset + (gpa - self.gpa))
-    }
-
-    /// The address here of a byte of `ram`, if the slot shows it.
-    fn address_of(&self, ram: &Arc<RamBlock>, offset: u64) -> Option<u64> {
-        let here = offset.wrapping_sub(self.ram_offset);
-        (Arc::ptr_eq(ram, &self.ram) && here < self.size).then(|| self.gpa + here)
-    }
-
-    fn contains(&self, gpa: u64) -> bool {
-        gpa.wrapping_sub(self.gpa) < self.size
-    }
 }
 
 /// What the MMU needs to know of the page that holds a guest-physical address.
@@ -190,15 +143,6 @@ impl GuestMemory {
         self.slots.load_full()
     }
 
-    fn replace(&self, change: impl FnOnce(&mut Vec<Arc<Memslot>>)) {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut slots = self.slots.load().as_ref().clone();
-        change(&mut slots);
-        slots.sort_by_key(|slot| slot.gpa);
-        self.slots.store(Arc::new(slots));
-        self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
     /// Add a slot, or replace the one with this number. Its address may be one of [`SMM_SPACE`].
     ///
     /// # Errors
@@ -214,45 +158,33 @@ impl GuestMemory {
         readonly: bool,
         log_dirty: bool,
     ) -> Result<(), MemoryError> {
-        let bad = |text: String| Err(MemoryError::BadSlot(text));
-        if size == 0 || (gpa | size | ram_offset) % PAGE_SIZE != 0 {
-            return bad(format!("memslot {slot}: address, size and offset must be multiples of 4096"));
-        }
-        if (gpa & !SMM_SPACE).checked_add(size).is_none_or(|end| end > SMM_SPACE) {
-            return bad(format!("memslot {slot}: ends above 2^52"));
-        }
-        if ram_offset.checked_add(size).is_none_or(|end| end > ram.size()) {
-            return bad(format!("memslot {slot}: lies outside its RAM block"));
-        }
-        if let Some(other) = self
-            .slots()
-            .iter()
-            .find(|other| other.slot != slot && gpa < other.gpa + other.size && other.gpa < gpa + size)
-        {
-            return bad(format!("memslot {slot}: overlaps memslot {}", other.slot));
-        }
-        let words = (size / PAGE_SIZE).div_ceil(64) as usize;
-        let new = Arc::new(Memslot {
-            slot,
-            gpa,
-            size,
-            readonly,
-            log_dirty,
-            ram,
-            ram_offset,
-            dirty: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            serial: self.made.fetch_add(1, Ordering::Relaxed),
-        });
-        self.replace(|slots| {
-            slots.retain(|other| other.slot != slot);
-            slots.push(new);
-        });
-        Ok(())
+        let new = NewMemslot { slot, gpa, size, ram, ram_offset, readonly, log_dirty };
+        self.change_memslots(&[], vec![new])
     }
 
     /// Remove a slot; unknown numbers are ignored.
     pub fn remove_memslot(&self, slot: u32) {
-        self.replace(|slots| slots.retain(|other| other.slot != slot));
+        // Removing nothing that is not there cannot fail.
+        let _ = self.change_memslots(&[slot], Vec::new());
+    }
+
+    /// Remove slots and add others, or replace those with the same numbers, all at one moment: whoever looks
+    /// finds either the slots of before or those of after. Numbers in `gone` that are unknown are ignored.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadSlot`] naming what is wrong with one of them; nothing has changed then.
+    pub fn change_memslots(&self, gone: &[u32], new: Vec<NewMemslot>) -> Result<(), MemoryError> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.load().as_ref().clone();
+        slots.retain(|slot| !gone.contains(&slot.slot) && new.iter().all(|new| new.slot != slot.slot));
+        for new in new {
+            new.check(&slots)?;
+            slots.push(Arc::new(new.into_memslot(self.made.fetch_add(1, Ordering::Relaxed))));
+        }
+        slots.sort_by_key(|slot| slot.gpa);
+        self.slots.store(Arc::new(slots));
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 
     /// The host page that holds `gpa`, for an MMU that will keep the address.

@@ -6,9 +6,11 @@
 //! accessors that dereference it.
 
 mod guest;
+mod memslot;
 mod ram;
 
-pub use guest::{CodeWatcher, FilePart, GuestMemory, HostPage, MemoryError, MemoryView, Memslot};
+pub use guest::{CodeWatcher, FilePart, GuestMemory, HostPage, MemoryError, MemoryView};
+pub use memslot::{Memslot, NewMemslot};
 pub use ram::{CodeMark, RamBlock};
 
 /// Bytes of a small page.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use sublet_memory::{GuestMemory, RamBlock};
+use sublet_memory::{GuestMemory, MemoryError, NewMemslot, RamBlock};
 
 /// Two pages of RAM at 0x1000 with the dirty log on, then one page of ROM.
 fn memory() -> GuestMemory {
@@ -47,4 +47,34 @@ fn a_view_reads_what_is_ram() {
     view.read(0x2ffc, &mut across).unwrap();
     assert_eq!(across, [1, 2, 3, 4, 5, 6, 7, 8]);
     assert!(view.read(0x3ffc, &mut across).is_err());
+}
+
+fn page(slot: u32, gpa: u64) -> NewMemslot {
+    let ram = Arc::new(RamBlock::new(0x1000).unwrap());
+    NewMemslot { slot, gpa, size: 0x1000, ram, ram_offset: 0, readonly: false, log_dirty: false }
+}
+
+fn shown(memory: &GuestMemory) -> Vec<(u32, u64)> {
+    memory.slots().iter().map(|slot| (slot.slot, slot.gpa)).collect()
+}
+
+#[test]
+fn slots_change_places_in_one_go() {
+    let memory = GuestMemory::new();
+    memory.change_memslots(&[], vec![page(0, 0), page(1, 0x1000)]).unwrap();
+    let before = memory.generation();
+    memory.change_memslots(&[], vec![page(0, 0x1000), page(1, 0)]).unwrap();
+    memory.change_memslots(&[1, 7], vec![page(2, 0)]).unwrap();
+    assert_eq!((shown(&memory), memory.generation()), (vec![(2, 0), (0, 0x1000)], before + 2));
+}
+
+#[test]
+fn one_bad_slot_leaves_all_as_they_were() {
+    let memory = GuestMemory::new();
+    memory.change_memslots(&[], vec![page(0, 0)]).unwrap();
+    for bad in [page(2, 0x3000), page(2, 1), page(2, 1 << 53)] {
+        let answer = memory.change_memslots(&[0], vec![page(1, 0x3000), bad]);
+        assert!(matches!(answer, Err(MemoryError::BadSlot(text)) if text.starts_with("memslot 2")));
+        assert_eq!(shown(&memory), [(0, 0)]);
+    }
 }

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
 use sublet_engine::{Statistics, Vm};
-use sublet_memory::SMM_SPACE;
+use sublet_memory::{MemoryError, NewMemslot, SMM_SPACE};
 
 /// One virtual machine.
 #[pyclass(frozen, name = "Vm", module = "sublet.core._native")]
@@ -28,6 +28,15 @@ fn wait_for_vcpus<T: Send>(
     operation: impl FnOnce() -> sublet_engine::Result<T> + Send,
 ) -> PyResult<T> {
     py.detach(|| guarded(operation))
+}
+
+/// A memslot as Python gives it: slot, gpa, size, ram, ram_offset, readonly, smm.
+type Placement<'py> = (u32, u64, u64, PyRef<'py, PyRamBlock>, u64, bool, bool);
+
+fn new_memslot(placement: Placement<'_>) -> Result<NewMemslot, MemoryError> {
+    let (slot, gpa, size, ram, ram_offset, readonly, smm) = placement;
+    let gpa = bus_address(gpa)? | if smm { SMM_SPACE } else { 0 };
+    Ok(NewMemslot { slot, gpa, size, ram: ram.ram.clone(), ram_offset, readonly, log_dirty: false })
 }
 
 #[pymethods]
@@ -62,6 +71,18 @@ impl PyVm {
     fn remove_memslot(&self, py: Python<'_>, slot: u32) -> PyResult<()> {
         self.vm.memory().remove_memslot(slot);
         wait_for_vcpus(py, || self.vm.memslots_changed())
+    }
+
+    /// `new`: slot, gpa, size, ram, ram_offset, readonly, smm.
+    fn change_memslots(&self, py: Python<'_>, gone: Vec<u32>, new: Vec<Placement<'_>>) -> PyResult<()> {
+        let new = new.into_iter().map(new_memslot).collect::<Result<Vec<_>, _>>().map_err(memory_error)?;
+        let memory = self.vm.memory();
+        let numbers: Vec<u32> = new.iter().map(|new| new.slot).collect();
+        memory.change_memslots(&gone, new).map_err(memory_error)?;
+        wait_for_vcpus(py, || self.vm.memslots_changed()).inspect_err(|_| {
+            // Removing cannot fail.
+            let _ = memory.change_memslots(&numbers, Vec::new());
+        })
     }
 
     fn has_smm(&self) -> bool {

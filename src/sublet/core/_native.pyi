@@ -172,6 +172,13 @@ class Vm:
                     readonly: bool = False, log_dirty: bool = False, smm: bool = False) -> None:
         """``smm``: what vCPUs in system-management mode alone find there, in place of what all others do."""
     def remove_memslot(self, slot: int) -> None: ...
+    def change_memslots(
+        self, gone: Sequence[int], new: Sequence[tuple[int, int, int, RamBlock, int, bool, bool]]
+    ) -> None:
+        """Remove slots and add or replace others at one moment: no vCPU finds anything in between.
+
+        ``new``: slot, gpa, size, ram, ram_offset, readonly, smm. InvalidError: nothing has changed.
+        """
     def has_smm(self) -> bool:
         """Whether vCPUs take SMIs (as messages of that delivery mode); KVM's do not here."""
     def set_smm_open(self, open: bool) -> None:

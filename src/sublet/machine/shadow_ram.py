@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from sublet.devices.platform.pam import PAM_SEGMENTS
-from sublet.machine.memory import DeviceMemory, SystemMemory
+from sublet.machine.memory import DeviceMemory, Placement, ShownPieces, SystemMemory
 
 _ROM_START, _END = 0xE0000, 0x100000
 
@@ -38,25 +38,20 @@ class ShadowRam:
         self._memory = memory
         self._rom = rom
         self._rom_start = max(_ROM_START, _END - len(rom.buffer))
-        self._slots: dict[_Run, int] = {}
+        self._shown = ShownPieces(memory)
         self.apply((0,) * len(PAM_SEGMENTS))
 
     def apply(self, attributes: tuple[int, ...]) -> None:
         """Show what each segment's two bits say: bit 0 reads from RAM, bit 1 writes to it."""
-        wanted = _runs(attributes, self._rom_start)
-        for run in [run for run in self._slots if run not in wanted]:
-            self._memory.unmap(self._slots.pop(run))
-        for run in wanted:
-            if run not in self._slots:
-                self._slots[run] = self._map(run)
+        self._shown.show([self._placement(run) for run in _runs(attributes, self._rom_start)])
 
-    def _map(self, run: _Run) -> int:
+    def _placement(self, run: _Run) -> Placement:
         start, end, kind = run
         if kind == "rom":
             start = max(start, self._rom_start)
             offset = len(self._rom.buffer) - (_END - start)
-            return self._memory.map(start, end - start, self._rom.block, offset, readonly=True)
-        return self._memory.map(start, end - start, self._memory.ram, start, readonly=kind == "readonly")
+            return Placement(start, end - start, self._rom.block, offset, readonly=True)
+        return Placement(start, end - start, self._memory.ram, start, readonly=kind == "readonly")
 
 
 def _runs(attributes: tuple[int, ...], rom_start: int) -> list[_Run]:

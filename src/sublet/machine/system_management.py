@@ -9,7 +9,7 @@ from sublet.devices.platform.smi_features import SmiFeatures
 from sublet.devices.platform.smram import NO_SMRAM, Smram
 from sublet.engine import Vm
 from sublet.machine import memory_map as mm
-from sublet.machine.memory import SystemMemory
+from sublet.machine.memory import Placement, ShownPieces, SystemMemory
 from sublet.machine.runloop import current_vcpu
 
 _LOW_SIZE: Final = 0x20000
@@ -34,33 +34,30 @@ class SystemManagementRam:
         self._memory = memory
         self._vm = vm
         self._shown = NO_SMRAM
-        self._slots: list[int] = []
+        self._pieces = ShownPieces(memory)
 
     def apply(self, wanted: Smram) -> None:
         """Show what the registers say."""
-        for slot in self._slots:
-            self._memory.unmap(slot)
-        self._slots = [self._map(gpa, size, offset) for gpa, size, offset in self._places(wanted)]
+        self._pieces.show(self._places(wanted))
         self._memory.hide_low_end(self._tseg_size(wanted))
         if wanted.opened != self._shown.opened:
             self._vm.set_smm_open(wanted.opened)
         self._shown = wanted
 
-    def _map(self, gpa: int, size: int, offset: int) -> int:
-        return self._memory.map(gpa, size, self._memory.ram, offset, smm=True)
-
-    def _places(self, wanted: Smram) -> list[tuple[int, int, int]]:
-        """Address, size, and offset in RAM of each piece."""
+    def _places(self, wanted: Smram) -> list[Placement]:
         places = []
         if wanted.low:
-            places.append((mm.VGA_BASE, _LOW_SIZE, mm.VGA_BASE))
+            places.append(self._place(mm.VGA_BASE, _LOW_SIZE, mm.VGA_BASE))
         if wanted.high:
-            places.append((_HIGH_BASE, _LOW_SIZE, mm.VGA_BASE))
+            places.append(self._place(_HIGH_BASE, _LOW_SIZE, mm.VGA_BASE))
         size = self._tseg_size(wanted)
         if size:
             start = self._memory.layout.low_ram_end - size
-            places.append((start, size, start))
+            places.append(self._place(start, size, start))
         return places
+
+    def _place(self, gpa: int, size: int, offset: int) -> Placement:
+        return Placement(gpa, size, self._memory.ram, offset, smm=True)
 
     def _tseg_size(self, wanted: Smram) -> int:
         """Bytes of TSEG: none where RAM above 1 MiB has no room for it."""

@@ -196,6 +196,15 @@ class FakeVm:
         """As ``Vm.remove_memslot``."""
         self.memory.remove_slot(slot)
 
+    def change_memslots(
+        self, gone: Sequence[int], new: Sequence[tuple[int, int, int, Any, int, bool, bool]]
+    ) -> None:
+        """As ``Vm.change_memslots``; the RAM is the fake's own, and always writable."""
+        for slot in gone:
+            self.memory.remove_slot(slot)
+        for slot, gpa, size, *_ in new:
+            self.memory.set_slot(slot, gpa, size)
+
     def has_smm(self) -> bool:
         """It has no system-management mode."""
         return False

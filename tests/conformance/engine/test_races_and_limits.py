@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.engine.guests import APIC, CODE, MMIO, Build, assemble
+from tests.conformance.engine.guests import APIC, CODE, DATA, MMIO, Build, assemble
 from tests.conformance.engine.test_concurrency import soon
 from tests.conformance.engine.test_exceptions import ENTER_USER
 from tests.conformance.engine.test_irqchip import ENABLE, VECTOR, built_for_vector
@@ -51,6 +51,27 @@ def test_a_slot_is_removed_under_a_running_guest(built: Build) -> None:
     guest.vm.set_memslot(1, MMIO, 0x1000, RamBlock(0x1000))
     soon(lambda: guest.vm.remove_memslot(1))
     assert guest.expect(EXIT_MMIO_READ).address == MMIO
+
+
+def test_slots_that_change_together_leave_no_hole(built: Build) -> None:
+    """As where firmware makes its own memory read-only while another processor runs there."""
+    guest = built(f"mov ebx, {MMIO:#x}; jmp rbx", handler="out 0x81, al")
+    ram = RamBlock(0x2000)
+    guest.vm.set_memslot(1, MMIO, 0x2000, ram)
+    guest.memory.write(MMIO, assemble(f"again: cmp byte ptr [{DATA}], 0; je again; out 0x80, al", MMIO))
+
+    def change_and_stop() -> None:
+        for attempt in range(100):
+            halves = [
+                (2, MMIO, 0x1000, ram, 0, True, False),
+                (3, MMIO + 0x1000, 0x1000, ram, 0x1000, True, False),
+            ]
+            whole = [(1, MMIO, 0x2000, ram, 0, False, False)]
+            guest.vm.change_memslots((2, 3) if attempt % 2 else (1,), whole if attempt % 2 else halves)
+        guest.memory.write(DATA, b"\x01")
+
+    soon(change_and_stop)
+    guest.out()
 
 
 def test_too_long_an_instruction(built: Build) -> None:
