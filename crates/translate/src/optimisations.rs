@@ -34,12 +34,14 @@ pub enum Optimisation {
     Windows,
     /// Windows serve only programs for which they seem to pay; without it all that may have them.
     WindowPolicy,
+    /// Short loops of programs that use windows are translated as several turns.
+    UnrolledLoops,
     /// vCPUs take translations from each other.
     SharedTranslations,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 15] = [
+pub const NAMES: [(&str, Optimisation); 16] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -54,6 +56,7 @@ pub const NAMES: [(&str, Optimisation); 15] = [
     ("address-spaces", Optimisation::AddressSpaces),
     ("windows", Optimisation::Windows),
     ("window-policy", Optimisation::WindowPolicy),
+    ("unrolled-loops", Optimisation::UnrolledLoops),
     ("shared-translations", Optimisation::SharedTranslations),
 ];
 

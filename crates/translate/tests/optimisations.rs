@@ -76,7 +76,7 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         Optimisation::SegmentLoads | Optimisation::InterruptReturns => None,
         Optimisation::AddressSpaces | Optimisation::InPlace => None,
         // See `windows.rs`.
-        Optimisation::Windows | Optimisation::WindowPolicy => None,
+        Optimisation::Windows | Optimisation::WindowPolicy | Optimisation::UnrolledLoops => None,
         // Of one vCPU nobody takes.
         Optimisation::SharedTranslations => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),

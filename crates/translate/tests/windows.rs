@@ -280,6 +280,69 @@ fn a_host_that_maps_no_more_changes_nothing() {
     }
 }
 
+/// `mov ecx,turns; xor eax,eax; mov esi,from; l: add eax,[rsi]; add rsi,4; dec ecx; jnz l; out 0x80,eax`
+fn sum(turns: u8, from: u64) -> Vec<u8> {
+    let from = (from as u32).to_le_bytes();
+    let begin = [0xb9, turns, 0, 0, 0, 0x31, 0xc0, 0xbe, from[0], from[1], from[2], from[3]];
+    [&begin[..], &[0x03, 0x06, 0x48, 0x83, 0xc6, 4, 0xff, 0xc9, 0x75, 0xf6, 0xe7, 0x80]].concat()
+}
+
+#[test]
+fn a_loop_takes_as_many_turns_as_it_should() {
+    for turns in 1..=34 {
+        let out = both(&[], &[&sum(turns, DATA + 0x1000)]);
+        assert_eq!(out[0], (0x80, u64::from(u32::from(turns).wrapping_mul(0x2222_2222))), "{turns} turns");
+    }
+}
+
+#[test]
+fn a_fault_in_any_turn_is_precise() {
+    /// What the processor pushes for the handler: RIP, CS, RFLAGS, RSP, SS.
+    const FRAME: u64 = 0x7000 - 40;
+    let after = |engine: TranslateEngine, turns: u8| {
+        let user = sum(100, DATA + 0x4000 - 4 * u64::from(turns));
+        let (vm, mut vcpu) = machine(&engine, &[], &user);
+        while vcpu.run().unwrap() != Exit::Hlt {}
+        let mut frame = [0; 40];
+        vm.memory().read(FRAME, &mut frame).unwrap();
+        (frame, vcpu.regs().unwrap().gpr)
+    };
+    let engine = || TranslateEngine::new().unwrap();
+    for turns in 0..20 {
+        let (frame, gpr) = after(engine().without(Optimisation::WindowPolicy), turns);
+        assert_eq!((frame, gpr), after(engine().without(Optimisation::Windows), turns));
+        assert_eq!(frame[..8], (USER + 12).to_le_bytes(), "{turns} turns");
+        assert_eq!((gpr[1], gpr[6]), (100 - u64::from(turns), DATA + 0x4000));
+    }
+}
+
+#[test]
+fn a_loop_that_changes_itself_runs_as_changed() {
+    // mov ecx,9; xor eax,eax; l: add eax,1; mov [l+2],cl; dec ecx; jnz l; out 0x80,eax
+    let code: &[u8] = &[
+        0xb9, 9, 0, 0, 0, 0x31, 0xc0, 0x83, 0xc0, 1, 0x88, 0x0c, 0x25, 9, 0, 0x40, 0, 0xff, 0xc9, 0x75, 0xf2,
+        0xe7, 0x80,
+    ];
+    assert_eq!(both(&[], &[code])[0], (0x80, 1 + (2..=9).sum::<u64>()));
+}
+
+#[test]
+fn a_loop_without_end_can_be_interrupted() {
+    // mov ebx,DATA; l: inc dword [rbx]; jnz l (again after it wraps); jmp l
+    let code = [0xbb, 0, 0, 0x41, 0, 0xff, 0x03, 0x75, 0xfc, 0xeb, 0xfa];
+    let engine = TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy);
+    let (vm, mut vcpu) = machine(&engine, &[], &code);
+    let kicker = vcpu.kicker();
+    std::thread::spawn(move || {
+        let mut count = [0; 4];
+        while u32::from_le_bytes(count) < 1000 {
+            vm.memory().read(FRAMES, &mut count).unwrap();
+        }
+        kicker.kick();
+    });
+    assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
+}
+
 #[test]
 fn stores_to_the_running_code_are_seen() {
     // l: mov eax,1; out 0x80,eax; inc byte [l+1]; cmp byte [l+1],4; jne l

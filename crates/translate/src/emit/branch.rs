@@ -240,6 +240,11 @@ impl Builder {
 
     fn conditional(&mut self, instruction: &Instruction, condition: u8) {
         let (target, next) = (self.target(instruction), self.next);
+        if self.followed {
+            // A turn of an unrolled loop: the next one follows.
+            let patch = self.asm.jump_if(condition ^ 1);
+            return self.link(patch, next);
+        }
         let plain = !self.truncates(instruction) && !self.may_be_beyond(direct_width(instruction));
         if plain && self.linkable(target) && target > self.current {
             let patch = self.asm.jump_if(condition);

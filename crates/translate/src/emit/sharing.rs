@@ -268,8 +268,10 @@ fn constant_added(instruction: &Instruction) -> Option<(usize, i64)> {
         return None;
     }
     let constant = match instruction.code() {
-        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 => instruction.immediate(1) as i64,
-        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 => -(instruction.immediate(1) as i64),
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32 => instruction.immediate(1) as i64,
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_RAX_imm32 => {
+            -(instruction.immediate(1) as i64)
+        }
         Code::Inc_rm64 => 1,
         Code::Dec_rm64 => -1,
         Code::Lea_r64_m
@@ -333,6 +335,15 @@ mod tests {
         let parts = parts(&[0x48, 0x83, 0xc4, 8, 0x5b, 0xc3]);
         assert_eq!(parts[1], Some(Part::Leader { slot: 8, before: 0, after: 8 }));
         assert_eq!(parts[2], Some(Part::Follower { slot: 8 }));
+    }
+
+    #[test]
+    fn constants_added_to_the_accumulator_are_known() {
+        // mov ecx,[rax]; add rax,0x100; mov edx,[rax]; sub rax,0x80; mov edx,[rax]
+        let parts =
+            parts(&[0x8b, 0x08, 0x48, 0x05, 0, 1, 0, 0, 0x8b, 0x10, 0x48, 0x2d, 0x80, 0, 0, 0, 0x8b, 0x10]);
+        assert_eq!(parts[0], Some(Part::Leader { slot: 0, before: 0, after: 0x80 }));
+        assert_eq!((parts[2], parts[4]), (None, Some(Part::Follower { slot: 0 })));
     }
 
     #[test]

@@ -10,11 +10,15 @@ pub use classify::{classify, waits_for_x87, Kind};
 use crate::cache::{Finished, Translation};
 use crate::emit::{Builder, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
-use crate::optimisations::Optimisations;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use crate::optimisations::{Optimisation, Optimisations};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind};
 
 /// Longest instruction, in bytes.
 pub const MAX_INSTRUCTION_BYTES: usize = 15;
+
+/// Most turns of a loop in one block.
+const MAX_TURNS: usize = 8;
+const PAGE_BYTES: u64 = 4096;
 
 /// What decoding at an address gave.
 pub enum Fetched {
@@ -78,6 +82,9 @@ impl Translator {
         if !decode_block(mode, bytes, page_offset, &mut self.instructions) {
             return Fetched::NeedsNextPage;
         }
+        if mode.windowed() && optimisations.has(Optimisation::UnrolledLoops) {
+            unroll(&mut self.instructions, page_offset);
+        }
         let (builder, instructions) = (&mut self.builder, &self.instructions);
         builder.begin(mode, false, optimisations);
         builder.plan(instructions);
@@ -130,6 +137,20 @@ fn decode_block(mode: Mode, bytes: &[u8], page_offset: usize, instructions: &mut
         }
     }
     true
+}
+
+/// Repeat the instructions of a block that branches back to its own start, so that one look at what waits, and one
+/// search for a window, serve several turns of the loop. All copies but the last leave where the branch is not taken.
+fn unroll(instructions: &mut Vec<Instruction>, page_offset: usize) {
+    let Some(last) = instructions.last() else { return };
+    let back = last.is_jcc_short_or_near() && last.op0_kind() == OpKind::NearBranch64;
+    if !back || last.near_branch_target() != page_offset as u64 || last.next_ip() >= PAGE_BYTES {
+        return;
+    }
+    let (count, turns) = (instructions.len(), MAX_INSTRUCTIONS / instructions.len());
+    for _ in 1..turns.min(MAX_TURNS) {
+        instructions.extend_from_within(..count);
+    }
 }
 
 /// Whether nothing after the instruction can belong to its block.
