@@ -280,20 +280,10 @@ impl Builder {
 
     fn count_down(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let (target, next) = (self.target(instruction), self.next);
-        match instruction.op_code().address_size() {
-            16 => {
-                self.asm.lea(false, Host::RCX, Some(GUEST_RCX), None, -1);
-                self.asm.mov16(GUEST_RCX, Host::RCX);
-                self.asm.movzx16(Host::RCX, GUEST_RCX);
-            }
-            32 => {
-                self.asm.lea(false, GUEST_RCX, Some(GUEST_RCX), None, -1);
-                self.asm.mov(Host::RCX, GUEST_RCX);
-            }
-            _ => {
-                self.asm.lea_base(GUEST_RCX, GUEST_RCX, -1);
-                self.asm.mov(Host::RCX, GUEST_RCX);
-            }
+        let bits = instruction.op_code().address_size();
+        self.asm.lea(bits == 64, Host::RCX, Some(GUEST_RCX), None, -1);
+        if bits == 16 {
+            self.asm.movzx16(Host::RCX, Host::RCX);
         }
         let flag_fails = match instruction.mnemonic() {
             Mnemonic::Loope => Some(self.asm.jump_if(5)),
@@ -306,10 +296,34 @@ impl Builder {
         if let Some(fails) = flag_fails {
             self.asm.bind(fails);
         }
+        self.decrement_rcx(bits);
         self.exit_to(next);
         self.asm.bind(go_on);
-        self.exit_to_target(instruction, target);
+        self.count_and_go(instruction, target, bits);
         Ok(())
+    }
+
+    /// The way on of a counted loop: a target beyond the limit of CS is found before the count changes.
+    fn count_and_go(&mut self, instruction: &Instruction, target: i64, bits: u32) {
+        let operand = direct_width(instruction);
+        if self.may_be_beyond(operand) {
+            self.target_rip(target);
+            self.check_target(operand);
+            self.decrement_rcx(bits);
+            return self.exit_indirect(operand);
+        }
+        self.decrement_rcx(bits);
+        self.exit_to_target(instruction, target);
+    }
+
+    /// One less in the guest's CX, ECX or RCX, without touching flags. Keeps R14.
+    fn decrement_rcx(&mut self, bits: u32) {
+        if bits == 16 {
+            self.asm.lea(false, Host::RCX, Some(GUEST_RCX), None, -1);
+            self.asm.mov16(GUEST_RCX, Host::RCX);
+        } else {
+            self.asm.lea(bits == 64, GUEST_RCX, Some(GUEST_RCX), None, -1);
+        }
     }
 
     fn jump(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {

@@ -314,6 +314,7 @@ fn is_native_repeat(instruction: &Instruction, mode: Mode) -> bool {
         && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
         && has_plain_pointers(instruction, mode)
         && !mode.backwards()
+        && !mode.checks_alignment()
         && !mode.single_step()
 }
 
@@ -355,7 +356,7 @@ fn refuses_register_prefetch(instruction: &Instruction) -> bool {
     reserved && has_register(instruction, Register::is_gpr) && host_is_amd()
 }
 
-fn host_is_amd() -> bool {
+pub(super) fn host_is_amd() -> bool {
     static AMD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *AMD.get_or_init(|| {
         // "Auth"enticAMD, "Hygo"nGenuine.

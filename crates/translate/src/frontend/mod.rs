@@ -116,9 +116,19 @@ impl Translator {
     }
 }
 
+/// What guests' code is decoded with: guests see the host's vendor. In 64-bit code AMD's processors heed 66h
+/// before near branches and ignore REX.W before far ones, and LOCK MOV CR0 is CR8 (APM vol. 3 §1.2.7
+/// "Rex Prefix", "JMP (Near)", "MOV CRn").
+pub fn decoder_options() -> u32 {
+    match classify::host_is_amd() {
+        true => DecoderOptions::AMD,
+        false => DecoderOptions::NONE,
+    }
+}
+
 fn decoder(mode: Mode, bytes: &[u8], page_offset: usize) -> Decoder<'_> {
     // The address is the page offset: everything RIP-relative comes out relative to the page.
-    Decoder::with_ip(mode.code().bits(), bytes, page_offset as u64, DecoderOptions::NONE)
+    Decoder::with_ip(mode.code().bits(), bytes, page_offset as u64, decoder_options())
 }
 
 /// Decode the instructions up to the first that ends a block; false if the first leaves the page.

@@ -12,7 +12,7 @@ use crate::system::execute::retires;
 use crate::system::known::Use;
 use crate::system::memory::AccessMode;
 use crate::system::operand::segment_index;
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::{Decoder, Mnemonic};
 use std::sync::atomic::Ordering;
 use sublet_engine::Exit;
 
@@ -203,7 +203,7 @@ impl VcpuCore {
         let too_long = (1..frontend::MAX_INSTRUCTION_BYTES)
             .take_while(|&skipped| is_legacy_prefix(bytes[skipped - 1]))
             .any(|skipped| {
-                let rest = Decoder::new(bits, &bytes[skipped..], DecoderOptions::NONE).decode();
+                let rest = Decoder::new(bits, &bytes[skipped..], frontend::decoder_options()).decode();
                 !rest.is_invalid() && rest.len() + skipped > frontend::MAX_INSTRUCTION_BYTES
             });
         if too_long {

@@ -8,9 +8,9 @@
 //! Reference: Intel SDM vol. 1 §8.7.2 "MS-DOS Compatibility Sub-mode", §D.2.
 
 use super::vcpu::{Next, VcpuCore};
-use crate::frontend::MAX_INSTRUCTION_BYTES;
+use crate::frontend::{decoder_options, MAX_INSTRUCTION_BYTES};
 use crate::system::memory::AccessMode;
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::{Decoder, Mnemonic};
 use std::arch::asm;
 
 const NUMERIC_ERROR: u64 = 1 << 5;
@@ -54,7 +54,7 @@ impl VcpuCore {
         // At the end of a page that another vCPU has taken away meanwhile, either answer will do.
         let _ = self.cpu.read_bytes(la, &mut bytes, AccessMode::System);
         let bits = self.mode().code().bits();
-        let instruction = Decoder::new(bits, &bytes, DecoderOptions::NONE).decode();
+        let instruction = Decoder::new(bits, &bytes, decoder_options()).decode();
         matches!(instruction.mnemonic(), Mnemonic::Fldenv | Mnemonic::Frstor)
     }
 

@@ -667,4 +667,15 @@ mod tests {
         assert_eq!(cpu.task_priority(), 9);
         assert_eq!(run_with_rax(&mut cpu, 16, &mov_cr8_rax), GP);
     }
+
+    /// Where CPUID offers it (AMD's AltMovCr8).
+    #[test]
+    fn locked_moves_of_cr0_are_of_cr8() {
+        let mut cpu = cpu64();
+        cpu.set_task_priority(9).unwrap();
+        let lock_mov_rax_cr0 = [0xf0, 0x0f, 0x20, 0xc0];
+        let offered = cpu.cpuid_query(0x8000_0001, 0)[2] & 1 << 4 != 0;
+        assert_eq!(run_with_rax(&mut cpu, 0, &lock_mov_rax_cr0), if offered { Ok(()) } else { UD });
+        assert_eq!(cpu.state.gpr[gpr::RAX], if offered { 9 } else { 0 });
+    }
 }

@@ -44,8 +44,8 @@ const ARCH_CAPABILITIES: u32 = 1 << 29;
 const LEAF7_1_EAX: u32 = bits(&[0, 1, 2, 4, 5, 10, 11, 12, 23]);
 /// Leaf 7.1 EDX: AVX_VNNI_INT8, AVX_NE_CONVERT, AVX_VNNI_INT16.
 const LEAF7_1_EDX: u32 = bits(&[4, 5, 10]);
-/// Leaf 0x80000001 ECX: LAHF, ABM, SSE4A, misaligned SSE, PREFETCHW.
-const EXT1_ECX: u32 = bits(&[0, 5, 6, 7, 8]);
+/// Leaf 0x80000001 ECX: LAHF, LOCK MOV CR0 as CR8, ABM, SSE4A, misaligned SSE, PREFETCHW.
+const EXT1_ECX: u32 = bits(&[0, 4, 5, 6, 7, 8]);
 /// Leaf 0x80000001 EDX: the repeated bits of leaf 1, SYSCALL, NX, MMXEXT, 1 GiB pages, RDTSCP, LM.
 const EXT1_EDX: u32 =
     bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);

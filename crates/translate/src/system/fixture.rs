@@ -2,9 +2,10 @@
 //! RAM with 4 KiB pages.
 
 use crate::cpu::{Cpu, Outcome};
+use crate::frontend::decoder_options;
 use crate::state::{flag, seg, SegmentRegister};
 use crate::system::control::{cr0, cr4, efer};
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::Decoder;
 use std::sync::Arc;
 use sublet_memory::{GuestMemory, RamBlock};
 
@@ -95,7 +96,7 @@ pub(crate) fn unmap(cpu: &Cpu, la: u64) {
 /// Carry out one instruction at RIP.
 pub(crate) fn run(cpu: &mut Cpu, code: &[u8]) -> Outcome {
     let bits = if cpu.state.code64() { 64 } else { 32 };
-    let mut decoder = Decoder::with_ip(bits, code, cpu.state.rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, code, cpu.state.rip, decoder_options());
     let instruction = decoder.decode();
     assert_eq!(instruction.len(), code.len(), "the bytes are one instruction");
     cpu.execute(&instruction)

@@ -96,12 +96,12 @@ fn undefined_flags(names: &str) -> u64 {
     flags
 }
 
-/// Whether an instruction may fault in several ways: far transfers, those that push or pop much, and CALL
-/// and LOOP, whose target may be beyond the limit of CS.
+/// Whether an instruction may fault in several ways: far transfers, those that push or pop much, and
+/// CALL, whose target may be beyond the limit of CS.
 fn has_many_checks(names: &str) -> bool {
-    const MANY: [&str; 13] = [
-        "Call_", "Jmp_ptr", "Jmp_m16", "Retf", "Iret", "Push", "Pop", "Enter", "Loop", "Bound", "Fldenv",
-        "Cmps", "Movs",
+    const MANY: [&str; 12] = [
+        "Call_", "Jmp_ptr", "Jmp_m16", "Retf", "Iret", "Push", "Pop", "Enter", "Bound", "Fldenv", "Cmps",
+        "Movs",
     ];
     names.split(' ').any(|name| MANY.iter().any(|many| name.starts_with(many)))
 }

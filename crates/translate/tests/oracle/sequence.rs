@@ -165,7 +165,7 @@ impl<'a> Writer<'a> {
                 _ => self.counted_loop(),
             };
         }
-        match self.rng.below(17) {
+        match self.rng.below(18) {
             0 | 1 => self.plain_run(),
             2 => self.flag_chain(),
             3 | 4 => self.forward_branch(),
@@ -179,6 +179,7 @@ impl<'a> Writer<'a> {
             13 => self.string(),
             14 => self.fault(),
             15 => self.partial_registers(),
+            16 => self.narrow_branch(),
             _ => self.self_modifying(),
         }
     }
@@ -551,6 +552,33 @@ impl<'a> Writer<'a> {
         }
         self.push(Instruction::with2(Code::Movzx_r32_rm16, Register::R9D, Register::AX)?);
         self.push(Instruction::with2(Code::Movsx_r64_rm8, Register::R10, Register::BL)?);
+        Ok(())
+    }
+
+    /// A near branch with an operand-size prefix: processors of one vendor clear RIP's upper 48 bits, which
+    /// faults here, those of another go on behind it.
+    fn narrow_branch(&mut self) -> Written {
+        self.kinds.push("66h");
+        const BRANCHES: [&[u8]; 12] = [
+            &[0xeb, 0],
+            &[0xe9, 0, 0, 0, 0],
+            &[0xe8, 0, 0, 0, 0],
+            &[0x74, 0],
+            &[0x0f, 0x85, 0, 0, 0, 0],
+            &[0xe2, 0],
+            &[0xe3, 0],
+            &[0x48, 0xeb, 0],
+            &[0x41, 0xff, 0xe3],       // jmp r11
+            &[0x41, 0xff, 0xd3],       // call r11
+            &[0x41, 0x53, 0x66, 0xc3], // push r11 (its low half), then ret
+            &[0x49, 0xff, 0xe3],       // jmp r11 with REX.W
+        ];
+        let after = self.label();
+        self.address_of(Register::R11, after)?;
+        let bytes = [&[0x66][..], self.rng.pick(&BRANCHES)].concat();
+        self.push(Instruction::with_declare_byte(&bytes)?);
+        self.place(after);
+        self.plain(&[]);
         Ok(())
     }
 
