@@ -455,6 +455,25 @@ impl GuestMemory {
         Some(done)
     }
 
+    /// Atomically set bits of a byte, and mark its page dirty. Returns the byte as it was; `None` outside RAM
+    /// and where it is read-only.
+    pub fn set_bits(&self, gpa: u64, bits: u8) -> Option<u8> {
+        self.update_byte(gpa, |cell| cell.fetch_or(bits, Ordering::SeqCst))
+    }
+
+    /// As [`Self::set_bits`], but clear them.
+    pub fn clear_bits(&self, gpa: u64, bits: u8) -> Option<u8> {
+        self.update_byte(gpa, |cell| cell.fetch_and(!bits, Ordering::SeqCst))
+    }
+
+    fn update_byte(&self, gpa: u64, update: impl FnOnce(&AtomicU8) -> u8) -> Option<u8> {
+        let at = self.aligned_for_update(gpa, 1)?;
+        // SAFETY: as in `MemoryView::load_u64`.
+        let before = update(unsafe { AtomicU8::from_ptr(at) });
+        self.stored(gpa, 1);
+        Some(before)
+    }
+
     fn aligned(&self, gpa: u64, size: u64) -> Option<*mut u8> {
         if gpa % size != 0 {
             return None;

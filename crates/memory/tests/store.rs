@@ -78,3 +78,13 @@ fn one_bad_slot_leaves_all_as_they_were() {
         assert_eq!(shown(&memory), [(0, 0)]);
     }
 }
+
+#[test]
+fn bits_of_a_byte_are_set_and_cleared_where_it_can_be_written() {
+    let memory = memory();
+    memory.take_dirty(0);
+    assert_eq!((memory.set_bits(0x2001, 0x81), memory.clear_bits(0x2001, 0x80)), (Some(0), Some(0x81)));
+    assert_eq!(memory.load_u16(0x2000), Some(0x100));
+    assert_eq!(memory.take_dirty(0), Some(vec![2]));
+    assert_eq!((memory.set_bits(0x3000, 1), memory.clear_bits(0x4000, 1)), (None, None));
+}

@@ -6,9 +6,14 @@
 use crate::cpu::{Cpu, Exception, Outcome};
 use crate::mmu::walk::{is_canonical, Kind};
 use crate::state::{seg, SegmentRegister};
+use crate::system::memory::AccessMode;
 
-const ACCESSED: u64 = 1 << 40;
-const BUSY: u64 = 1 << 41;
+/// Of a code or data descriptor, in the byte of its type.
+const ACCESSED: u8 = 1;
+/// Of a TSS descriptor, in the byte of its type.
+const BUSY: u8 = 2;
+/// Where a descriptor has its type, S, DPL and P.
+const TYPE_BYTE: u64 = 5;
 
 /// System-descriptor types (§3.5 "System Descriptor Types"); 16-bit ones have no name here but
 /// their number: 1 TSS, 3 busy TSS, 4 call gate, 5 task gate, 6 interrupt gate, 7 trap gate.
@@ -163,30 +168,39 @@ impl Cpu {
         Ok(high)
     }
 
-    /// Set bits 47:40 of a descriptor in memory, unless they are set already.
-    fn set_descriptor_bits(&mut self, descriptor: &mut Descriptor, bits: u64) -> Result<(), Exception> {
-        if descriptor.raw & bits != bits {
-            descriptor.raw |= bits;
-            let byte = (descriptor.raw >> 40) & 0xff;
-            self.write_table(descriptor.address.wrapping_add(5), 1, byte)?;
-        }
-        Ok(())
+    /// The physical address of a descriptor's type, for the processor to change.
+    ///
+    /// # Errors
+    /// Page faults.
+    fn type_byte(&mut self, descriptor: &Descriptor) -> Result<u64, Exception> {
+        let access = self.access(AccessMode::System, Kind::Write);
+        Ok(self.translate_linear(descriptor.address.wrapping_add(TYPE_BYTE), access)?.gpa)
     }
 
-    /// Mark a code or data descriptor accessed.
+    /// Mark a code or data descriptor accessed, by a locked access (§9.1.2.1 "Automatic Locking").
     ///
     /// # Errors
     /// Page faults.
     pub(crate) fn mark_accessed(&mut self, descriptor: &mut Descriptor) -> Result<(), Exception> {
-        self.set_descriptor_bits(descriptor, ACCESSED)
+        if descriptor.kind() & ACCESSED == 0 {
+            let at = self.type_byte(descriptor)?;
+            self.memory.set_bits(at, ACCESSED);
+            descriptor.raw |= u64::from(ACCESSED) << 40;
+        }
+        Ok(())
     }
 
-    /// Mark a TSS descriptor busy.
+    /// Mark a TSS descriptor busy. Testing and setting is one locked access, so that two processors do not
+    /// switch to one task (§9.1.2.1 "Automatic Locking").
     ///
     /// # Errors
-    /// Page faults.
-    pub(crate) fn mark_busy(&mut self, descriptor: &mut Descriptor) -> Result<(), Exception> {
-        self.set_descriptor_bits(descriptor, BUSY)
+    /// #GP(selector) if another vCPU was quicker, page faults.
+    pub(crate) fn mark_busy(&mut self, descriptor: &Descriptor, selector: u16) -> Result<(), Exception> {
+        let at = self.type_byte(descriptor)?;
+        match self.memory.set_bits(at, BUSY) {
+            Some(before) if before & BUSY != 0 => Err(Exception::protection(code_of(selector))),
+            _ => Ok(()),
+        }
     }
 
     /// Mark a TSS descriptor available.
@@ -195,8 +209,9 @@ impl Cpu {
     /// Page faults.
     pub(crate) fn clear_busy(&mut self, selector: u16) -> Result<(), Exception> {
         let descriptor = self.descriptor_or_gp(selector)?;
-        let byte = ((descriptor.raw & !BUSY) >> 40) & 0xff;
-        self.write_table(descriptor.address.wrapping_add(5), 1, byte)
+        let at = self.type_byte(&descriptor)?;
+        self.memory.clear_bits(at, BUSY);
+        Ok(())
     }
 
     /// Real-address or virtual-8086 mode: selectors are paragraphs.
@@ -356,9 +371,9 @@ impl Cpu {
         } else {
             &[system_type::TSS, system_type::TSS_16]
         };
-        let mut descriptor = self.gdt_system(selector, kinds)?;
+        let descriptor = self.gdt_system(selector, kinds)?;
         let register = self.system_register(descriptor, selector)?;
-        self.mark_busy(&mut descriptor)?;
+        self.mark_busy(&descriptor, selector)?;
         self.state.tr = SegmentRegister { attributes: register.attributes | 2, ..register };
         Ok(())
     }

@@ -113,23 +113,39 @@ impl Cpu {
         next_rip: u64,
         flags: u64,
     ) -> Result<(), Exception> {
-        let mut descriptor = self.task_descriptor(selector, switch)?;
+        let descriptor = self.task_descriptor(selector, switch)?;
         let tss = descriptor.register(selector);
         let wide = descriptor.kind() & 8 != 0;
         let task = self.read_task(&tss, wide)?;
-        let old_selector = self.state.tr.selector;
-        self.save_task(next_rip, if switch == Switch::Return { flags & !flag::NT } else { flags })?;
-        if switch.nests() {
-            self.write_table(tss.base, 2, u64::from(old_selector))?;
-        } else {
-            self.clear_busy(old_selector)?;
+        let claims = switch != Switch::Return;
+        if claims {
+            self.mark_busy(&descriptor, selector)?;
         }
-        if switch != Switch::Return {
-            self.mark_busy(&mut descriptor)?;
+        if let Err(fault) = self.leave_task(&tss, switch, next_rip, flags) {
+            if claims {
+                self.clear_busy(selector)?;
+            }
+            return Err(fault);
         }
         self.state.tr = SegmentRegister { attributes: tss.attributes | 2, ..tss };
         self.state.cr0 |= CR0_TS;
         self.load_task(&task, wide, switch.nests())
+    }
+
+    /// Save the old task, and mark it available or link the new one back to it.
+    fn leave_task(
+        &mut self,
+        tss: &SegmentRegister,
+        switch: Switch,
+        next_rip: u64,
+        flags: u64,
+    ) -> Result<(), Exception> {
+        let old_selector = self.state.tr.selector;
+        self.save_task(next_rip, if switch == Switch::Return { flags & !flag::NT } else { flags })?;
+        match switch.nests() {
+            true => self.write_table(tss.base, 2, u64::from(old_selector)),
+            false => self.clear_busy(old_selector),
+        }
     }
 
     /// `IRET` with NT set (§8.4 "Task Linking"). IRET is one byte and perhaps an operand-size prefix.

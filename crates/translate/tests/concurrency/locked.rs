@@ -113,3 +113,42 @@ fn increments_across_pages_and_beside_them() {
     assert_eq!(machine.load(SHARED + 0x1000), u64::from(2 * FEW + 2000 * FEW));
     assert_eq!(machine.statistic("vcpu.exclusive_sections"), u64::from(2 * FEW));
 }
+
+/// A vCPU that loads a segment marks its descriptor accessed, while another changes another bit of that byte.
+#[test]
+fn descriptors_are_marked_accessed_without_loss() {
+    const DESCRIPTOR: u64 = SHARED + 8;
+    const TYPE: u64 = DESCRIPTOR + 5;
+    const TABLE_REGISTER: u64 = SHARED + 0x100;
+    const LOST: u64 = SHARED + 0x200;
+    const ACCESSED: i32 = 1;
+    // Of the upper half of the descriptor.
+    const DPL_BIT: u32 = 13;
+    let load = program(20_000, |asm| {
+        asm.lock().and(byte_ptr(TYPE), !ACCESSED).unwrap();
+        asm.mov(eax, 8).unwrap();
+        asm.mov(ds, ax).unwrap();
+    });
+    let load = |asm: &mut CodeAssembler| {
+        asm.lgdt(ptr(TABLE_REGISTER)).unwrap();
+        load(asm);
+    };
+    // It finds its bit as it left it: not as it was the time before (BL).
+    let toggle = program(1_000_000, |asm| {
+        asm.lock().btc(dword_ptr(DESCRIPTOR + 4), DPL_BIT).unwrap();
+        asm.setc(al).unwrap();
+        asm.cmp(al, bl).unwrap();
+        asm.sete(cl).unwrap();
+        asm.add(byte_ptr(LOST), cl).unwrap();
+        asm.mov(bl, al).unwrap();
+    });
+    let toggle = |asm: &mut CodeAssembler| {
+        asm.mov(bl, 1).unwrap();
+        toggle(asm);
+    };
+    let mut machine = Machine::new(2, usize::MAX);
+    machine.store(DESCRIPTOR, 0x00cf_9200_0000_ffff);
+    machine.store(TABLE_REGISTER, 15 | SHARED << 16);
+    machine.run(&[&load, &toggle], |_| {});
+    assert_eq!((machine.load(LOST), machine.load(DESCRIPTOR)), (0, 0x00cf_9300_0000_ffff));
+}

@@ -146,6 +146,18 @@ fn calling_a_task_nests_and_iret_returns() {
 }
 
 #[test]
+fn a_task_that_is_not_reached_stays_available() {
+    let mut cpu = protected();
+    other_task(&cpu);
+    let beyond_the_table = 0xfff8;
+    cpu.state.tr.selector = beyond_the_table;
+    let gp = Exception::protection(beyond_the_table.into());
+    assert_eq!(cpu.far_jump(OTHER_TASK, 0, 4, 0x6_0007), Err(gp.into()));
+    assert_eq!(load(&cpu.memory, GDT + u64::from(OTHER_TASK)) >> 40 & 0xf, 9);
+    assert_eq!(cpu.state.tr.selector, beyond_the_table);
+}
+
+#[test]
 fn a_double_fault_may_be_a_task() {
     // §6.12.2: the error code goes on the new task's stack.
     let mut cpu = protected_user();
