@@ -135,6 +135,21 @@ impl Descriptor {
     pub fn size(self) -> u64 {
         u64::from(self.0 & 0xff)
     }
+    /// The alignment in bytes that #AC wants, where a program has asked for it: that of elements where a mask
+    /// selects them, 16 for vectors of whatever size (Intel SDM vol. 3A table 7-7 "Alignment Requirements by Data
+    /// Type"; what it leaves open is as AMD's Zen 5 does it).
+    pub fn alignment(self) -> u64 {
+        if self.0 >> Self::OPMASK_SHIFT & 7 != 0 {
+            return 1 << (self.0 >> Self::ELEMENT_SHIFT & 3);
+        }
+        match self.size() {
+            10 => 8,
+            // Images of FLDENV and FRSTOR, with 16- and 32-bit words.
+            14 | 94 => 2,
+            28 | 108 => 4,
+            size => size.next_power_of_two().min(16),
+        }
+    }
     /// Whether it stores.
     pub fn is_write(self) -> bool {
         self.0 & Self::WRITE != 0

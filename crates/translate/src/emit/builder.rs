@@ -104,8 +104,15 @@ impl Builder {
 
     /// Decide which accesses of the block's instructions share a check.
     pub fn plan(&mut self, instructions: &[Instruction]) {
-        let shares = self.optimisations.has(Optimisation::SharedChecks) && self.mode.is64();
-        if !shares || self.mode.is_alone() || self.mode.single_step() || self.straddles {
+        let mode = self.mode;
+        let shares = self.optimisations.has(Optimisation::SharedChecks) && mode.is64();
+        // Alignment is each access's own.
+        if !shares
+            || mode.checks_alignment()
+            || self.mode.is_alone()
+            || self.mode.single_step()
+            || self.straddles
+        {
             return self.plan.nothing(instructions.len());
         }
         let sharing = if self.has_windows() { Sharing::Window } else { Sharing::Check };

@@ -112,7 +112,7 @@ impl VcpuCore {
         self.check_stack_limit(descriptor, la)?;
         self.check_address(descriptor, la, selected)?;
         let size = descriptor.size();
-        if self.mode().checks_alignment() && size <= 8 && la % size.next_power_of_two() != 0 {
+        if self.mode().checks_alignment() && la % descriptor.alignment() != 0 {
             return Err(Exception::with_code(ALIGNMENT_CHECK, 0).into());
         }
         let crosses = (la & 0xfff) + size > 4096;

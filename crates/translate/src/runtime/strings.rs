@@ -47,6 +47,9 @@ impl VcpuCore {
         // The source's page fault comes first.
         if shape.moves {
             let Some((host, size)) = self.host_run(from, bytes, Kind::Read)? else { return Ok(0) };
+            if size >> shape.shift == 0 {
+                return Ok(0);
+            }
             (source, bytes) = (host, size);
         }
         let Some((target, size)) = self.host_run(to, bytes, Kind::Write)? else { return Ok(0) };

@@ -81,6 +81,7 @@ impl Cpu {
         let la = self
             .stack_linear(&stack.segment, stack.flat, after.offset(), u64::from(size), Kind::Write)
             .ok_or(stack.fault)?;
+        self.check_stack_alignment(stack, la, size)?;
         only_exception(self.write_linear(la, size, value, AccessMode::Level(stack.level)))?;
         stack.pointer = after.pointer;
         Ok(())
@@ -94,6 +95,7 @@ impl Cpu {
         let la = self
             .stack_linear(&stack.segment, stack.flat, stack.offset(), u64::from(size), Kind::Read)
             .ok_or(stack.fault)?;
+        self.check_stack_alignment(stack, la, size)?;
         let value = only_exception(self.read_linear(la, size, AccessMode::Level(stack.level)))?;
         stack.skip(u64::from(size));
         Ok(value)
@@ -128,6 +130,7 @@ impl Cpu {
         let la = self
             .stack_linear(&stack.segment, true, stack.pointer, bytes.len() as u64, Kind::Read)
             .ok_or(stack.fault)?;
+        self.check_stack_alignment(stack, la, 8)?;
         only_exception(self.read_bytes(la, bytes, AccessMode::Level(stack.level)))?;
         for (value, word) in values.iter_mut().zip(bytes.chunks_exact(8)) {
             *value = word.iter().rev().fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
@@ -151,9 +154,20 @@ impl Cpu {
         let la = self
             .stack_linear(&stack.segment, true, bottom, bytes.len() as u64, Kind::Write)
             .ok_or(stack.fault)?;
+        self.check_stack_alignment(stack, la, 8)?;
         only_exception(self.write_bytes(la, bytes, AccessMode::Level(stack.level)))?;
         stack.pointer = bottom;
         Ok(())
+    }
+
+    /// #AC(0) for a misaligned access to the stack of a program at level 3 that asked for it.
+    #[inline]
+    fn check_stack_alignment(&self, stack: &Stack, la: u64, size: u8) -> Result<(), Exception> {
+        let aligned = la & (u64::from(size) - 1) == 0;
+        match aligned || stack.level != 3 || !self.alignment_checked() {
+            true => Ok(()),
+            false => Err(Exception::with_code(17, 0)),
+        }
     }
 
     /// Make a stack the running program's.

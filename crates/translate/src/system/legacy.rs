@@ -145,7 +145,7 @@ impl Cpu {
         }
         // The new top of stack must be writable.
         let top = self.stack_offset(depth - bytes);
-        let la = self.segment_linear(seg::SS, top, u64::from(size), crate::mmu::walk::Kind::Write)?;
+        let la = self.data_linear(seg::SS, top, size, crate::mmu::walk::Kind::Write)?;
         let mode = crate::system::memory::AccessMode::Current;
         self.translate_linear(la, self.access(mode, crate::mmu::walk::Kind::Write))?;
         self.gpr_merge(gpr::RBP, size, frame);

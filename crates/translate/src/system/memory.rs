@@ -305,7 +305,13 @@ impl Cpu {
     ///
     /// # Errors
     /// #SS(0), #GP(0) or #AC(0).
-    fn data_linear(&self, segment: usize, offset: u64, size: u8, kind: Kind) -> Result<u64, Exception> {
+    pub(crate) fn data_linear(
+        &self,
+        segment: usize,
+        offset: u64,
+        size: u8,
+        kind: Kind,
+    ) -> Result<u64, Exception> {
         let la = self.segment_linear(segment, offset, u64::from(size), kind)?;
         let aligned = la & (u64::from(size) - 1) == 0;
         if !aligned && self.alignment_checked() {

@@ -115,6 +115,31 @@ impl Cpu {
         self.store(at.after(index as u64 * u64::from(size)), size, value)
     }
 
+    /// As [`Self::load`], for what is exempt from alignment checks: gathers and VMASKMOV.
+    fn load_unaligned(&mut self, at: MemoryOperand, size: u8) -> Outcome<u64> {
+        let la = self.operand_linear(at, u64::from(size), Kind::Read)?;
+        let value = self.read_linear(la, size, AccessMode::Current)?;
+        self.watch(la, u64::from(size), false);
+        Ok(value)
+    }
+
+    /// As [`Self::load_unaligned`], for scatters and VMASKMOV.
+    fn store_unaligned(&mut self, at: MemoryOperand, size: u8, value: u64) -> Outcome {
+        let la = self.operand_linear(at, u64::from(size), Kind::Write)?;
+        self.write_linear(la, size, value, AccessMode::Current)?;
+        self.watch(la, u64::from(size), true);
+        Ok(())
+    }
+
+    /// Segment and alignment checks of an operand's first `size` bytes, which come before those of pages.
+    fn check_vector(&self, at: MemoryOperand, size: usize, align: u64, kind: Kind) -> Result<(), Exception> {
+        let la = self.operand_linear(at, size as u64, kind)?;
+        match la % align != 0 && self.alignment_checked() {
+            true => Err(Exception::with_code(17, 0)),
+            false => Ok(()),
+        }
+    }
+
     /// Check that elements can be stored: a masked store that faults stores none of them.
     fn check_stores(
         &mut self,
@@ -174,7 +199,7 @@ impl Cpu {
             if element(&bits, n, op.data_size) & sign == 0 {
                 continue;
             }
-            let value = self.load(self.vsib_address(i, at, op, n), op.data_size)?;
+            let value = self.load_unaligned(self.vsib_address(i, at, op, n), op.data_size)?;
             self.bus_reads.forget();
             self.set_vector_element(data, n, op.data_size, value);
             set_element(&mut bits, n, op.data_size, 0);
@@ -193,7 +218,7 @@ impl Cpu {
         }
         let at = self.memory_operand(i);
         for n in self.active_elements(mask, op.elements) {
-            let value = self.load(self.vsib_address(i, at, op, n), op.data_size)?;
+            let value = self.load_unaligned(self.vsib_address(i, at, op, n), op.data_size)?;
             self.bus_reads.forget();
             self.set_vector_element(data, n, op.data_size, value);
             self.set_opmask(mask, self.opmask(mask) & !(1 << n));
@@ -211,7 +236,7 @@ impl Cpu {
         let data = self.vector_register(op.data.number());
         for n in self.active_elements(mask, op.elements) {
             let target = self.vsib_address(i, at, op, n);
-            let outcome = self.store(target, op.data_size, element(&data, n, op.data_size));
+            let outcome = self.store_unaligned(target, op.data_size, element(&data, n, op.data_size));
             if !matches!(outcome, Err(crate::cpu::Stop::Exception(_))) {
                 self.set_opmask(mask, self.opmask(mask) & !(1 << n));
             }
@@ -247,13 +272,13 @@ impl Cpu {
             let data = self.vector_register(i.op2_register().number());
             self.check_stores(at, (0..elements).filter(active), size)?;
             for n in (0..elements).filter(active) {
-                self.store_element(at, n, size, element(&data, n, size))?;
+                self.store_unaligned(at.after(n as u64 * u64::from(size)), size, element(&data, n, size))?;
             }
             return Ok(());
         }
         let mut data = [0; 64];
         for n in (0..elements).filter(active) {
-            let value = self.load_element(at, n, size)?;
+            let value = self.load_unaligned(at.after(n as u64 * u64::from(size)), size)?;
             set_element(&mut data, n, size, value);
         }
         self.set_vector_register(i.op0_register().number(), &data);
@@ -292,6 +317,8 @@ impl Cpu {
     fn store_masked_bytes(&mut self, at: MemoryOperand, data: &[u8], mask: &[u8]) -> Outcome {
         // Whether bytes that are masked off can fault is up to the processor (Intel SDM vol. 2B
         // "MASKMOVDQU"); on those that were tried they do.
+        // Segments are checked for the operand as a whole, before any page.
+        self.check_vector(at, data.len(), 8, Kind::Write)?;
         self.check_stores(at, 0..data.len(), 1)?;
         for n in (0..data.len()).filter(|n| mask[*n] & 0x80 != 0) {
             self.store_element(at, n, 1, u64::from(data[n]))?;
@@ -318,11 +345,15 @@ impl Cpu {
         self.materialize_vectors();
         let register = if compress { i.op1_register() } else { i.op0_register() };
         let elements = register.size() / usize::from(size);
-        let active = self.operand_elements(i, elements);
+        let active: Vec<usize> = self.operand_elements(i, elements).collect();
         let at = self.memory_operand(i);
+        if !active.is_empty() {
+            let kind = if compress { Kind::Write } else { Kind::Read };
+            let align = if i.has_op_mask() { u64::from(size) } else { 16 };
+            self.check_vector(at, usize::from(size), align, kind)?;
+        }
         let mut data = self.vector_register(register.number());
         if compress {
-            let active: Vec<usize> = active.collect();
             self.check_stores(at, 0..active.len(), size)?;
             for (position, n) in active.into_iter().enumerate() {
                 self.store_element(at, position, size, element(&data, n, size))?;
@@ -332,7 +363,7 @@ impl Cpu {
         if i.zeroing_masking() {
             data = [0; 64];
         }
-        for (position, n) in active.enumerate() {
+        for (position, n) in active.into_iter().enumerate() {
             let value = self.load_element(at, position, size)?;
             set_element(&mut data, n, size, value);
         }

@@ -28,7 +28,7 @@ const GPR_NAMES: [&str; 16] = [
 /// `case.ignored`, and in a page fault's error code the user bit for a guest at `privilege` 0 and
 /// the present bit where Linux does not tell it.
 pub fn differences(case: &Case, native: &Outcome, other: &Outcome, privilege: u8) -> String {
-    let several = |outcome: &Outcome| matches!(outcome.fault.vector, 10..=14);
+    let several = |outcome: &Outcome| matches!(outcome.fault.vector, 10..=14 | 17);
     if case.any_fault && several(native) && several(other) && native.cpu.rip == other.cpu.rip {
         return String::new();
     }

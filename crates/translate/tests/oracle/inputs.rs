@@ -5,6 +5,8 @@ use crate::rng::Rng;
 
 /// Carry, parity, adjust, zero, sign, overflow.
 pub const ARITHMETIC: u64 = 0x8d5;
+/// Alignment check: misaligned accesses at privilege 3 are #AC.
+pub const ALIGNMENT: u64 = 1 << 18;
 /// Direction flag.
 pub const DIRECTION: u64 = 1 << 10;
 
@@ -126,7 +128,9 @@ pub fn state(rng: &mut Rng) -> CpuImage {
     }
     cpu.gpr[4] = STACK + PAGE + 8 * rng.below(16);
     cpu.gpr[5] = STACK + PAGE + 256 + 8 * rng.below(16);
-    cpu.rflags = 0x202 | (rng.next() & ARITHMETIC);
+    let bits = rng.next();
+    let checked = bits >> 32 & 0x1f == 0;
+    cpu.rflags = 0x202 | (bits & ARITHMETIC) | if checked { ALIGNMENT } else { 0 };
     cpu.fs_base = DATA + 64 * rng.below(16);
     cpu.gs_base = DATA + 1024 + 64 * rng.below(16);
     x87(rng, &mut cpu);

@@ -4,6 +4,7 @@ use crate::case::{Case, Outcome, Target};
 use crate::compare::differences;
 use crate::engine;
 use crate::features::Features;
+use crate::inputs;
 use crate::native::{compat_works, install_segments, NativeTarget};
 use crate::plan::{Options, Plan};
 use crate::report::{describe, Board};
@@ -181,7 +182,8 @@ fn check(
         Other::Native => compare(native, 3),
         Other::Translated(targets) => {
             let user = compare(&mut targets[0], 3);
-            if !user.is_empty() || case.bits != 64 || index % KERNEL_EVERY != 0 {
+            let only_for_users = case.bits != 64 || case.cpu.rflags & inputs::ALIGNMENT != 0;
+            if !user.is_empty() || only_for_users || index % KERNEL_EVERY != 0 {
                 return user;
             }
             let kernel = compare(&mut targets[1], 0);

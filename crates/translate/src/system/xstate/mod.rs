@@ -71,6 +71,21 @@ impl Cpu {
         }
     }
 
+    /// Linear address of FXSAVE's image: #AC(0) unless aligned to 4 bytes, where a program has asked for it, and
+    /// #GP(0) unless to 16.
+    fn legacy_image_address(&self, at: MemoryOperand, kind: Kind) -> Result<u64, Exception> {
+        self.check_image_alignment(self.operand_linear(at, LEGACY_BYTES as u64, kind)?, 4)?;
+        self.image_address(at, LEGACY_BYTES, 16, kind)
+    }
+
+    /// #AC(0) for an image that is not aligned to `words` bytes, where a program has asked for it.
+    fn check_image_alignment(&self, la: u64, words: u64) -> Result<(), Exception> {
+        match la % words != 0 && self.alignment_checked() {
+            true => Err(Exception::with_code(17, 0)),
+            false => Ok(()),
+        }
+    }
+
     fn write_image(&mut self, la: u64, image: &Image) -> Outcome {
         for run in &image.runs {
             self.write_bytes(
@@ -84,7 +99,7 @@ impl Cpu {
 
     pub(crate) fn fxsave(&mut self, i: &Instruction) -> Outcome {
         self.require_fpu(cr0::TS | cr0::EM)?;
-        let la = self.image_address(self.memory_operand(i), LEGACY_BYTES, 16, Kind::Write)?;
+        let la = self.legacy_image_address(self.memory_operand(i), Kind::Write)?;
         self.materialize_components(X87 | SSE);
         let mut image = Image::new();
         self.put_x87(&mut image);
@@ -111,7 +126,7 @@ impl Cpu {
 
     pub(crate) fn fxrstor(&mut self, i: &Instruction) -> Outcome {
         self.require_fpu(cr0::TS | cr0::EM)?;
-        let la = self.image_address(self.memory_operand(i), LEGACY_BYTES, 16, Kind::Read)?;
+        let la = self.legacy_image_address(self.memory_operand(i), Kind::Read)?;
         let mut image = [0; LEGACY_BYTES];
         self.read_bytes(la, &mut image, AccessMode::Current)?;
         self.check_mxcsr(get_u32(&image, MXCSR.start))?;

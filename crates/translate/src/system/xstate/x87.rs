@@ -54,6 +54,7 @@ impl Cpu {
         }
         let size = if save { environment + 80 } else { environment };
         let la = self.operand_linear(self.memory_operand(i), size as u64, Kind::Write)?;
+        self.check_image_alignment(la, word_size as u64)?;
         self.write_bytes(la, &image[..size], AccessMode::Current)?;
         match save {
             true => self.initialise_registers(),
@@ -110,6 +111,7 @@ impl Cpu {
         let environment = 7 * word_size;
         let size = if restore { environment + 80 } else { environment };
         let la = self.operand_linear(self.memory_operand(i), size as u64, Kind::Read)?;
+        self.check_image_alignment(la, word_size as u64)?;
         let mut image = [0; 108];
         self.read_bytes(la, &mut image[..size], AccessMode::Current)?;
         self.materialize_components(X87);
