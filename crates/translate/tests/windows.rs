@@ -317,6 +317,26 @@ fn a_fault_in_any_turn_is_precise() {
 }
 
 #[test]
+fn accesses_to_three_segments_in_turns_find_their_own() {
+    let code: &[u8] = &[
+        0xb9, 9, 0, 0, 0, 0xbe, 0, 0x10, 0x41, 0, // mov ecx,9; mov esi,DATA+0x1000
+        0x48, 0xbf, 0, 0, 0, 0, 1, 0, 0, 0, 0x31, 0xed, // mov rdi,1<<32; xor ebp,ebp
+        0x8b, 6, 0x89, 7, 3, 4, 0x24, // l: mov eax,[rsi]; mov [rdi],eax; add eax,[rsp]
+        0x56, 0x89, 0x47, 4, 0x5b, // push rsi; mov [rdi+4],eax; pop rbx
+        0x49, 0x89, 0xfe, 0x41, 1, 0x46, 0x10, // mov r14,rdi; add [r14+16],eax
+        3, 0x6e, 8, 3, 0x6f, 4, // add ebp,[rsi+8]; add ebp,[rdi+4]
+        0x48, 0x83, 0xc6, 4, 0x48, 0x83, 0xc7, 8, // add rsi,4; add rdi,8
+        0xff, 0xc9, 0x75, 0xdb, // dec ecx; jnz l
+        0x89, 0xe8, 0xe7, 0x80, 0x8b, 7, 0xe7, 0x80, // mov eax,ebp; out; mov eax,[rdi]; out
+        0x8b, 0x47, 0xfc, 0xe7, 0x80, // mov eax,[rdi-4]; out
+    ];
+    let (own, other) = (0x2222_2222u32, 0x3333_3333u32);
+    let sum = 18u32.wrapping_mul(own);
+    let seen = [sum, other.wrapping_add(own), own].map(u64::from);
+    assert_eq!(both(&[], &[&SHOW, code])[1..4], shown(&seen));
+}
+
+#[test]
 fn a_loop_that_changes_itself_runs_as_changed() {
     // mov ecx,9; xor eax,eax; l: add eax,1; mov [l+2],cl; dec ecx; jnz l; out 0x80,eax
     let code: &[u8] = &[

@@ -102,6 +102,13 @@ impl CodeMemory {
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset), code.len()) };
     }
 
+    /// The bytes of code from `offset` on, `most` or as many as there are.
+    pub fn read(&self, offset: usize, most: usize) -> &[u8] {
+        let start = offset.min(self.size);
+        // SAFETY: the range lies in the mapping, which is written to by `&mut self` only.
+        unsafe { std::slice::from_raw_parts(self.writable.add(start), most.min(self.size - start)) }
+    }
+
     /// Replace the 32-bit value at `offset`, as one store where the bytes share a cache line.
     pub fn patch32(&mut self, offset: usize, value: i32) {
         assert!(offset + 4 <= self.size);

@@ -16,10 +16,11 @@ pub use pages::Home;
 pub use store::{Finished, Key, Store};
 pub use translation::{Location, NewLink, Translation};
 
+use crate::frontend::MAX_INSTRUCTION_BYTES;
 use crate::mode::Mode;
 use block::{PackedLocation, MAX_HOST_LENGTH, NONE};
 use discarded::Discarded;
-use iced_x86::Instruction;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use index::BlockIndex;
 use pages::CodePages;
 use std::collections::HashMap;
@@ -254,6 +255,13 @@ impl CodeCache {
         self.statistics.instructions += u64::from(translation.instructions);
         self.statistics.guest_bytes += u64::from(translation.guest_length);
         self.statistics.host_bytes += (translation.code.len() + translation.cold.len()) as u64;
+    }
+
+    /// The host instruction at an address in the code.
+    pub fn host_instruction(&self, pc: u64) -> Instruction {
+        let offset = pc.wrapping_sub(self.memory.base());
+        let code = self.memory.read(usize::try_from(offset).unwrap_or(usize::MAX), MAX_INSTRUCTION_BYTES);
+        Decoder::new(64, code, DecoderOptions::NONE).decode()
     }
 
     /// A shared check of the block at host address `pc` failed. After a few times the block goes, and

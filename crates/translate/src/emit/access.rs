@@ -20,6 +20,8 @@ pub enum Place {
     Direct(Host),
     /// At `[register + r15 + offset]`.
     Offset(Host, i32),
+    /// At `[register + r14 + offset]`.
+    Away(Host, i32),
     /// At `[register]`.
     At(Host),
     /// In the bounce buffer.
@@ -196,7 +198,7 @@ impl Descriptor {
 }
 
 /// Emits the access proper, once for each place it may be at. May use RCX and R14, and R15 unless the
-/// place is `Direct`. Must not change flags except as the guest instruction does.
+/// place is `Direct`; until the access is made only registers that the place does not name. Must not change flags except as the guest instruction does.
 pub(super) type Operation = Rc<dyn Fn(&mut Builder, Place) -> Result<(), Unencodable>>;
 
 impl Builder {
@@ -208,7 +210,7 @@ impl Builder {
         operation: Operation,
     ) -> Result<(), Unencodable> {
         if self.has_windows() {
-            self.find_window(address);
+            self.find_window(Host::R15, address);
             return operation(self, Place::Direct(address));
         }
         self.checked_access(address, descriptor, operation)
@@ -235,6 +237,7 @@ impl Builder {
         let hit = self.asm.jrcxz();
         let miss = self.asm.jump();
         self.asm.bind_short(hit);
+        self.asm.forget_held();
         let resume = self.asm.position();
         operation(self, Place::Direct(address))?;
         let done = self.asm.position();
@@ -422,6 +425,7 @@ impl Builder {
             Place::Direct(base) | Place::Offset(base, _) => {
                 (super::registers::sized(base, Register::RAX), Register::R15)
             }
+            Place::Away(base, _) => (super::registers::sized(base, Register::RAX), Register::R14),
             Place::At(base) => (super::registers::sized(base, Register::RAX), Register::None),
             Place::Bounce => (Register::None, Register::None),
         };
@@ -432,7 +436,10 @@ impl Builder {
             instruction.set_memory_displacement64(hot!(bounce) as u64);
             instruction.set_memory_displ_size(8);
         } else {
-            let offset = if let Place::Offset(_, offset) = place { offset } else { 0 };
+            let offset = match place {
+                Place::Offset(_, offset) | Place::Away(_, offset) => offset,
+                _ => 0,
+            };
             instruction.set_segment_prefix(Register::None);
             instruction.set_memory_displacement64(i64::from(offset) as u64);
             instruction.set_memory_displ_size(if offset == 0 { 0 } else { 8 });

@@ -37,7 +37,7 @@ pub struct Patch(pub usize);
 pub struct ShortPatch(pub usize);
 
 /// Host code under construction; positions are offsets from its start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Assembler {
     /// The bytes so far, and room for more.
     buffer: Vec<u8>,
@@ -47,11 +47,20 @@ pub struct Assembler {
     cold_start: Option<usize>,
     /// Displacements of branches from one part to the other.
     crossings: Vec<usize>,
-    /// The slot whose value R15 holds, until it is written to.
-    held: Option<usize>,
+    /// The slots whose values R15 and R14 hold, until they are written to.
+    held: [Option<usize>; 2],
+    /// Which of the two was used last.
+    recent: Host,
 }
 
 const GS: u8 = 0x65;
+
+impl Default for Assembler {
+    fn default() -> Self {
+        let (buffer, crossings) = (Vec::new(), Vec::new());
+        Self { buffer, used: 0, cold_start: None, crossings, held: [None; 2], recent: Host::R15 }
+    }
+}
 
 impl Assembler {
     /// Offset of the next byte.
@@ -69,13 +78,13 @@ impl Assembler {
         self.used = 0;
         self.cold_start = None;
         self.crossings.clear();
-        self.held = None;
+        self.forget_held();
     }
 
     /// Take back what comes after the first `size` bytes.
     pub fn truncate(&mut self, size: usize) {
         self.used = self.used.min(size);
-        self.held = None;
+        self.forget_held();
     }
 
     /// Append raw bytes.
@@ -103,19 +112,40 @@ impl Assembler {
         }
     }
 
-    /// R15 holds the value of a slot from here on.
-    pub fn hold(&mut self, slot: usize) {
-        self.held = Some(slot);
+    /// R15 or R14 holds the value of a slot from here on.
+    pub fn hold(&mut self, register: Host, slot: usize) {
+        self.held[usize::from(register == Host::R14)] = Some(slot);
+        self.recent = register;
     }
 
-    /// Whether R15 holds the value of a slot, in code that runs straight on from [`Self::hold`].
-    pub fn holds(&self, slot: usize) -> bool {
-        self.held == Some(slot)
+    /// Which register holds the value of a slot, in code that runs straight on from [`Self::hold`].
+    pub fn holder(&mut self, slot: usize) -> Option<Host> {
+        let place = self.held.iter().position(|&held| held == Some(slot))?;
+        self.recent = [Host::R15, Host::R14][place];
+        Some(self.recent)
     }
 
-    fn wrote(&mut self, register: Host) {
-        if register == Host::R15 {
-            self.held = None;
+    /// The register to hold another slot's value: one that holds none, or that was not used last.
+    pub fn free_holder(&self) -> Host {
+        match self.held {
+            [None, _] => Host::R15,
+            [_, None] => Host::R14,
+            _ if self.recent == Host::R15 => Host::R14,
+            _ => Host::R15,
+        }
+    }
+
+    /// Neither register holds a slot's value: code out of the way may write to them, and come back.
+    pub fn forget_held(&mut self) {
+        self.held = [None; 2];
+    }
+
+    /// A register is written to by something else than the methods here.
+    pub fn wrote(&mut self, register: Host) {
+        match register {
+            Host::R15 => self.held[0] = None,
+            Host::R14 => self.held[1] = None,
+            _ => {}
         }
     }
 
@@ -392,7 +422,7 @@ impl Assembler {
 
     /// `call gs:[offset]`
     pub fn call_gs(&mut self, offset: i32) {
-        self.wrote(Host::R15);
+        self.forget_held();
         self.bytes(&[GS, 0xff]);
         self.gs_operand(Host(2), offset);
     }

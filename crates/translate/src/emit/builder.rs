@@ -148,9 +148,14 @@ impl Builder {
 
     fn emit(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {
         if self.inline_system(instruction)? {
+            self.asm.forget_held();
             return Ok(());
         }
-        match classify(instruction, self.mode) {
+        let kind = classify(instruction, self.mode);
+        if !matches!(kind, Kind::Nothing | Kind::Generic | Kind::Special) {
+            self.asm.forget_held();
+        }
+        match kind {
             Kind::Nothing => Ok(()),
             Kind::Generic => self.generic(instruction, bytes),
             Kind::Special => self.special(instruction),

@@ -227,6 +227,8 @@ impl Builder {
                     free.push(Host::R15);
                 }
             }
+            // R15 may hold another window's distance, and is not needed: see `can_use_window`.
+            Some(Place::Away(..)) => {}
             Some(_) => free.push(Host::R15),
         }
         free

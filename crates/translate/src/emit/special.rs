@@ -335,6 +335,7 @@ impl Builder {
         let memory = MemoryOperand::with_base(Register::RAX);
         let mut load = Instruction::with2(code, sized(to, like), memory).map_err(|_| Unencodable)?;
         Self::set_place(&mut load, place);
+        self.asm.wrote(to);
         self.encode(&load)
     }
 

@@ -16,11 +16,11 @@ impl Builder {
         self.mode.windowed() && self.optimisations.has(Optimisation::Windows)
     }
 
-    /// R15 = what is to be added to addresses of the segment that `base` points into. Uses RCX.
-    pub(super) fn find_window(&mut self, base: Host) {
+    /// `to` = what is to be added to addresses of the segment that `base` points into. Uses RCX.
+    pub(super) fn find_window(&mut self, to: Host, base: Host) {
         self.asm.rorx(Host::RCX, base, SEGMENT_BITS as u8);
         self.asm.mov32(Host::RCX, Host::RCX);
-        self.asm.load_indexed(Host::R15, SEGMENT_TABLE as i32, Host::RCX);
+        self.asm.load_indexed(to, SEGMENT_TABLE as i32, Host::RCX);
     }
 
     /// Carry out an access at `[base + offset]`. Base and operand may lie in different segments: then the guard
@@ -32,20 +32,43 @@ impl Builder {
         offset: i32,
         operation: &Operation,
     ) -> Result<(), Unencodable> {
-        match part {
-            Some(Part::Follower { slot }) if self.asm.holds(slot) => {}
-            Some(Part::Follower { slot }) => {
-                self.asm.load(Host::R15, hot!(shared) + 8 * slot as i32);
-                self.asm.hold(slot);
-            }
+        let distance = match part {
+            Some(Part::Follower { slot }) => self.known_window(slot, base),
             Some(Part::Leader { slot, .. }) => {
-                self.find_window(base);
-                self.asm.store(hot!(shared) + 8 * slot as i32, Host::R15);
-                self.asm.hold(slot);
+                let to = self.window_register(base);
+                self.find_window(to, base);
+                self.asm.store(hot!(shared) + 8 * slot as i32, to);
+                self.asm.hold(to, slot);
+                to
             }
-            None => self.find_window(base),
+            None => {
+                self.find_window(Host::R15, base);
+                Host::R15
+            }
+        };
+        match distance {
+            Host::R14 => operation(self, Place::Away(base, offset)),
+            _ => operation(self, Place::Offset(base, offset)),
         }
-        operation(self, Place::Offset(base, offset))
+    }
+
+    /// The register that holds a leader's distance, which is loaded if none does.
+    fn known_window(&mut self, slot: usize, base: Host) -> Host {
+        if let Some(holder) = self.asm.holder(slot).filter(|&holder| holder != base) {
+            return holder;
+        }
+        let to = self.window_register(base);
+        self.asm.load(to, hot!(shared) + 8 * slot as i32);
+        self.asm.hold(to, slot);
+        to
+    }
+
+    /// Where to have the distance to a window: R15, or R14 if that holds another one and the base is not there.
+    fn window_register(&self, base: Host) -> Host {
+        if base == Host::R14 {
+            return Host::R15;
+        }
+        self.asm.free_holder()
     }
 
     /// Base register and displacement of a memory operand that has no more than those; the base in a host register.

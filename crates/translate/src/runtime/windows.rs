@@ -9,6 +9,7 @@ use crate::mmu::SpaceId;
 use crate::mode::Mode;
 use crate::optimisations::Optimisation;
 use crate::system::memory::AccessMode;
+use iced_x86::{Instruction, Register};
 use std::time::{Duration, Instant};
 use sublet_engine::Exit;
 use sublet_memory::HostPage;
@@ -186,7 +187,8 @@ impl VcpuCore {
     fn serve_fault(&mut self) -> u64 {
         let hot = &self.cpu.state.hot;
         let (pc, address, store) = (hot.fault_pc, hot.fault_address, hot.fault_code & WRITE != 0);
-        let la = address.wrapping_sub(hot.kept[2]);
+        let distance = kept_index(&self.cache.host_instruction(pc));
+        let la = address.wrapping_sub(hot.kept[distance]);
         let zone = self.tlb.windows.as_ref().map_or(Zone::Outside, |windows| windows.zone(address));
         self.counters.window_faults += 1;
         if self.cpu.state.table_holds(address) || (zone != Zone::Outside && self.is_stuck(pc, address)) {
@@ -205,9 +207,9 @@ impl VcpuCore {
                 resume::LEAVE
             }
             // In the guard of another segment's window the access goes on, if it is all in this one.
-            Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[2] => {
+            Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[distance] => {
                 self.mode_stale |= self.window_policy.charge(FAULT_COST);
-                self.cpu.state.hot.kept[2] = delta;
+                self.cpu.state.hot.kept[distance] = delta;
                 resume::DIRECT
             }
             Ok(_) => self.decline(pc),
@@ -310,6 +312,14 @@ impl VcpuCore {
         let access = self.cpu.access(AccessMode::Current, Kind::Read);
         let walk = peek(&self.cpu.memory, &self.cpu.paging_regs(), la, access).ok()?;
         (walk.accessed && self.cpu.bus_address(walk.gpa) == gpa).then_some(walk)
+    }
+}
+
+/// Which of `HotState::kept` is the distance to the window in an instruction's address.
+fn kept_index(instruction: &Instruction) -> usize {
+    match instruction.memory_index() {
+        Register::R14 => 1,
+        _ => 2,
     }
 }
 
