@@ -179,7 +179,8 @@ def _make_card(
         clock=clock,
         directory=runtime_directory,
     )
-    up = options.flag("link", default=True)
+    # A cable to nowhere is one that is not plugged in: firmware would wait minutes for an answer.
+    up = options.flag("link", default=options.kind != "none")
     cable = open_network(options, nic)
     device: VirtioNet | E1000
     if model == "e1000":

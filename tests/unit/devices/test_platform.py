@@ -41,6 +41,8 @@ def test_s5_powers_off_and_other_states_do_not() -> None:
     pm.pio_write(4, 2, 1 << 13 | 5 << 10)
     assert poweroff.count == 1
     assert pm.pio_read(4, 2) == 5 << 10 | 1  # SLP_EN reads zero, SCI_EN one
+    pm.pio_write(4, 2, 1 << 13)
+    assert poweroff.count == 2, "soft off, as the BIOS's APM and OVMF write it"
 
 
 def test_byte_write_of_the_upper_control_half_powers_off() -> None:

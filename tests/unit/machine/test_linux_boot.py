@@ -45,6 +45,13 @@ def test_kernel_goes_to_its_preferred_address(
     assert state.regs["rflags"] == 2
 
 
+def test_a_kernel_may_end_inside_its_last_paragraph(
+    tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap
+) -> None:
+    load(tmp_path, memory, layout, Bzimage(payload=b"kernel.." * 8).build()[:-15])
+    assert memory.read(0x100_0000, 64) == (b"kernel.." * 8)[:49] + bytes(15)
+
+
 def test_entry_state_is_long_mode_with_identity_paging(
     tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap
 ) -> None:
@@ -141,7 +148,7 @@ BAD_IMAGES: dict[str, tuple[bytes, type[SubletError], str]] = {
     "empty": (b"", CorruptImage, "truncated: it has 0 bytes"),
     "short": (Bzimage().build()[:0x100], CorruptImage, "truncated"),
     "setup only": (Bzimage().build()[:0x210], CorruptImage, "the setup header"),
-    "truncated kernel": (Bzimage(payload=bytes(4096)).build()[:-1], CorruptImage, "syssize"),
+    "truncated kernel": (Bzimage(payload=bytes(4096)).build()[:-16], CorruptImage, "syssize"),
     "old protocol": (Bzimage(version=0x0201).build(), UnsupportedImage, "boot protocol 2.01"),
     "zImage": (Bzimage(loadflags=0).build(), UnsupportedImage, "loadflags"),
     "odd alignment": (Bzimage(alignment=3).build(), CorruptImage, "kernel_alignment"),

@@ -29,6 +29,8 @@ CNT_WRITABLE = 0x1C03
 SLP_TYP_S3 = 1
 SLP_TYP_S5 = 5
 """What the DSDT's ``\\_S3`` and ``\\_S5`` packages must name."""
+SLP_TYP_SOFT_OFF = 0
+"""PIIX4's soft off (Intel PIIX4, 290562, "PMCNTRL"), which SeaBIOS's APM and OVMF name on either chipset."""
 STS_RTC = 1 << 10
 STS_WAKE = 1 << 15
 
@@ -38,7 +40,7 @@ class AcpiPm:
 
     Args:
         sci: The SCI line (level, active high).
-        on_poweroff: Called once a write of SLP_EN with SLP_TYP of S5 is seen, on the vCPU's thread.
+        on_poweroff: Called when SLP_EN is written with SLP_TYP of S5 or soft off, on the vCPU's thread.
         on_suspend: The same with that of S3; None: the machine does not sleep.
     """
 
@@ -79,7 +81,7 @@ class AcpiPm:
             self._sleep(self._control >> CNT_SLP_TYP_SHIFT & 7)
 
     def _sleep(self, state: int) -> None:
-        if state == SLP_TYP_S5:
+        if state in (SLP_TYP_S5, SLP_TYP_SOFT_OFF):
             self._on_poweroff()
         elif state == SLP_TYP_S3 and self._on_suspend is not None:
             self._on_suspend()

@@ -22,6 +22,7 @@ from sublet.machine.boot.initrd import Initrd, InitrdRules, load_initrd
 HEADER_OFFSET: Final = 0x1F1
 _HEADER_END: Final = 0x268
 _SECTOR: Final = 512
+_PARAGRAPH: Final = 16
 _MINIMUM_VERSION: Final = 0x0202
 """The first protocol whose command line has an address of its own (Linux 2.4)."""
 _VERSION_64: Final = 0x020C
@@ -92,8 +93,9 @@ def read_header(file: BootFile) -> SetupHeader:
     version = _field(head, "H", 0x206)
     _check_kind(file.path, version, head[0x211])
     kernel_offset = ((head[0x1F1] or 4) + 1) * _SECTOR
-    stated_end = kernel_offset + _field(head, "I", 0x1F4) * 16
-    if file.size < stated_end or file.size <= kernel_offset:
+    stated_end = kernel_offset + _field(head, "I", 0x1F4) * _PARAGRAPH
+    # memtest86+ and iPXE end inside their last paragraph.
+    if file.size <= max(stated_end - _PARAGRAPH, kernel_offset):
         raise truncated(file, "the kernel (syssize)", stated_end)
     alignment, relocatable = _read_placement(file, head, version)
     kernel_size = file.size - kernel_offset
