@@ -38,9 +38,10 @@ def test_two_vcpus_come_back_after_a_reset(start_guest: StartGuest) -> None:
     assert guest.wait() == 0, guest.report("another exit code")
 
 
-def test_two_vcpus_without_acpi(start_guest: StartGuest) -> None:
+@pytest.mark.parametrize("machine", ["microvm", "q35"])
+def test_two_vcpus_without_acpi(start_guest: StartGuest, machine: str) -> None:
     """By the MP table, PCI pins included: ``pci=nomsi`` leaves no other way for virtio's interrupts."""
-    words = ["--cpus", "2", "--memory", "256M", "--append", "acpi=off pci=nomsi"]
+    words = ["--machine", machine, "--cpus", "2", "--memory", "256M", "--append", "acpi=off pci=nomsi"]
     guest = start_guest("default-amd64", *words, "--no-reboot", terminal=True)
     guest.expect(PROMPT)
     guest.type("stty -echo\n")

@@ -1,4 +1,4 @@
-"""The ACPI files of fw_cfg, made from what the firmware has set up by the time it reads them."""
+"""The ACPI and MP files of fw_cfg, made from what the firmware has set up by the time it reads them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi.firmware_tables import FirmwareAcpi, Range, TableFiles, build_table_files
-from sublet.machine.acpi.linker import LOADER_FILE, RSDP_FILE, TABLES_FILE
+from sublet.machine.acpi.linker import (
+    LOADER_FILE,
+    MP_POINTER_FILE,
+    MP_TABLE_FILE,
+    RSDP_FILE,
+    TABLES_FILE,
+)
 
 if TYPE_CHECKING:
     from sublet.machine.firmware_board import FirmwareBoard
@@ -24,6 +30,9 @@ def add_acpi_files(board: FirmwareBoard) -> None:
     board.fw_cfg.add_file(TABLES_FILE, lambda: build().tables)
     board.fw_cfg.add_file(RSDP_FILE, lambda: build().rsdp)
     board.fw_cfg.add_file(LOADER_FILE, lambda: build().script)
+    if not board.config.is_uefi:
+        board.fw_cfg.add_file(MP_TABLE_FILE, lambda: build().mp_table)
+        board.fw_cfg.add_file(MP_POINTER_FILE, lambda: build().mp_pointer)
 
 
 def _describe(board: FirmwareBoard) -> FirmwareAcpi:
@@ -38,6 +47,7 @@ def _describe(board: FirmwareBoard) -> FirmwareAcpi:
         apic_gsi=board.apic_gsi(),
         level_irqs=frozenset(irq for irq in routes if irq is not None),
         isa_devices=board.isa_devices(),
+        mp_product=None if board.config.is_uefi else board.config.machine.upper(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from sublet.machine.acpi import dsdt
 from sublet.machine.acpi.firmware_tables import FirmwareAcpi, TableFiles, build_table_files
 from sublet.machine.acpi.tables import PowerPorts
 
-TABLES_GPA, RSDP_GPA = 0x1FFE_0000, 0xF5A40
+PLACES = {
+    "etc/acpi/tables": 0x1FFE_0000,
+    "etc/acpi/rsdp": 0xF5A40,
+    "etc/mp/table": 0x1FFD_F000,
+    "etc/mp/pointer": 0xF5A30,
+}
+TABLES_GPA = PLACES["etc/acpi/tables"]
 
 
 def describe(express: bool) -> FirmwareAcpi:
@@ -27,6 +34,7 @@ def describe(express: bool) -> FirmwareAcpi:
         apic_gsi=(lambda slot, pin: 16 + pin) if express else None,
         level_irqs=frozenset({10, 11}),
         isa_devices=dsdt.serial_port(1, 0x3F8, 4),
+        mp_product="Q35" if express else "PC",
     )
 
 
@@ -34,7 +42,8 @@ class Linked:
     """Memory after a loader has run the script."""
 
     def __init__(self, files: TableFiles) -> None:
-        self.files = {"etc/acpi/tables": bytearray(files.tables), "etc/acpi/rsdp": bytearray(files.rsdp)}
+        contents = files.tables, files.rsdp, files.mp_table, files.mp_pointer
+        self.files = dict(zip(PLACES, map(bytearray, contents), strict=True))
         self.places: dict[str, int] = {}
         for start in range(0, len(files.script), 128):
             self._execute(files.script[start : start + 128])
@@ -43,7 +52,8 @@ class Linked:
         command = struct.unpack_from("<I", entry)[0]
         name = entry[4:60].rstrip(b"\0").decode()
         if command == 1:
-            self.places[name] = RSDP_GPA if entry[64] == 2 else TABLES_GPA
+            self.places[name] = PLACES[name]
+            assert (entry[64] == 2) == (PLACES[name] < 1 << 20)
         elif command == 2:
             target = entry[60:116].rstrip(b"\0").decode()
             offset, size = struct.unpack_from("<IB", entry, 116)
@@ -83,11 +93,33 @@ def test_linked_tables_are_found_and_add_up(express: bool) -> None:
         assert sum(table) & 0xFF == 0, signature
 
 
+@pytest.mark.parametrize("express", [False, True])
+def test_the_mp_pointer_leads_to_each_processor_and_pin(express: bool) -> None:
+    files = Linked(build_table_files(describe(express))).files
+    pointer, table = files["etc/mp/pointer"], files["etc/mp/table"]
+    assert sum(pointer) & 0xFF == 0
+    assert struct.unpack_from("<I", pointer, 4)[0] == PLACES["etc/mp/table"]
+    table = table[: struct.unpack_from("<H", table, 4)[0]]
+    assert sum(table) & 0xFF == 0
+    assert (table[44:46], table[64:66]) == (b"\0\0", b"\0\1"), "two processors"
+    interrupts = {bytes(table[at : at + 8]) for at in range(44 + 2 * 20, len(table), 8)}
+    slot_3_pin_b, level = 3 << 2 | 1, 0xD
+    assert struct.pack("<BBHBBBB", 3, 0, level, 0, slot_3_pin_b, 0, 17 if express else 11) in interrupts
+    isa_11 = struct.pack("<BBHBBBB", 3, 0, 0, 1, 11, 0, 11)
+    assert (isa_11 in interrupts) == express, "an input is of one bus"
+
+
+def test_uefi_places_no_mp_table() -> None:
+    files = build_table_files(replace(describe(express=True), mp_product=None))
+    assert b"etc/mp" not in files.script
+
+
 def test_sizes_do_not_depend_on_the_chipsets_state() -> None:
     """Firmware reads the directory, with the files' sizes, before it sets up the chipset."""
     small, large = (build_table_files(describe(express)) for express in (False, True))
     assert len(small.tables) == len(large.tables)
     assert len(small.script) == len(large.script)
+    assert len(small.mp_table) == len(large.mp_table)
 
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="needs acpica-tools")

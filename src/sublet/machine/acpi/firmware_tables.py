@@ -10,12 +10,14 @@ from sublet.machine import memory_map as mm
 from sublet.machine.acpi import aml, dsdt, tables
 from sublet.machine.acpi.linker import Linker
 from sublet.machine.acpi.tables import PowerPorts
+from sublet.machine.mp_table import build_configuration, build_pointer
 
 Range = tuple[int, int]
 """Start and end, half-open."""
 
 _TABLES_SIZE: Final = 0x10000
 _SCRIPT_SIZE: Final = 0x1000
+_MP_TABLE_SIZE: Final = 0x1000
 _PIC_MODE: Final = "\\PICF"
 
 
@@ -39,15 +41,19 @@ class FirmwareAcpi:
     """Interrupts of 0 to 15 that PCI pins are routed to."""
     isa_devices: bytes
     """AML of the devices that cannot be discovered."""
+    mp_product: str | None
+    """The machine's name in an MP table, where the firmware is one that places it."""
 
 
 @dataclass(frozen=True)
 class TableFiles:
-    """Contents of the three files of fw_cfg; sizes do not depend on the machine's state."""
+    """Contents of the files of fw_cfg; sizes do not depend on the machine's state."""
 
     tables: bytes
     rsdp: bytes
     script: bytes
+    mp_table: bytes
+    mp_pointer: bytes
 
 
 def build_table_files(machine: FirmwareAcpi) -> TableFiles:
@@ -72,8 +78,16 @@ def build_table_files(machine: FirmwareAcpi) -> TableFiles:
         tables.build_xsdt(listed), [(header + 8 * index, 8) for index in range(len(listed))]
     )
     rsdp = linker.link_rsdp(tables.build_rsdp(xsdt, rsdt))
+    mp_table, mp_pointer = b"", b""
+    if machine.mp_product is not None:
+        mp_pointer = linker.link_mp_pointer(build_pointer(0))
+        mp_table = build_configuration(machine.cpus, machine.mp_product, machine.apic_gsi or machine.isa_gsi)
     return TableFiles(
-        bytes(linker.tables).ljust(_TABLES_SIZE, b"\0"), rsdp, linker.script().ljust(_SCRIPT_SIZE, b"\0")
+        tables=bytes(linker.tables).ljust(_TABLES_SIZE, b"\0"),
+        rsdp=rsdp,
+        script=linker.script().ljust(_SCRIPT_SIZE, b"\0"),
+        mp_table=mp_table.ljust(_MP_TABLE_SIZE, b"\0"),
+        mp_pointer=mp_pointer,
     )
 
 
