@@ -1,6 +1,7 @@
 //! Where time comes from: monotonic nanoseconds and the guest's time-stamp counter.
 
 use crate::sync::{read, write};
+use crate::ThreadUse;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, RwLock};
 use std::thread;
@@ -15,6 +16,10 @@ pub trait Clock: Send + Sync {
     /// The `now_ns` at which the guest's TSC reaches `guest_tsc`, rounded up;
     /// a value already passed gives the present, one too far away `u64::MAX`.
     fn tsc_to_ns(&self, guest_tsc: u64) -> u64;
+    /// What the calling thread has had of the host's processors; `None` where that is not known.
+    fn thread_use(&self) -> Option<ThreadUse> {
+        None
+    }
 }
 
 /// Shortest distance between the two samples that measure the TSC frequency.
@@ -37,6 +42,7 @@ struct Sample {
 /// (and the host's clock discipline) never accumulates.
 pub struct HostClock {
     read_tsc: fn() -> u64,
+    thread_use: fn() -> Option<ThreadUse>,
     hz: OnceLock<u64>,
     offset: AtomicU64,
     anchor: RwLock<Sample>,
@@ -50,7 +56,13 @@ impl HostClock {
     /// measures once, for 50 ms less what has passed since [`HostClock::prepare`].
     pub fn new(read_tsc: fn() -> u64, known_hz: Option<u64>) -> Self {
         let hz = known_hz.filter(|hz| *hz > 0).map_or_else(OnceLock::new, OnceLock::from);
-        Self { read_tsc, hz, offset: AtomicU64::new(0), anchor: RwLock::new(sample(read_tsc)) }
+        let anchor = RwLock::new(sample(read_tsc));
+        Self { read_tsc, thread_use: || None, hz, offset: AtomicU64::new(0), anchor }
+    }
+
+    /// The same, which also knows by `thread_use` what the calling thread has had of the host's processors.
+    pub fn with_thread_use(self, thread_use: fn() -> Option<ThreadUse>) -> Self {
+        Self { thread_use, ..self }
     }
 
     /// Take the first sample of the frequency measurement, early in the process, without waiting.
@@ -106,6 +118,10 @@ impl Clock for HostClock {
         let since_anchor = u128::from(host_now.saturating_sub(anchor.tsc)) + u128::from(ahead);
         let ns = (since_anchor * 1_000_000_000).div_ceil(u128::from(self.tsc_hz()));
         u64::try_from(ns + u128::from(anchor.ns)).unwrap_or(u64::MAX)
+    }
+
+    fn thread_use(&self) -> Option<ThreadUse> {
+        (self.thread_use)()
     }
 }
 

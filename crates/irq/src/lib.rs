@@ -12,6 +12,7 @@
 //! PlatformTimers::guarded                        → IrqSink
 //! Irqchip::coprocessor         FERR#; then Fabric::lines
 //! └─ SystemTimer::pit
+//!    └─ SystemTimer::awaited
 //!    └─ Fabric::lines          8259s, I/O APIC
 //!       └─ Fabric::apics       the list, shared for reading
 //!          └─ LocalApic::registers                → Clock
@@ -30,6 +31,8 @@
 //! EOIs, timers by a minimum period of 20 µs: ticks that come faster coalesce. Nothing allocates after setup.
 #![forbid(unsafe_code)]
 
+mod absence;
+mod awaited_count;
 mod clock;
 mod coprocessor;
 mod fabric;
@@ -45,6 +48,7 @@ mod sync;
 mod system_timer;
 mod timer;
 
+pub use absence::ThreadUse;
 pub use clock::{Clock, HostClock};
 pub use coprocessor::CoprocessorError;
 pub use ioapic::{IoApic, IOAPIC_BASE, IOAPIC_PINS, IOAPIC_SIZE};

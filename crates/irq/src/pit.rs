@@ -389,6 +389,34 @@ impl Pit {
         true
     }
 
+    /// When channel 2 began to count down once (mode 0), in ticks; `None` while it does not.
+    pub(crate) fn single_count(&self) -> Option<i64> {
+        match (self.channels[2].mode, self.channels[2].progress) {
+            (0, Progress::Since(start)) => Some(start),
+            _ => None,
+        }
+    }
+
+    /// Let that count have begun later.
+    pub(crate) fn delay_single_count(&mut self, delay_ns: u64) {
+        if let Some(start) = self.single_count() {
+            self.channels[2].progress = Progress::Since(start.saturating_add(ticks_at(delay_ns, PIT_HZ)));
+        }
+    }
+
+    /// Whether that count has ended.
+    pub(crate) fn single_count_ended(&self, now_ns: u64) -> bool {
+        self.single_count().is_some() && self.channels[2].output(ticks_at(now_ns, PIT_HZ))
+    }
+
+    /// Let it end with the next tick.
+    pub(crate) fn end_single_count_after(&mut self, now_ns: u64) {
+        let next = ticks_at(now_ns, PIT_HZ) + 1;
+        if self.single_count().is_some() {
+            self.channels[2].progress = Progress::Since(next - i64::from(self.channels[2].count));
+        }
+    }
+
     fn write_control(&mut self, word: u8, now: i64) {
         let channel = usize::from(word >> 6);
         match self.channels.get_mut(channel) {

@@ -5,6 +5,7 @@
 //! and delivered once the guest has acknowledged that one. What is due by then is found from the clock, not
 //! from the timer thread, which on a busy host may not have run. A masked tick is lost, as on hardware.
 
+use crate::awaited_count::AwaitedCount;
 use crate::fabric::Fabric;
 use crate::message::Delivery;
 use crate::pit::Pit;
@@ -14,11 +15,17 @@ use crate::Clock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// Channel 2's port.
+const CHANNEL_2: u16 = 0x42;
+/// Gate and output of channel 2.
+const CONTROL_PORT_B: u16 = 0x61;
+
 /// The 8254 and its interrupt. Its lock is taken before that of the lines.
 pub(crate) struct SystemTimer {
     clock: Arc<dyn Clock>,
     alarm: Arc<AlarmSlot>,
     pit: Mutex<Pit>,
+    awaited: AwaitedCount,
     /// When channel 0 next rises, written with `pit` locked.
     deadline: AtomicU64,
     /// Whether channel 0 drives its interrupt, written with `pit` locked.
@@ -34,6 +41,7 @@ impl SystemTimer {
             clock,
             alarm,
             pit: Mutex::new(Pit::default()),
+            awaited: AwaitedCount::default(),
             deadline: AtomicU64::new(NEVER),
             connected: AtomicBool::new(true),
             rises: AtomicU64::new(0),
@@ -43,16 +51,25 @@ impl SystemTimer {
 
     /// Read one byte of a port; `None` for another port.
     pub(crate) fn read(&self, port: u16) -> Option<u8> {
-        let now = self.clock.now_ns();
-        lock(&self.pit).read(port, now)
+        let mut pit = lock(&self.pit);
+        let now = match port {
+            CHANNEL_2 | CONTROL_PORT_B => self.awaited.look(self.clock.as_ref(), &mut pit),
+            _ => self.clock.now_ns(),
+        };
+        pit.read(port, now)
     }
 
     /// Write one byte of a port; false for another port.
     pub(crate) fn write(&self, fabric: &Fabric, port: u16, value: u8) -> bool {
-        let now = self.clock.now_ns();
         let mut pit = lock(&self.pit);
-        self.tick(fabric, &mut pit, now);
-        let ours = pit.write(port, value, now);
+        let write = |pit: &mut Pit, now_ns| {
+            self.tick(fabric, pit, now_ns);
+            pit.write(port, value, now_ns)
+        };
+        let ours = match port {
+            CHANNEL_2 | CONTROL_PORT_B => self.awaited.change(self.clock.as_ref(), &mut pit, write),
+            _ => write(&mut pit, self.clock.now_ns()),
+        };
         self.publish(&pit);
         ours
     }
@@ -135,6 +152,7 @@ impl SystemTimer {
 
     fn replace(&self, state: Pit) {
         let mut pit = lock(&self.pit);
+        self.awaited.forget();
         *pit = state;
         self.publish(&pit);
     }

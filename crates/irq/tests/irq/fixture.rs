@@ -2,30 +2,50 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
-use sublet_irq::{Clock, Irqchip, LocalApic, Waker, IOAPIC_BASE};
+use sublet_irq::{Clock, Irqchip, LocalApic, ThreadUse, Waker, IOAPIC_BASE};
 
 /// Guest TSC ticks per nanosecond.
 pub const TSC_PER_NS: u64 = 3;
 
 /// Stands still until the test moves it.
 #[derive(Default)]
-pub struct FakeClock(AtomicU64);
+pub struct FakeClock {
+    ns: AtomicU64,
+    absence_ns: AtomicU64,
+    waits: AtomicU64,
+}
 
 impl FakeClock {
     pub fn advance(&self, ns: u64) {
-        self.0.fetch_add(ns, Ordering::SeqCst);
+        self.ns.fetch_add(ns, Ordering::SeqCst);
+    }
+
+    /// Let time pass in which the host has no processor for any thread.
+    pub fn advance_without_processor(&self, ns: u64) {
+        self.absence_ns.fetch_add(ns, Ordering::SeqCst);
+        self.advance(ns);
+    }
+
+    /// The same, of the threads' own accord.
+    pub fn wait(&self, ns: u64) {
+        self.waits.fetch_add(1, Ordering::SeqCst);
+        self.advance_without_processor(ns);
     }
 }
 
 impl Clock for FakeClock {
     fn now_ns(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.ns.load(Ordering::SeqCst)
     }
     fn guest_tsc(&self) -> u64 {
         self.now_ns().wrapping_mul(TSC_PER_NS)
     }
     fn tsc_to_ns(&self, guest_tsc: u64) -> u64 {
         guest_tsc.div_ceil(TSC_PER_NS)
+    }
+    fn thread_use(&self) -> Option<ThreadUse> {
+        let processor_ns = self.now_ns() - self.absence_ns.load(Ordering::SeqCst);
+        Some(ThreadUse { processor_ns, waits: self.waits.load(Ordering::SeqCst) })
     }
 }
 

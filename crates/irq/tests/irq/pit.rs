@@ -1,7 +1,7 @@
 //! Intel 8254 (231164-005): modes, latches, read-back; port 0x61.
 
-use crate::fixture::{offset, Machine};
-use sublet_irq::PIT_HZ;
+use crate::fixture::{offset, FakeClock, Machine, TSC_PER_NS};
+use sublet_irq::{Clock, PIT_HZ};
 
 /// The first nanosecond of a PIT tick.
 fn ns(ticks: u64) -> u64 {
@@ -153,6 +153,69 @@ fn channel_2_through_port_61() {
     assert_eq!(machine.inb(0x61) & 0x21, 0x01);
     at_tick(&machine, 5000 + 0x10000);
     assert_eq!(machine.inb(0x61) & 0x21, 0x21);
+}
+
+/// What Linux's `pit_calibrate_tsc` finds: the TSC's frequency in MHz, and its longest step from look to look in ns.
+struct Calibration {
+    mhz: u64,
+    longest_ns: u64,
+}
+
+/// Start a count of 10 ms, read the TSC, look until the output is high, with the TSC after each look.
+/// `between` happens between the start and the TSC's first reading, `late` once before the look after 4 ms.
+fn calibrate(
+    machine: &Machine,
+    between: impl FnOnce(&FakeClock),
+    late: impl FnOnce(&FakeClock),
+) -> Calibration {
+    machine.out(0x61, 1);
+    program(machine, 2, 0, 11_932);
+    between(&machine.clock);
+    let (mut late, mut longest) = (Some(late), 0);
+    let first = machine.clock.guest_tsc();
+    let mut last = first;
+    while machine.inb(0x61) & 0x20 == 0 {
+        let now = machine.clock.guest_tsc();
+        longest = longest.max(now - last);
+        last = now;
+        machine.clock.advance(2_000);
+        if last - first > 4_000_000 * TSC_PER_NS {
+            late.take().into_iter().for_each(|late| late(&machine.clock));
+        }
+    }
+    Calibration { mhz: (last - first) / 10_000, longest_ns: longest / TSC_PER_NS }
+}
+
+#[test]
+fn a_count_does_not_begin_before_its_guest_has_a_processor() {
+    let machine = Machine::new(1);
+    for away_ns in [0, 1_000_000, 5_700_000, 60_000_000] {
+        let found = calibrate(&machine, |clock| clock.advance_without_processor(away_ns), |_| {});
+        assert!(found.mhz.abs_diff(3_000) < 3, "{} MHz after {away_ns} ns", found.mhz);
+    }
+}
+
+/// Otherwise the last reading of the TSC would be one from before, and nothing would show that.
+#[test]
+fn a_count_does_not_end_while_its_guest_has_no_processor() {
+    let machine = Machine::new(1);
+    for away_ns in [0, 1_000_000, 5_999_000, 20_000_000] {
+        let found = calibrate(&machine, |_| {}, |clock| clock.advance_without_processor(away_ns));
+        assert!(found.mhz >= 2_997 && found.longest_ns >= away_ns, "{} MHz after {away_ns} ns", found.mhz);
+    }
+}
+
+/// Only the host's taking a processor away is made good: a guest that waits or computes finds its time gone.
+#[test]
+fn a_count_goes_on_while_its_guest_waits_or_computes() {
+    let machine = Machine::new(1);
+    let halted = |clock: &FakeClock| clock.wait(5_000_000);
+    let computing = |clock: &FakeClock| clock.advance(5_000_000);
+    let between: [&dyn Fn(&FakeClock); 2] = [&halted, &computing];
+    for pause in between {
+        assert!(calibrate(&machine, pause, |_| {}).mhz.abs_diff(1_500) < 3);
+        assert!(calibrate(&machine, |_| {}, |clock| (0..2).for_each(|_| pause(clock))).mhz < 1_300);
+    }
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Engine for TranslateEngine {
         let memory = Arc::new(GuestMemory::new());
         let shared = Shared::new(memory.clone(), self.cache_limit, self.optimisations);
         Ok(Arc::new(TranslateVm {
-            clock: Arc::new(HostClock::new(read_tsc, None)),
+            clock: Arc::new(HostClock::new(read_tsc, None).with_thread_use(crate::system::time::thread_use)),
             memory,
             shared,
             irqchip: OnceLock::new(),

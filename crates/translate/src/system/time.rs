@@ -3,6 +3,7 @@
 use crate::cpu::{Cpu, Exception, Outcome};
 use crate::state::gpr;
 use iced_x86::Instruction;
+use sublet_irq::ThreadUse;
 
 const CR4_TSD: u64 = 1 << 2;
 
@@ -10,6 +11,22 @@ const CR4_TSD: u64 = 1 << 2;
 pub fn host_tsc() -> u64 {
     // SAFETY: RDTSC is part of every x86-64 processor and reads only a counter.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// What the calling thread has had of the host's processors; `None` where the host does not say.
+pub fn thread_use() -> Option<ThreadUse> {
+    // SAFETY: zero bytes are a value of both structures; the calls write to live locals.
+    unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        let mut usage: libc::rusage = std::mem::zeroed();
+        if libc::getrusage(libc::RUSAGE_THREAD, &mut usage) != 0
+            || libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) != 0
+        {
+            return None;
+        }
+        let processor_ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+        Some(ThreadUse { processor_ns, waits: usage.ru_nvcsw as u64 })
+    }
 }
 
 impl Cpu {
