@@ -8,8 +8,10 @@ from sublet.devices.pci import PciDevice, PciEcam
 from sublet.devices.platform import q35
 from sublet.devices.platform.pirq import PirqRouter
 from sublet.devices.platform.pm_block import ICH9_SMI_ENABLE_OFFSET, Part
+from sublet.devices.platform.root_complex import ROOT_COMPLEX_SIZE, RootComplexRegisters
 from sublet.devices.platform.smi import SmiAlwaysSetUp, SmiControl
 from sublet.devices.storage import Ich9Ahci
+from sublet.hw import MmioDevice
 from sublet.machine.acpi.firmware_tables import Range
 from sublet.machine.ata_drives import ata_drives
 from sublet.machine.bus import BusConflict
@@ -31,32 +33,45 @@ class Q35(FirmwareBoard):
     def make_router(self, isa_lines: dict[int, GsiLine]) -> PirqRouter:
         """Eight PIRQs; each drives its own I/O APIC input besides the ISA interrupt it is routed to."""
         fixed = [self.apic_lines[_FIRST_PIRQ_GSI + pirq].input() for pirq in range(q35.PIRQ_COUNT)]
-        return PirqRouter(q35.pirq_of, isa_lines, q35.PIRQ_COUNT, fixed)
+        self._root_complex = RootComplexRegisters(lambda: router.rewire())
+        self._root_complex_place: Range | None = None
+        router = PirqRouter(self._root_complex.pirq_of, isa_lines, q35.PIRQ_COUNT, fixed)
+        return router
 
     def make_bridge(self) -> PciDevice:
         """82G33."""
-        self.extended_base: tuple[int, int] | None = None
+        self.extended_base: Range | None = None
         self._memory_controller = q35.MemoryController(
             self.shadow_ram.apply, self._move_extended, self.smram_changed()
         )
         return self._memory_controller
 
     def _move_extended(self, place: tuple[int, int] | None) -> None:
-        """Let extended configuration space decode at a base and size; nowhere where something else does."""
-        if self.extended_base is not None:
-            self.buses.mmio.remove(*self.extended_base)
-        self.extended_base = None
+        """Let extended configuration space decode at a base and size."""
+        self.extended_base = self._move(self.extended_base, place, PciEcam(self.pci))
+
+    def _move_root_complex(self, base: int | None) -> None:
+        """Let the chipset configuration registers decode at a base."""
+        place = None if base is None else (base, ROOT_COMPLEX_SIZE)
+        self._root_complex_place = self._move(self._root_complex_place, place, self._root_complex)
+
+    def _move(self, before: Range | None, place: Range | None, device: MmioDevice) -> Range | None:
+        """Let a device decode a base and size, no longer ``before``; nowhere where something else does."""
+        if before is not None:
+            self.buses.mmio.remove(*before)
         if place is None or self.memory.overlaps(*place):
-            return
+            return None
         try:
-            self.buses.mmio.add(*place, PciEcam(self.pci))
-            self.extended_base = place
+            self.buses.mmio.add(*place, device)
         except BusConflict:
-            return
+            return None
+        return place
 
     def plug_chipset(self) -> None:
         """ICH9 in slot 31."""
-        self._lpc_bridge = q35.LpcBridge(self.router, self.move_pm_block, self._smi)
+        self._lpc_bridge = q35.LpcBridge(
+            self.router, self.move_pm_block, self._smi, self._root_complex, self._move_root_complex
+        )
         self.pci.plug(31, self._lpc_bridge)
         drives = ata_drives(self.config, "ahci", self.drives, self.media)
         ahci = Ich9Ahci(drives, self.vm.memory, MsiPort(self.vm), self.workers.branch(len(drives)))
@@ -89,7 +104,7 @@ class Q35(FirmwareBoard):
 
     def apic_gsi(self) -> Callable[[int, int], int]:
         """PIRQA to H are inputs 16 to 23."""
-        return lambda slot, pin: _FIRST_PIRQ_GSI + q35.pirq_of(slot, pin)
+        return lambda slot, pin: _FIRST_PIRQ_GSI + self._root_complex.pirq_of(slot, pin)
 
     def card_slots(self) -> list[int]:
         """From slot 2: slot 1 is for video."""

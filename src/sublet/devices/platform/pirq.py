@@ -21,7 +21,7 @@ class PirqRouter:
     """Combines pins into PIRQs and drives what each is routed to. Any thread.
 
     Args:
-        pirq_of: Which PIRQ a slot's pin (0 for INTA) is wired to.
+        pirq_of: Which PIRQ a slot's pin (0 for INTA) is wired to; `rewire` tells of another answer.
         isa_lines: The inputs 0 to 15 that a PIRQ can be routed to, by number.
         fixed_lines: For each PIRQ, an I/O APIC input that it drives besides, if the chipset has those.
         count: PIRQs: 4 or 8.
@@ -38,7 +38,8 @@ class PirqRouter:
         self._isa_lines = isa_lines
         self._fixed_lines = fixed_lines
         self._lock = threading.Lock()
-        self._asserted = [0] * count  # a bit a slot and pin
+        self._raised: set[tuple[int, int]] = set()  # slots and pins
+        self._asserted = [False] * count
         self._routes = [ROUTE_DISABLED] * count
         self._isa_levels: dict[int, bool] = dict.fromkeys(isa_lines, False)
 
@@ -49,9 +50,12 @@ class PirqRouter:
 
     def pin(self, slot: int, pin: int) -> Callable[[bool], None]:
         """The wire of one pin."""
-        pirq = self.pirq_of(slot, pin)
-        bit = 1 << (4 * slot + pin)
-        return lambda level: self._set(pirq, bit, level)
+        return lambda level: self._set((slot, pin), level)
+
+    def rewire(self) -> None:
+        """Ask anew which PIRQs the pins drive."""
+        with self._lock:
+            self._drive()
 
     def route(self, routes: Sequence[int]) -> None:
         """Take the route control registers over, bit 7 for disabled, else the IRQ in bits 0 to 3."""
@@ -65,16 +69,25 @@ class PirqRouter:
         irq = route & 0xF
         return irq if not route & ROUTE_DISABLED and irq in self._isa_lines else None
 
-    def _set(self, pirq: int, bit: int, level: bool) -> None:
+    def _set(self, pin: tuple[int, int], level: bool) -> None:
         with self._lock:
-            before = self._asserted[pirq]
-            after = before | bit if level else before & ~bit
-            self._asserted[pirq] = after
-            if bool(before) == bool(after):
+            if level == (pin in self._raised):
                 return
-            if self._fixed_lines:
-                self._fixed_lines[pirq].set_level(bool(after))
-            self._drive_isa()
+            if level:
+                self._raised.add(pin)
+            else:
+                self._raised.remove(pin)
+            self._drive()
+
+    def _drive(self) -> None:
+        wanted = {self.pirq_of(*pin) for pin in self._raised}
+        before, self._asserted = self._asserted, [pirq in wanted for pirq in range(len(self._asserted))]
+        if before == self._asserted:
+            return
+        for line, was, level in zip(self._fixed_lines, before, self._asserted, strict=False):
+            if was != level:
+                line.set_level(level)
+        self._drive_isa()
 
     def _drive_isa(self) -> None:
         wanted = dict.fromkeys(self._isa_lines, False)

@@ -13,6 +13,7 @@ from sublet.devices.pci.device import PciDevice
 from sublet.devices.platform.i440fx import INTEL, SUBSYSTEM, SUBSYSTEM_VENDOR
 from sublet.devices.platform.pam import PAM_COUNT, define_pam, read_pam
 from sublet.devices.platform.pirq import ROUTE_DISABLED, ROUTE_WRITABLE, PirqRouter
+from sublet.devices.platform.root_complex import ROOT_COMPLEX_SIZE, RootComplexRegisters
 from sublet.devices.platform.smi import SmiControl
 from sublet.devices.platform.smram import Smram, SmramRegisters
 
@@ -36,15 +37,6 @@ SMI_LOCK: Final = 1 << 4
 ROOT_COMPLEX_BASE: Final = 0xF0
 
 _EXTENDED_BASE_SIZES: Final = {0: 256 << 20, 1: 128 << 20, 2: 64 << 20}
-_LPC_SLOT: Final = 0x1F
-_FIRST_CHIPSET_SLOT: Final = 0x19
-
-
-def pirq_of(slot: int, pin: int) -> int:
-    """The board's wiring: PIRQE to H in turn for cards, PIRQA to D by pin for the chipset's own functions."""
-    if slot >= _FIRST_CHIPSET_SLOT:
-        return pin
-    return 4 + (slot + pin) % 4
 
 
 class MemoryController(PciDevice):
@@ -133,10 +125,17 @@ class LpcBridge(PciDevice):
         router: Eight PIRQs.
         on_base: Given the I/O base of the ACPI registers, or None, when it changes.
         smi: SMI_EN, which a bit here locks; None: the machine's processors take no SMIs.
+        root_complex: The registers behind RCBA, which are reset and saved with the bridge.
+        on_root_complex: Given their base, or None, when it changes.
     """
 
     def __init__(
-        self, router: PirqRouter, on_base: Callable[[int | None], None], smi: SmiControl | None
+        self,
+        router: PirqRouter,
+        on_base: Callable[[int | None], None],
+        smi: SmiControl | None,
+        root_complex: RootComplexRegisters,
+        on_root_complex: Callable[[int | None], None],
     ) -> None:
         super().__init__(
             vendor_id=INTEL,
@@ -150,6 +149,9 @@ class LpcBridge(PciDevice):
         self._on_base = on_base
         self._smi = smi
         self._base: int | None = None
+        self._root_complex = root_complex
+        self._on_root_complex = on_root_complex
+        self._root_complex_base: int | None = None
         self.config.define(PM_BASE, 4, 1, 0xFF80)
         self.config.define(ACPI_CONTROL, 1, 0, 0x87)
         for register in PIRQ_ROUTES:
@@ -165,8 +167,14 @@ class LpcBridge(PciDevice):
         base = self.config.get(PM_BASE, 4) & 0xFF80
         return base if self.config.get(ACPI_CONTROL, 1) & ACPI_ENABLE and base else None
 
+    @property
+    def root_complex_base(self) -> int | None:
+        """Where the chipset configuration registers decode, if anywhere."""
+        value = self.config.get(ROOT_COMPLEX_BASE, 4)
+        return value & ~(ROOT_COMPLEX_SIZE - 1) if value & 1 else None
+
     def config_write(self, offset: int, size: int, value: int) -> None:
-        """Follow the routes and the base."""
+        """Follow the routes and the bases."""
         super().config_write(offset, size, value)
         if offset < PIRQ_ROUTES[-1] + 1 and offset + size > PIRQ_ROUTES[0]:
             self._route()
@@ -187,10 +195,15 @@ class LpcBridge(PciDevice):
         if self.base != self._base:
             self._base = self.base
             self._on_base(self._base)
+        if self.root_complex_base != self._root_complex_base:
+            self._root_complex_base = self.root_complex_base
+            self._on_root_complex(self._root_complex_base)
 
     def reset(self) -> None:
-        """Power-on state: nothing routed, no ACPI registers."""
+        """Power-on state: nothing routed, no ACPI registers, no root complex."""
         super().reset()
+        self._root_complex.reset()
+        self.config.set(ROOT_COMPLEX_BASE, 4, 0)
         for register in PIRQ_ROUTES:
             self.config.set(register, 1, ROUTE_DISABLED)
         self.config.set(PM_BASE, 4, 1)
@@ -199,10 +212,15 @@ class LpcBridge(PciDevice):
         self._route()
         self._update()
 
+    def save_state(self) -> dict[str, Any]:
+        """Configuration space, and the registers behind it."""
+        return {**super().save_state(), "root_complex": self._root_complex.save_state()}
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``save_state``; routes anew and moves the registers."""
         self.config.define(GENERAL_PM_CONFIGURATION, 2, 0, 0x1FFF)
         super().load_state(state)
+        self._root_complex.load_state(state["root_complex"])
         self._route()
         self._lock_smi()
         self._update()

@@ -6,6 +6,7 @@ from sublet.devices.platform import i440fx, q35
 from sublet.devices.platform.pam import PAM_SEGMENTS
 from sublet.devices.platform.pirq import ROUTABLE_IRQS, PirqRouter
 from sublet.devices.platform.pm_block import Part, PmBlock, PmTimer
+from sublet.devices.platform.root_complex import RootComplexRegisters
 from sublet.testing import FakeClock, RecordingIrqLine
 
 
@@ -62,10 +63,47 @@ def test_interrupts_that_no_pirq_can_reach_are_none() -> None:
 
 def test_ich9_drives_the_io_apic_whether_or_not_a_pirq_is_routed() -> None:
     lines, fixed = make_lines(), [RecordingIrqLine() for _ in range(q35.PIRQ_COUNT)]
-    router = PirqRouter(q35.pirq_of, lines, q35.PIRQ_COUNT, fixed)
+    wiring = RootComplexRegisters(lambda: router.rewire())
+    router = PirqRouter(wiring.pirq_of, lines, q35.PIRQ_COUNT, fixed)
     router.pin(2, 0)(True)
-    assert [line.level for line in fixed] == [pirq == q35.pirq_of(2, 0) for pirq in range(8)]
+    assert [line.level for line in fixed] == [pirq == 6 for pirq in range(8)]
     assert not any(line.level for line in lines.values())
+
+
+def test_the_chipsets_own_pins_are_wired_by_its_registers() -> None:
+    """Intel 316972 §10.1.37 "D31IR": INTA drives PIRQA until the register says PIRQD."""
+    fixed = [RecordingIrqLine() for _ in range(q35.PIRQ_COUNT)]
+    wiring = RootComplexRegisters(lambda: router.rewire())
+    router = PirqRouter(wiring.pirq_of, {}, q35.PIRQ_COUNT, fixed)
+    assert wiring.mmio_read(0x3140, 4) == 0x3210
+    router.pin(31, 0)(True)
+    assert [line.level for line in fixed].index(True) == 0
+    wiring.mmio_write(0x3140, 2, 0x3213)
+    assert [pirq for pirq, line in enumerate(fixed) if line.level] == [3]
+    copy = RootComplexRegisters(lambda: None)
+    copy.load_state(wiring.save_state())
+    assert [copy.pirq_of(31, pin) for pin in range(4)] == [3, 1, 2, 3]
+    wiring.reset()
+    assert [pirq for pirq, line in enumerate(fixed) if line.level] == [0]
+
+
+def test_chipset_configuration_registers_keep_what_firmware_leaves() -> None:
+    """As QEMU 10 shows them behind RCBA: no routes but the functions', GCS with NO_REBOOT, the rest zero."""
+    places: list[int | None] = []
+    registers = RootComplexRegisters(lambda: None)
+    lpc = q35.LpcBridge(
+        PirqRouter(registers.pirq_of, {}, 8), lambda base: None, None, registers, places.append
+    )
+    lpc.config_write(q35.ROOT_COMPLEX_BASE, 4, 0xFED1_C001)
+    routes = [registers.mmio_read(offset, 4) for offset in range(0x3140, 0x3154, 4)]
+    assert routes == [0x3210, 0x3210_3210, 0x3210, 0x3210, 0x3210]
+    assert registers.mmio_read(0x3410, 4) == 0x20
+    registers.mmio_write(0x3404, 4, 0x80)
+    registers.mmio_write(0x3FFF, 8, 0x1122_3344_5566_7788)
+    assert (registers.mmio_read(0x3404, 8), registers.mmio_read(0x3FFF, 8)) == (0x80, 0x88)
+    lpc.reset()
+    assert places == [0xFED1_C000, None]
+    assert registers.mmio_read(0x3404, 4) == 0
 
 
 def test_the_acpi_registers_decode_where_firmware_enables_them() -> None:
@@ -78,7 +116,10 @@ def test_the_acpi_registers_decode_where_firmware_enables_them() -> None:
     power.reset()
     assert places == [0xB000, 0x600, None]
     lpc_places: list[int | None] = []
-    lpc = q35.LpcBridge(PirqRouter(q35.pirq_of, make_lines(), 8), lpc_places.append, None)
+    wiring = RootComplexRegisters(lambda: None)
+    lpc = q35.LpcBridge(
+        PirqRouter(wiring.pirq_of, make_lines(), 8), lpc_places.append, None, wiring, lambda base: None
+    )
     lpc.config_write(q35.PM_BASE, 4, 0x601)
     lpc.config_write(q35.ACPI_CONTROL, 1, 0x80)
     assert lpc_places == [0x600]

@@ -7,6 +7,7 @@ import struct
 from sublet.devices.platform import i440fx, q35
 from sublet.devices.platform.fw_cfg import FwCfg
 from sublet.devices.platform.pirq import PirqRouter
+from sublet.devices.platform.root_complex import RootComplexRegisters
 from sublet.devices.platform.smi import APMC_ENABLE, GLOBAL_ENABLE, ApmPorts, SmiControl
 from sublet.devices.platform.smi_features import SmiFeatures
 from sublet.devices.platform.smram import NO_SMRAM, Smram
@@ -69,7 +70,8 @@ def test_the_lock_holds_esmramc_too_and_crosses_a_saved_state() -> None:
 def test_the_global_smi_enable_of_ich9_can_be_locked() -> None:
     """Intel 316972, GEN_PMCON_1 bit 4."""
     smi = SmiControl()
-    lpc = q35.LpcBridge(PirqRouter(q35.pirq_of, {}, 8), lambda base: None, smi)
+    wiring = RootComplexRegisters(lambda: None)
+    lpc = q35.LpcBridge(PirqRouter(wiring.pirq_of, {}, 8), lambda base: None, smi, wiring, lambda base: None)
     assert not smi.take_command()
     smi.pio_write(0, 4, GLOBAL_ENABLE | APMC_ENABLE)
     lpc.config_write(q35.GENERAL_PM_CONFIGURATION, 2, q35.SMI_LOCK)
