@@ -337,6 +337,31 @@ fn accesses_to_three_segments_in_turns_find_their_own() {
 }
 
 #[test]
+fn a_list_may_lead_from_segment_to_segment() {
+    // Nodes of 16 bytes at DATA, 1<<32, DATA+32 and (5<<32)+16, each with the next one's address and a place to store to.
+    let code: &[u8] = &[
+        0x48, 0xbb, 0, 0, 0, 0, 1, 0, 0, 0, // mov rbx,1<<32
+        0x48, 0x89, 0x1c, 0x25, 0, 0, 0x41, 0, // mov [DATA],rbx
+        0x48, 0xc7, 0x03, 0x20, 0, 0x41, 0, // mov qword [rbx],DATA+32
+        0x48, 0xbb, 0x10, 0, 0, 0, 5, 0, 0, 0, // mov rbx,(5<<32)+16
+        0x48, 0x89, 0x1c, 0x25, 0x20, 0, 0x41, 0, // mov [DATA+32],rbx
+        0x48, 0xc7, 0x03, 0, 0, 0, 0, // mov qword [rbx],0
+        0xb8, 0, 0, 0x41, 0, 0x31, 0xed, // mov eax,DATA; xor ebp,ebp
+        0x81, 0x48, 8, 0x80, 0, 0, 0, // l: or dword [rax+8],0x80
+        0x03, 0x68, 8, // add ebp,[rax+8]
+        0x48, 0x8b, 0, 0x48, 0x85, 0xc0, // mov rax,[rax]; test rax,rax
+        0x75, 0xee, 0x89, 0xe8, 0xe7, 0x80, // jnz l; mov eax,ebp; out
+    ];
+    let sum = 2 * 0x80 + 2 * 0x3333_33b3u64;
+    assert_eq!(both(&[], &[&SHOW, code])[1], (0x80, sum));
+    // No distance is used for another segment than its own: the guards would be hit.
+    let engine = TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy);
+    let (_vm, mut vcpu) = machine(&engine, &[], &[code, &END].concat());
+    while vcpu.run().unwrap() != Exit::Hlt {}
+    assert_eq!(vcpu.statistics()["vcpu.window_declined"], 0);
+}
+
+#[test]
 fn a_loop_that_changes_itself_runs_as_changed() {
     // mov ecx,9; xor eax,eax; l: add eax,1; mov [l+2],cl; dec ecx; jnz l; out 0x80,eax
     let code: &[u8] = &[

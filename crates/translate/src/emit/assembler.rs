@@ -112,8 +112,9 @@ impl Assembler {
         }
     }
 
-    /// R15 or R14 holds the value of a slot from here on.
+    /// R15 or R14 holds the value of a slot from here on. What the other one holds of it is out of date.
     pub fn hold(&mut self, register: Host, slot: usize) {
+        self.held.iter_mut().filter(|held| **held == Some(slot)).for_each(|held| *held = None);
         self.held[usize::from(register == Host::R14)] = Some(slot);
         self.recent = register;
     }
@@ -462,6 +463,25 @@ mod tests {
 
     fn decode(code: &[u8]) -> Vec<Instruction> {
         Decoder::new(64, code, DecoderOptions::NONE).into_iter().collect()
+    }
+
+    #[test]
+    fn a_slot_s_newest_value_is_the_one_held() {
+        let mut a = Assembler::default();
+        a.hold(Host::R15, 3);
+        assert_eq!(a.free_holder(), Host::R14);
+        a.hold(Host::R14, 3);
+        assert_eq!(a.holder(3), Some(Host::R14));
+        assert_eq!(a.free_holder(), Host::R15);
+        a.hold(Host::R15, 5);
+        assert_eq!(
+            (a.holder(5), a.holder(3), a.free_holder()),
+            (Some(Host::R15), Some(Host::R14), Host::R15)
+        );
+        a.mov(Host::R14, Host::RAX);
+        assert_eq!((a.holder(3), a.holder(5)), (None, Some(Host::R15)));
+        a.call_gs(0);
+        assert_eq!(a.holder(5), None);
     }
 
     #[test]
