@@ -18,6 +18,7 @@ from sublet.machine.memory import SystemMemory
 from sublet.machine.nonvolatile import Nonvolatile
 from sublet.machine.presence import add_information
 from sublet.machine.profile import SAMPLES_A_SECOND
+from sublet.machine.reset_log import ResetLog
 from sublet.machine.runloop import VcpuRunner
 from sublet.machine.statistics import Totals
 
@@ -50,6 +51,7 @@ class PowerCycle:
         self._control = control
         self._lock = threading.Lock()
         self._ended = False
+        self._reset_log = ResetLog()
         self._runners: list[VcpuRunner] = []
         self._vm = engine.create_vm()
         self._board: Board | None = None
@@ -96,6 +98,7 @@ class PowerCycle:
             if self._ended:
                 return
             self._ended = True
+        self._reset_log.note(request)
         self.stop()
         self._control.post(request, error)
 
@@ -113,6 +116,8 @@ class PowerCycle:
             self._board.close()
         if not all(joined):
             return  # a vCPU hangs in a host call: its memory must stay, and the process is about to end
+        for runner in self._runners:
+            runner.show_state(self._reset_log)
         if totals is not None:
             for runner in self._runners:
                 totals.add(runner.statistics())

@@ -12,6 +12,7 @@ from sublet.errors import InternalError
 from sublet.machine.bus import Buses
 from sublet.machine.control import Request
 from sublet.machine.profile import Profile
+from sublet.machine.reset_log import ResetLog
 
 EXIT_NAMES: Final = {
     engine.EXIT_PIO_IN: "pio_in",
@@ -87,6 +88,12 @@ class VcpuRunner:
         """The vCPU's counters and its exits by reason; call when the thread has ended."""
         exits = {f"exits.{EXIT_NAMES[reason]}": count for reason, count in self._exits.items() if count}
         return exits | self._vcpu.statistics()
+
+    def show_state(self, log: ResetLog) -> None:
+        """Show where the vCPU has stopped; call when the thread has ended."""
+        if log.wanted:
+            vcpu = self._vcpu
+            log.show_vcpu(self._index, {**vcpu.get_regs(), **vcpu.get_sregs(), **vcpu.get_events()})
 
     def add_profile(self, profile: Profile) -> None:
         """Add what was sampled of the vCPU; call when the thread has ended."""
