@@ -22,6 +22,7 @@ from sublet.machine.boot.cmdline import encode_cmdline, video_mode
 from sublet.machine.boot.files import open_boot_file
 from sublet.machine.boot.initrd import Initrd, InitrdRules, place_initrd
 from sublet.machine.boot.linux import SetupHeader, is_bzimage, read_header
+from sublet.machine.boot.multiboot_header import find_header
 from sublet.machine.config import MachineConfig
 from sublet.machine.firmware_multiboot import offer_multiboot
 from sublet.machine.kernel_rom import SETUP_GPA, STACK_OFFSET, Copy, build_kernel_rom
@@ -50,14 +51,13 @@ def offer_kernel(fw_cfg: fc.FwCfg, config: MachineConfig, layout: MemoryMap) -> 
     """
     if config.kernel is None:
         return
-    if not config.is_uefi and not _is_linux(config.kernel):
+    if not _is_linux(config.kernel):
+        if config.is_uefi:
+            raise _unknown_to_uefi(config.kernel)
         fw_cfg.add_file(ROM_FILE, offer_multiboot(fw_cfg, config, config.kernel, layout))
         return
     if config.modules:
-        raise UsageError(
-            "a Linux kernel takes no modules, and UEFI starts no other",
-            remedy="Leave out --module, or choose --firmware bios or --machine microvm.",
-        )
+        raise UsageError("a Linux kernel takes no modules", remedy="Leave out --module, or give an --initrd.")
     kernel = _measure(config.kernel, config.initrd)
     _check_memory(config, kernel.header.kernel_offset + kernel.header.kernel_size + kernel.initrd_size)
     cmdline = encode_cmdline(config.cmdline, kernel.header.cmdline_size)
@@ -72,6 +72,20 @@ def offer_kernel(fw_cfg: fc.FwCfg, config: MachineConfig, layout: MemoryMap) -> 
 def _is_linux(kernel: Path) -> bool:
     with open_boot_file(kernel, "kernel") as file:
         return is_bzimage(file.read(0, min(_PROBE, file.size), "the header"))
+
+
+def _unknown_to_uefi(kernel: Path) -> UnsupportedImage:
+    """UEFI's loader starts programs of its own format, which a bzImage is, too."""
+    with open_boot_file(kernel, "kernel") as file:
+        if find_header(file) is None:
+            return UnsupportedImage(
+                f"the kernel {kernel} is no Linux bzImage, which is what UEFI starts",
+                remedy="Give a kernel such as /boot/vmlinuz-*, or choose --machine microvm for a PVH kernel.",
+            )
+    return UnsupportedImage(
+        f"the kernel {kernel} is a Multiboot kernel, which UEFI cannot start",
+        remedy="Choose --firmware bios, or --machine microvm.",
+    )
 
 
 @dataclass(frozen=True)
@@ -92,11 +106,6 @@ def _measure(kernel: Path, initrd: Path | None) -> _Kernel:
         with open_boot_file(initrd, "initrd") as file:
             initrd_size = file.size
     with open_boot_file(kernel, "kernel") as file:
-        if not is_bzimage(file.read(0, min(_PROBE, file.size), "the header")):
-            raise UnsupportedImage(
-                f"the kernel {kernel} is no Linux bzImage, which is what firmware starts",
-                remedy="Give a kernel such as /boot/vmlinuz-*, or choose --machine microvm.",
-            )
         header = read_header(file)
         setup = file.read(0, header.kernel_offset, "the setup code")
     return _Kernel(kernel, header, setup, initrd, initrd_size)

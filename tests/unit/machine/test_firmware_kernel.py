@@ -163,3 +163,11 @@ def test_a_file_that_is_no_bzimage(tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").write_bytes(b"\x7fELF" + bytes(4096))
     with pytest.raises(ImageError):
         offer(config)
+
+
+def test_uefi_says_which_firmware_starts_multiboot_kernels(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    (tmp_path / "vmlinuz").write_bytes(flat_1())
+    with pytest.raises(ImageError, match="Multiboot kernel, which UEFI cannot start") as refused:
+        offer(config)
+    assert "--firmware bios" in (refused.value.remedy or "")
