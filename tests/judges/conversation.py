@@ -82,20 +82,28 @@ def _type(guest: Guest, text: str, slowly: bool) -> None:
         time.sleep(_KEY_S)
 
 
-def converse(row: Row, command: Sequence[str], log: Path | None) -> Verdict:
-    """Start ``command`` and go through the row's turns; ``log`` gets all that it printed."""
-    started = time.monotonic()
-    guest = Guest((), command=command)
-    verdict = "pass"
+def _talk(guest: Guest, row: Row) -> str:
+    """Go through the row's turns; ``pass``, or what was missed."""
+    missed = ""
     try:
         for turn in row.turns:
+            missed = f"no {turn.wait!r}"
             guest.expect(turn.pattern, row.limit_s)
             _type(guest, turn.answer, row.slowly)
-        if row.powers_off and (code := guest.wait()) != 0:
-            verdict = f"ended with {code}"
+        missed = "it did not power off"
+        code = guest.wait() if row.powers_off else 0
     except (AssertionError, OSError) as error:
         print(error, file=sys.stderr)
-        verdict = re.split(r"\n", str(error))[0][:160]
+        return missed
+    return f"it ended with {code}" if code else "pass"
+
+
+def converse(row: Row, command: Sequence[str], log: Path | None) -> Verdict:
+    """Start ``command`` and hold the row's conversation; ``log`` gets all that it printed."""
+    started = time.monotonic()
+    guest = Guest((), command=command)
+    try:
+        verdict = _talk(guest, row)
     finally:
         guest.close()
         if log:

@@ -144,6 +144,13 @@ def test_fields_that_an_old_protocol_lacks_are_not_read(
     assert memory.read(mm.BOOT_ZERO_PAGE + 0x250, 8) == bytes(8) or version >= 0x0209
 
 
+def test_a_kernel_that_stays_where_it_is_needs_no_alignment(
+    tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap
+) -> None:
+    state = load(tmp_path, memory, layout, Bzimage(relocatable=0, alignment=0).build())
+    assert state.regs["rip"] == 0x100_0200
+
+
 BAD_IMAGES: dict[str, tuple[bytes, type[SubletError], str]] = {
     "empty": (b"", CorruptImage, "truncated: it has 0 bytes"),
     "short": (Bzimage().build()[:0x100], CorruptImage, "truncated"),

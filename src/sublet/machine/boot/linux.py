@@ -123,13 +123,16 @@ def read_header(file: BootFile) -> SetupHeader:
 
 
 def _read_placement(file: BootFile, head: bytes, version: int) -> tuple[int, bool]:
-    """(alignment in bytes, whether the kernel may be moved); before 2.05 it may not."""
-    if version < 0x0205:
+    """(alignment in bytes, whether the kernel may be moved); before 2.05 it may not.
+
+    A kernel that stays where it is needs no alignment, and iPXE names none.
+    """
+    if version < 0x0205 or head[0x234] == 0:
         return mm.HIGH_MEMORY, False
     alignment = _field(head, "I", 0x230)
     if alignment == 0 or alignment & (alignment - 1):
         raise CorruptImage(f"the kernel {file.path} is damaged: kernel_alignment is {alignment:#x}")
-    return alignment, head[0x234] != 0
+    return alignment, True
 
 
 def choose_load_address(path: Path, header: SetupHeader, layout: mm.MemoryMap) -> int:
