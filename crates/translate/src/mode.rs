@@ -264,6 +264,12 @@ impl Mode {
     pub fn is_alone(self) -> bool {
         self.has(bit::ALONE)
     }
+    /// Whether code of this mode stays at the linear address where it is, so that its translation may build on that:
+    /// a 64-bit kernel's, and that of programs that run for long.
+    pub fn stays(self) -> bool {
+        let lasting = self.cpl() == 0 || self.windowed();
+        self.is64() && lasting && !self.has(bit::STEP | bit::ALONE)
+    }
     /// Misaligned accesses are #AC.
     pub fn checks_alignment(self) -> bool {
         self.has(bit::ALIGNMENT)

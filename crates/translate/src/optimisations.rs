@@ -36,12 +36,14 @@ pub enum Optimisation {
     WindowPolicy,
     /// Short loops of programs that use windows are translated as several turns.
     UnrolledLoops,
+    /// Code that stays where it is has its addresses in its translation.
+    PlacedCode,
     /// vCPUs take translations from each other.
     SharedTranslations,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 16] = [
+pub const NAMES: [(&str, Optimisation); 17] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -57,6 +59,7 @@ pub const NAMES: [(&str, Optimisation); 16] = [
     ("windows", Optimisation::Windows),
     ("window-policy", Optimisation::WindowPolicy),
     ("unrolled-loops", Optimisation::UnrolledLoops),
+    ("placed-code", Optimisation::PlacedCode),
     ("shared-translations", Optimisation::SharedTranslations),
 ];
 

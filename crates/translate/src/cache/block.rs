@@ -1,6 +1,6 @@
 //! What is kept of each block and link: small, for there are hundreds of thousands.
 
-use super::Location;
+use super::{Location, Start};
 use crate::frontend::MAX_INSTRUCTION_BYTES;
 use crate::mode::Mode;
 
@@ -34,6 +34,8 @@ pub struct Link {
 pub struct Block {
     /// Guest-physical address of the first byte.
     pub gpa: u64,
+    /// Or `ANYWHERE`, see [`Start::rip_page`].
+    pub(super) rip_page: u64,
     /// Or `NO_PAGE`, see [`Self::second_page`].
     pub(super) second_page: u64,
     /// What the translation assumes.
@@ -61,10 +63,12 @@ pub struct Block {
 const NO_PAGE: u64 = u64::MAX;
 
 impl Block {
-    /// A live block at `gpa` that nothing leads to, its places not known yet.
-    pub(super) fn new(gpa: u64, mode: Mode, second_page: Option<u64>) -> Self {
+    /// A live block that nothing leads to, its places not known yet.
+    pub(super) fn new(start: Start, second_page: Option<u64>) -> Self {
+        let Start { gpa, rip_page, mode } = start;
         Self {
             gpa,
+            rip_page,
             second_page: second_page.unwrap_or(NO_PAGE),
             mode,
             host_offset: 0,
@@ -77,6 +81,11 @@ impl Block {
             alive: true,
             blamed: 0,
         }
+    }
+
+    /// What it is found by.
+    pub fn start(&self) -> Start {
+        Start { gpa: self.gpa, rip_page: self.rip_page, mode: self.mode }
     }
 
     /// Page-aligned guest-physical address of the second page, for an instruction that straddles two.

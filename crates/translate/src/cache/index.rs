@@ -3,7 +3,7 @@
 //! Look-ups are frequent and cold: each asks for another block of hundreds of thousands. A general map costs
 //! three misses (its control bytes, its entry, the block); here the entry is all there is to see.
 
-use super::BlockId;
+use super::{BlockId, Start};
 use crate::mode::Mode;
 
 /// What is known of a block without looking at it.
@@ -21,14 +21,25 @@ pub struct Known {
 #[repr(C, align(32))]
 struct Slot {
     gpa: u64,
-    mode: u32,
+    rip_page: u64,
+    mode: Mode,
     known: Known,
 }
 
 const EMPTY: BlockId = BlockId::MAX;
-const NOTHING: Slot =
-    Slot { gpa: 0, mode: 0, known: Known { block: EMPTY, host_offset: 0, straddles: false } };
+const NOTHING: Slot = Slot {
+    gpa: 0,
+    rip_page: 0,
+    mode: Mode(0),
+    known: Known { block: EMPTY, host_offset: 0, straddles: false },
+};
 const FEWEST_SLOTS: usize = 1024;
+
+impl Slot {
+    fn start(&self) -> Start {
+        Start { gpa: self.gpa, rip_page: self.rip_page, mode: self.mode }
+    }
+}
 
 /// Open addressing with linear probing, at most three quarters full; removal moves followers up, so that no slot stays
 /// marked.
@@ -46,8 +57,9 @@ impl Default for BlockIndex {
 
 impl BlockIndex {
     /// Where a block belongs; keys are addresses, not chosen by an adversary to anyone else's harm.
-    fn home(&self, gpa: u64, mode: u32) -> usize {
-        let mixed = (gpa ^ u64::from(mode) << 44).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    fn home(&self, start: Start) -> usize {
+        let assumed = u64::from(start.mode.0) << 44 ^ start.rip_page << 20;
+        let mixed = (start.gpa ^ assumed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed >> 32) as usize & (self.slots.len() - 1)
     }
 
@@ -56,53 +68,54 @@ impl BlockIndex {
     }
 
     /// The slot of a block, or the empty one where it would be put.
-    fn place(&self, gpa: u64, mode: u32) -> usize {
-        let mut place = self.home(gpa, mode);
+    fn place(&self, start: Start) -> usize {
+        let mut place = self.home(start);
         loop {
             let slot = &self.slots[place];
-            if slot.known.block == EMPTY || (slot.gpa == gpa && slot.mode == mode) {
+            if slot.known.block == EMPTY || slot.start() == start {
                 return place;
             }
             place = self.next(place);
         }
     }
 
-    /// The block at `gpa` in `mode`.
-    pub fn find(&self, gpa: u64, mode: Mode) -> Option<Known> {
-        let known = self.slots[self.place(gpa, mode.0)].known;
+    /// The block at `start`.
+    pub fn find(&self, start: Start) -> Option<Known> {
+        let known = self.slots[self.place(start)].known;
         (known.block != EMPTY).then_some(known)
     }
 
     /// Add a block, in place of the one that was there.
-    pub fn insert(&mut self, gpa: u64, mode: Mode, known: Known) {
+    pub fn insert(&mut self, start: Start, known: Known) {
         if 4 * (self.used + 1) > 3 * self.slots.len() {
             self.grow();
         }
-        let place = self.place(gpa, mode.0);
+        let place = self.place(start);
         self.used += usize::from(self.slots[place].known.block == EMPTY);
-        self.slots[place] = Slot { gpa, mode: mode.0, known };
+        let Start { gpa, rip_page, mode } = start;
+        self.slots[place] = Slot { gpa, rip_page, mode, known };
     }
 
     fn grow(&mut self) {
         let larger = vec![NOTHING; 2 * self.slots.len()];
         for slot in std::mem::replace(&mut self.slots, larger) {
             if slot.known.block != EMPTY {
-                let place = self.place(slot.gpa, slot.mode);
+                let place = self.place(slot.start());
                 self.slots[place] = slot;
             }
         }
     }
 
     /// Remove a block, if it is there.
-    pub fn remove(&mut self, gpa: u64, mode: Mode) {
-        let mut hole = self.place(gpa, mode.0);
+    pub fn remove(&mut self, start: Start) {
+        let mut hole = self.place(start);
         if self.slots[hole].known.block == EMPTY {
             return;
         }
         self.used -= 1;
         let mut place = self.next(hole);
         while self.slots[place].known.block != EMPTY {
-            let home = self.home(self.slots[place].gpa, self.slots[place].mode);
+            let home = self.home(self.slots[place].start());
             let mask = self.slots.len() - 1;
             // It may move up unless its home lies behind the hole.
             if place.wrapping_sub(home) & mask >= place.wrapping_sub(hole) & mask {
@@ -123,7 +136,7 @@ impl BlockIndex {
 
 #[cfg(test)]
 mod tests {
-    use super::{BlockIndex, Known};
+    use super::{BlockIndex, Known, Start};
     use crate::mode::Mode;
     use std::collections::HashMap;
 
@@ -140,14 +153,15 @@ mod tests {
             // Few addresses, so that most steps meet a block that is there; some in clusters.
             let gpa = (random >> 40) % 3000 * if step % 2 == 0 { 1 } else { 4096 };
             let mode = Mode((random >> 33) as u32 % 3);
+            let start = Start { gpa, rip_page: ((random >> 20) % 2) << 12, mode };
             match random >> 61 {
                 0..=3 => {
-                    index.insert(gpa, mode, known(step));
-                    map.insert((gpa, mode.0), known(step));
+                    index.insert(start, known(step));
+                    map.insert(start, known(step));
                 }
                 4..=6 => {
-                    index.remove(gpa, mode);
-                    map.remove(&(gpa, mode.0));
+                    index.remove(start);
+                    map.remove(&start);
                 }
                 _ if step % 5000 == 0 => {
                     index.clear();
@@ -155,11 +169,11 @@ mod tests {
                 }
                 _ => {}
             }
-            assert_eq!(index.find(gpa, mode), map.get(&(gpa, mode.0)).copied());
+            assert_eq!(index.find(start), map.get(&start).copied());
         }
         assert_eq!(index.used, map.len());
-        for (&(gpa, mode), &one) in &map {
-            assert_eq!(index.find(gpa, Mode(mode)), Some(one));
+        for (&start, &one) in &map {
+            assert_eq!(index.find(start), Some(one));
         }
     }
 }

@@ -6,6 +6,7 @@ mod index;
 mod memory;
 mod pages;
 mod perf_map;
+mod start;
 mod store;
 mod translation;
 
@@ -13,6 +14,7 @@ pub use block::{Block, BlockId, Link};
 pub use index::Known;
 pub use memory::{CodeMemory, BLOCK_ALIGN};
 pub use pages::Home;
+pub use start::{Start, ANYWHERE};
 pub use store::{Finished, Key, Store};
 pub use translation::{Location, NewLink, Translation};
 
@@ -134,9 +136,9 @@ impl CodeCache {
         left >= code_bytes + CodeMemory::ROOM && self.blocks.len() < MAX_BLOCKS
     }
 
-    /// The live block that starts at `gpa` in `mode`.
-    pub fn find(&self, gpa: u64, mode: Mode) -> Option<Known> {
-        self.by_address.find(gpa, mode)
+    /// The live block at `start`.
+    pub fn find(&self, start: Start) -> Option<Known> {
+        self.by_address.find(start)
     }
 
     /// A block by number.
@@ -193,11 +195,11 @@ impl CodeCache {
     /// Add a block; `None` when the cache is full and must be cleared first.
     pub fn insert(
         &mut self,
-        gpa: u64,
-        mode: Mode,
+        start: Start,
         second_page: Option<u64>,
         translation: &mut Translation,
     ) -> Option<Known> {
+        let Start { gpa, mode, .. } = start;
         self.discarded.free_some();
         let id = self.blocks.len() as BlockId;
         let (host_length, cold_length) = (translation.code.len(), translation.cold.len());
@@ -233,11 +235,11 @@ impl CodeCache {
             cold_offset: cold_offset as u32,
             first_location: self.locations.len() as u32,
             link_entry: translation.link_entry as u16,
-            ..Block::new(gpa, mode, second_page)
+            ..Block::new(start, second_page)
         });
         self.locations.extend(translation.locations.iter().copied().map(PackedLocation::new));
         let known = Known { block: id, host_offset: host_offset as u32, straddles: second_page.is_some() };
-        self.by_address.insert(gpa, mode, known);
+        self.by_address.insert(start, known);
         self.note_pages(id);
         Some(known)
     }
@@ -290,7 +292,7 @@ impl CodeCache {
         let guarded = link.guard != NONE;
         let linked = link.to != NONE && !guarded;
         // Without a guard only the page itself makes the link hold, whatever is mapped where.
-        let holds = guarded || source.gpa & !0xfff == block.gpa & !0xfff;
+        let holds = guarded || source.start().shares_page_with(block.start());
         if linked || !source.alive || !block.alive || !holds {
             return;
         }
@@ -363,14 +365,13 @@ impl CodeCache {
         self.undo_links_to(id);
         let block = &mut self.blocks[id as usize];
         block.alive = false;
-        let (gpa, mode, second, host) =
-            (block.gpa, block.mode, block.second_page(), block.host_offset as usize);
+        let (start, second, host) = (block.start(), block.second_page(), block.host_offset as usize);
         let distance = (self.dead_stub as i64 - (host as i64 + 5)) as i32;
         let mut jump = [0xe9, 0, 0, 0, 0, 0x90, 0x90, 0x90];
         jump[1..5].copy_from_slice(&distance.to_le_bytes());
         self.memory.patch_start(host, jump);
-        self.by_address.remove(gpa, mode);
-        for page in [Some(gpa & !0xfff), second].into_iter().flatten() {
+        self.by_address.remove(start);
+        for page in [Some(start.gpa & !0xfff), second].into_iter().flatten() {
             self.pages.remove(page, id);
         }
         self.statistics.invalidated += 1;

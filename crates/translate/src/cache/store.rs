@@ -5,8 +5,7 @@
 //! Who takes one compares the bytes with those that it has read itself, as it would have to translate them, so that
 //! nothing here has to be invalidated.
 
-use super::{AddressMap, Translation};
-use crate::mode::Mode;
+use super::{AddressMap, Start, Translation};
 use crate::optimisations::Optimisations;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,10 +20,8 @@ const FIXED_BYTES: usize = 320;
 /// is likely the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// Guest-physical address.
-    pub gpa: u64,
-    /// What it assumes.
-    pub mode: Mode,
+    /// Where it begins, and what it assumes.
+    pub start: Start,
     /// What it does for speed.
     pub optimisations: Optimisations,
 }
@@ -74,7 +71,7 @@ impl Store {
 
     /// Code of the same neighbourhood goes to different shards: vCPUs that run it together seldom meet.
     fn shard(&self, key: Key) -> MutexGuard<'_, Shard> {
-        let mixed = key.gpa.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let mixed = key.start.gpa.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let shard = &self.shards[mixed as usize % SHARDS];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,11 +100,12 @@ impl Store {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Key, Mode, Optimisations, Store, Translation, SHARDS};
+    use super::{Key, Optimisations, Start, Store, Translation, SHARDS};
+    use crate::mode::Mode;
     use crate::optimisations::Optimisation;
 
     fn key(gpa: u64) -> Key {
-        Key { gpa, mode: Mode(0), optimisations: Optimisations::ALL }
+        Key { start: Start::anywhere(gpa, Mode(0)), optimisations: Optimisations::ALL }
     }
 
     fn translation(code: &[u8]) -> Translation {
@@ -123,7 +121,12 @@ mod tests {
         assert!(store.find(key(0x1000), &[1, 2]).is_none());
         let optimisations = Optimisations::ALL.without(Optimisation::SharedChecks);
         assert!(store.find(key(0x2000), &[1, 2, 3]).is_none());
-        assert!(store.find(Key { mode: Mode(1), ..key(0x1000) }, &[1, 2, 3]).is_none());
+        for start in [
+            Start::anywhere(0x1000, Mode(1)),
+            Start { rip_page: 0x40_0000, ..Start::anywhere(0x1000, Mode(0)) },
+        ] {
+            assert!(store.find(Key { start, ..key(0x1000) }, &[1, 2, 3]).is_none());
+        }
         assert!(store.find(Key { optimisations, ..key(0x1000) }, &[1, 2, 3]).is_none());
     }
 

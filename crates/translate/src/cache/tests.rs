@@ -1,10 +1,14 @@
 //! Blocks, their links and their parts, without a guest.
 
 #![allow(clippy::unwrap_used)]
-use super::{CodeCache, CodeMemory, Location, NewLink, Translation, NONE};
+use super::{CodeCache, CodeMemory, Location, NewLink, Start, Translation, NONE};
 use crate::mode::Mode;
 
 const DEAD_STUB: [u8; 16] = [0xcc; 16];
+
+fn at(gpa: u64) -> Start {
+    Start::anywhere(gpa, Mode(0))
+}
 
 /// A block that is little more than a jump, so that its link lies in its first 8 bytes.
 fn jump() -> Translation {
@@ -23,7 +27,7 @@ fn what_an_emptied_cache_held_is_freed_as_it_fills_again() {
     let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
     let mut fill = |pages: u64| {
         for block in 0..pages {
-            cache.insert(0x1000 * block, Mode(0), None, &mut jump()).unwrap();
+            cache.insert(at(0x1000 * block), None, &mut jump()).unwrap();
         }
         cache.clear();
         cache.discarded.pages()
@@ -50,7 +54,7 @@ fn the_parts_of_a_block_find_each_other() {
             locations,
             ..Translation::default()
         };
-        let usual = cache.insert(gpa, Mode(0), None, &mut translation).unwrap();
+        let usual = cache.insert(at(gpa), None, &mut translation).unwrap();
         let start = cache.host_address(usual);
         let cold = start + 16 + distance(&cache, start + 12);
         assert_eq!(cold + 16 + distance(&cache, cold + 12), start);
@@ -69,8 +73,8 @@ fn distance(cache: &CodeCache, host: u64) -> u64 {
 #[test]
 fn a_dead_block_stays_dead_when_what_it_led_to_dies() {
     let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
-    let from = cache.insert(0x1000, Mode(0), None, &mut jump()).unwrap();
-    let to = cache.insert(0x1100, Mode(0), None, &mut jump()).unwrap();
+    let from = cache.insert(at(0x1000), None, &mut jump()).unwrap();
+    let to = cache.insert(at(0x1100), None, &mut jump()).unwrap();
     cache.connect(0, to.block, 1);
     assert!(cache.invalidate(0x1000, 1));
     let dead = first_bytes(&cache, cache.host_address(from));
@@ -85,7 +89,7 @@ fn links_to_a_block_are_undone_with_it_and_no_others() {
     const UNLINKED: [u8; 4] = [1, 0, 0, 0];
     let mut cache = CodeCache::new(CodeMemory::new(1 << 16).unwrap(), &DEAD_STUB);
     let gpas = [0x1000, 0x1100, 0x1200, 0x1300, 0x1400];
-    let blocks = gpas.map(|gpa| cache.insert(gpa, Mode(0), None, &mut jump()).unwrap());
+    let blocks = gpas.map(|gpa| cache.insert(at(gpa), None, &mut jump()).unwrap());
     let [.., one, other] = blocks.map(|known| known.block);
     for number in 0..3 {
         cache.connect(number, one, 1);

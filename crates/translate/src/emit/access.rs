@@ -22,6 +22,8 @@ pub enum Place {
     Offset(Host, i32),
     /// At `[register + r14 + offset]`.
     Away(Host, i32),
+    /// At `[r15 + address]`.
+    Known(i32),
     /// At `[register]`.
     At(Host),
     /// In the bounce buffer.
@@ -426,6 +428,7 @@ impl Builder {
                 (super::registers::sized(base, Register::RAX), Register::R15)
             }
             Place::Away(base, _) => (super::registers::sized(base, Register::RAX), Register::R14),
+            Place::Known(_) => (Register::R15, Register::None),
             Place::At(base) => (super::registers::sized(base, Register::RAX), Register::None),
             Place::Bounce => (Register::None, Register::None),
         };
@@ -437,7 +440,7 @@ impl Builder {
             instruction.set_memory_displ_size(8);
         } else {
             let offset = match place {
-                Place::Offset(_, offset) | Place::Away(_, offset) => offset,
+                Place::Offset(_, offset) | Place::Away(_, offset) | Place::Known(offset) => offset,
                 _ => 0,
             };
             instruction.set_segment_prefix(Register::None);
@@ -545,6 +548,10 @@ impl Builder {
         let width = address_width(instruction, self.mode.code());
         let wide = wide && width == Width::W64;
         let displacement = instruction.memory_displacement64();
+        if let Some(address) = self.known_address(instruction) {
+            self.asm.mov_immediate(to, if wide { address } else { u64::from(address as u32) });
+            return Ok(());
+        }
         let base = self.address_register(Host::R14, instruction.memory_base())?;
         let index = self.address_register(Host::R15, instruction.memory_index())?;
         let index = index.map(|index| (index, instruction.memory_index_scale() as u8));
@@ -563,12 +570,19 @@ impl Builder {
         Ok(())
     }
 
+    /// The offset of an operand that is relative to RIP, where that is known.
+    pub(super) fn known_address(&self, instruction: &Instruction) -> Option<u64> {
+        let relative = instruction.memory_base() == Register::RIP;
+        // Instructions are decoded with the page offset as address.
+        self.placed.filter(|_| relative).map(|page| page.wrapping_add(instruction.memory_displacement64()))
+    }
+
     fn address_register(&mut self, scratch: Host, register: Register) -> Result<Option<Host>, Unencodable> {
         if register == Register::None {
             return Ok(None);
         }
         if matches!(register, Register::RIP | Register::EIP) {
-            self.asm.load(scratch, hot!(rip_page));
+            self.load_rip_page(scratch);
             return Ok(Some(scratch));
         }
         match home(number(register).ok_or(Unencodable)?) {

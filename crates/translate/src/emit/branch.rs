@@ -1,6 +1,6 @@
 //! Control transfers: direct links, indirect branches through the jump cache, polls.
 
-use super::access::{AccessKind, Descriptor};
+use super::access::{AccessKind, Descriptor, Operation};
 use super::assembler::ShortPatch;
 use super::builder::{hot, Unencodable};
 use super::registers::{number, GUEST_RCX};
@@ -124,10 +124,10 @@ impl Builder {
 
     /// R14 = RIP at a page offset.
     pub(super) fn target_rip(&mut self, target: i64) {
-        self.asm.load(Host::R14, hot!(rip_page));
         match i32::try_from(target) {
-            Ok(target) => self.asm.lea_base(Host::R14, Host::R14, target),
+            Ok(target) => self.load_rip(Host::R14, target),
             Err(_) => {
+                self.load_rip_page(Host::R14);
                 self.asm.mov_immediate(Host::RCX, target as u64);
                 self.asm.lea(true, Host::R14, Some(Host::R14), Some((Host::RCX, 1)), 0);
             }
@@ -162,9 +162,7 @@ impl Builder {
             builder.asm.bind(unlinked);
             builder.numbered_exit(index, true);
         });
-        self.asm.load(Host::RCX, hot!(rip_page));
-        self.asm.lea(self.mode.is64(), Host::RCX, Some(Host::RCX), None, target & !0xfff);
-        self.asm.store(hot!(rip_page), Host::RCX);
+        self.move_rip_page(target & !0xfff);
         let patch = self.asm.jump();
         self.out.links.push(NewLink {
             patch: patch.0,
@@ -173,6 +171,21 @@ impl Builder {
             guard: Some(guard.0),
         });
         self.poll_failed(stop, i64::from(target));
+    }
+
+    /// The page to go on in lies `distance` from this one. Uses RCX.
+    fn move_rip_page(&mut self, distance: i32) {
+        if let Some(rip_page) = self.placed {
+            let there = rip_page.wrapping_add_signed(distance.into()) as i64;
+            if let Ok(there) = i32::try_from(there) {
+                return self.asm.store_immediate(hot!(rip_page), there);
+            }
+            self.asm.mov_immediate(Host::RCX, there as u64);
+        } else {
+            self.asm.load(Host::RCX, hot!(rip_page));
+            self.asm.lea(self.mode.is64(), Host::RCX, Some(Host::RCX), None, distance);
+        }
+        self.asm.store(hot!(rip_page), Host::RCX);
     }
 
     /// Leave for the RIP in R14, truncated to `operand`; ends the block.
@@ -346,8 +359,8 @@ impl Builder {
             return Ok(width_of_size(register.size()));
         }
         let size = instruction.memory_size().size();
-        self.load_temporary(instruction, size)?;
-        self.asm.load(Host::R14, hot!(temporary));
+        let operation: Operation = Rc::new(move |builder, place| builder.load_place(Host::R14, place, size));
+        self.load_operand(instruction, size, operation)?;
         Ok(width_of_size(size))
     }
 
@@ -366,9 +379,15 @@ impl Builder {
         }
         let width = self.branch_operand(instruction)?;
         self.check_target(width);
-        self.asm.store(hot!(temporary), Host::R14);
-        self.push_value(back, size, true)?;
-        self.asm.load(Host::R14, hot!(temporary));
+        if self.has_windows() {
+            // R14 keeps the target: R15 is what has to lead to the stack.
+            self.part = None;
+            self.push_value(back, size, true)?;
+        } else {
+            self.asm.store(hot!(temporary), Host::R14);
+            self.push_value(back, size, true)?;
+            self.asm.load(Host::R14, hot!(temporary));
+        }
         self.exit_indirect(width);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::assembler::Patch;
 use super::sharing::{Part, Plan, Sharing};
 use super::{Assembler, Host};
-use crate::cache::{Location, NewLink, Translation};
+use crate::cache::{Location, NewLink, Start, Translation};
 use crate::frontend::{classify, Kind};
 use crate::mode::{Mode, Width};
 use crate::optimisations::{Optimisation, Optimisations};
@@ -29,6 +29,8 @@ pub(super) type Cold = Box<dyn FnOnce(&mut Builder)>;
 pub struct Builder {
     pub(super) asm: Assembler,
     pub(super) mode: Mode,
+    /// RIP of the page's first byte, if the block holds for this one only.
+    pub(super) placed: Option<u64>,
     pub(super) optimisations: Optimisations,
     pub(super) encoder: Encoder,
     pub(super) info: InstructionInfoFactory,
@@ -58,6 +60,7 @@ impl Default for Builder {
         Self {
             asm: Assembler::default(),
             mode: Mode(0),
+            placed: None,
             optimisations: Optimisations::ALL,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
@@ -75,12 +78,13 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Start a block for code of `mode`; `straddles` if its one instruction lies on two pages.
-    pub fn begin(&mut self, mode: Mode, straddles: bool, optimisations: Optimisations) {
+    /// Start a block; `straddles` if its one instruction lies on two pages.
+    pub fn begin(&mut self, start: Start, straddles: bool, optimisations: Optimisations) {
         self.asm.clear();
         self.out.clear();
         self.cold.clear();
-        (self.mode, self.straddles, self.optimisations) = (mode, straddles, optimisations);
+        (self.mode, self.placed) = (start.mode, start.placed());
+        (self.straddles, self.optimisations) = (straddles, optimisations);
         (self.current, self.next) = (0, 0);
         self.part = None;
         self.followed = false;
@@ -283,6 +287,23 @@ impl Builder {
             builder.out.links[index].unlinked = stub;
             builder.numbered_exit(index, true);
         });
+    }
+
+    /// `to` = RIP of the page's first byte.
+    pub(super) fn load_rip_page(&mut self, to: Host) {
+        match self.placed {
+            Some(rip_page) => self.asm.mov_immediate(to, rip_page),
+            None => self.asm.load(to, hot!(rip_page)),
+        }
+    }
+
+    /// `to` = RIP at a page offset.
+    pub(super) fn load_rip(&mut self, to: Host, offset: i32) {
+        if let Some(rip_page) = self.placed {
+            return self.asm.mov_immediate(to, rip_page.wrapping_add_signed(offset.into()));
+        }
+        self.asm.load(to, hot!(rip_page));
+        self.asm.lea_base(to, to, offset);
     }
 
     /// Address of the software TLB's arrays: (tags, addends).

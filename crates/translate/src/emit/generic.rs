@@ -61,13 +61,7 @@ impl Builder {
             return self.checked_access(address, descriptor, Rc::new(|_, _| Ok(())));
         }
         let operation: Operation = Rc::new(move |builder, place| builder.renamed(&instruction, Some(place)));
-        if self.has_windows() {
-            if let Some((base, offset)) = self.window_base(&instruction) {
-                return self.window_access(None, base, offset, &operation);
-            }
-        }
-        let address = self.linear_address(&instruction)?;
-        self.access(address, descriptor, operation)
+        self.access_operand(&instruction, descriptor, operation)
     }
 
     /// Whether the operation leaves R15, which tells the window, alone until the access is made.
@@ -218,6 +212,8 @@ impl Builder {
         }
         match place {
             None | Some(Place::Bounce) => free.extend([Host::R14, Host::R15]),
+            // R15 has to lead to the window until the access is made.
+            Some(Place::Known(_)) => free.push(Host::R14),
             Some(Place::At(base)) if base != Host::R14 => free.extend([Host::R14, Host::R15]),
             Some(Place::Direct(base) | Place::Offset(base, _)) if base != Host::R14 => {
                 free.push(Host::R14);

@@ -123,16 +123,23 @@ impl Builder {
         instruction: &Instruction,
         size: usize,
     ) -> Result<(), Unencodable> {
-        let address = self.linear_address(instruction)?;
-        self.access(
-            address,
-            self.through_segment(Descriptor::new(size, AccessKind::Read), instruction),
-            Rc::new(move |builder, place| {
-                builder.load_place(Host::RCX, place, size)?;
-                builder.asm.store(hot!(temporary), Host::RCX);
-                Ok(())
-            }),
-        )
+        let operation: Operation = Rc::new(move |builder, place| {
+            builder.load_place(Host::RCX, place, size)?;
+            builder.asm.store(hot!(temporary), Host::RCX);
+            Ok(())
+        });
+        self.load_operand(instruction, size, operation)
+    }
+
+    /// Have `operation` read the memory operand.
+    pub(super) fn load_operand(
+        &mut self,
+        instruction: &Instruction,
+        size: usize,
+        operation: Operation,
+    ) -> Result<(), Unencodable> {
+        let descriptor = self.through_segment(Descriptor::new(size, AccessKind::Read), instruction);
+        self.access_operand(instruction, descriptor, operation)
     }
 
     /// Push onto the guest's stack; `stay` if a branch follows.
@@ -168,10 +175,7 @@ impl Builder {
                 return self.store_place(from, place, size);
             }
             Pushed::Temporary => self.asm.load(Host::RCX, hot!(temporary)),
-            Pushed::Rip(offset) => {
-                self.asm.load(Host::RCX, hot!(rip_page));
-                self.asm.lea_base(Host::RCX, Host::RCX, offset as i32);
-            }
+            Pushed::Rip(offset) => self.load_rip(Host::RCX, offset as i32),
         }
         self.store_place(Host::RCX, place, size)
     }

@@ -194,8 +194,7 @@ impl Builder {
         let slow = self.jump_if_rcx_is_zero();
         self.read_flags();
         self.write_guest(11, Host::RCX);
-        self.asm.load(GUEST_RCX, hot!(rip_page));
-        self.asm.lea_base(GUEST_RCX, GUEST_RCX, self.next as i32);
+        self.load_rip(GUEST_RCX, self.next as i32);
         self.set_segment(seg::CS, hot!(syscall_segments));
         self.set_segment(seg::SS, hot!(syscall_segments) + 8);
         self.asm.store_immediate(offset_of!(CpuState, rflags) as i32, flag::FIXED as i32);

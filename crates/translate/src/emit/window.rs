@@ -1,12 +1,12 @@
-//! Accesses through memory windows (see `mmu::window`): three instructions find what to add to an address.
+//! Accesses through memory windows (see `mmu::window`): two instructions find what to add to an address.
 
-use super::access::{Operation, Place};
+use super::access::{Descriptor, Operation, Place};
 use super::builder::{hot, Unencodable};
 use super::registers::{home, number, Home};
 use super::sharing::Part;
 use super::{Builder, Host};
 use crate::optimisations::Optimisation;
-use crate::state::{CpuState, HotState, SEGMENT_BITS, SEGMENT_TABLE};
+use crate::state::{CpuState, HotState, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
 use iced_x86::{Instruction, Register};
 use std::mem::offset_of;
 
@@ -18,8 +18,8 @@ impl Builder {
 
     /// `to` = what is to be added to addresses of the segment that `base` points into. Uses RCX.
     pub(super) fn find_window(&mut self, to: Host, base: Host) {
-        self.asm.rorx(Host::RCX, base, SEGMENT_BITS as u8);
-        self.asm.mov32(Host::RCX, Host::RCX);
+        // The host's stack pointer ends in 32, as `entry` has it: the count.
+        self.asm.shrx_by_stack(Host::RCX, base);
         self.asm.load_indexed(to, SEGMENT_TABLE as i32, Host::RCX);
     }
 
@@ -69,6 +69,41 @@ impl Builder {
             return Host::R15;
         }
         self.asm.free_holder()
+    }
+
+    /// Carry out the access of a memory operand.
+    pub(super) fn access_operand(
+        &mut self,
+        instruction: &Instruction,
+        descriptor: Descriptor,
+        operation: Operation,
+    ) -> Result<(), Unencodable> {
+        if self.has_windows() {
+            if let Some(address) = self.known_address(instruction) {
+                return self.known_access(address, &operation);
+            }
+            if let Some((base, offset)) = self.window_base(instruction) {
+                return self.window_access(None, base, offset, &operation);
+            }
+        }
+        let address = self.linear_address(instruction)?;
+        self.access(address, descriptor, operation)
+    }
+
+    /// Carry out an access at an address that the translation knows.
+    pub(super) fn known_access(&mut self, address: u64, operation: &Operation) -> Result<(), Unencodable> {
+        let segment = (address >> SEGMENT_BITS) as usize;
+        if segment < USER_SEGMENTS {
+            self.asm.load(Host::R15, SEGMENT_TABLE as i32 + 8 * segment as i32);
+            if let Ok(address) = i32::try_from(address) {
+                return operation(self, Place::Known(address));
+            }
+            self.asm.mov_immediate(Host::R14, address);
+        } else {
+            self.asm.mov_immediate(Host::R14, address);
+            self.find_window(Host::R15, Host::R14);
+        }
+        operation(self, Place::Direct(Host::R14))
     }
 
     /// Base register and displacement of a memory operand that has no more than those; the base in a host register.

@@ -3,7 +3,7 @@
 //! `SUBLET_CODE=/bin/bash valgrind --tool=callgrind TEST-PROGRAM --ignored a_programs_code`
 
 use super::{Fetched, Translator, MAX_INSTRUCTION_BYTES};
-use crate::cache::{CodeCache, CodeMemory};
+use crate::cache::{CodeCache, CodeMemory, Start};
 use crate::mode::Mode;
 use crate::optimisations::Optimisations;
 
@@ -25,10 +25,11 @@ fn a_programs_code() {
         let Some(page) = bytes.get(number * PAGE..(number + 1) * PAGE) else { break };
         let mut offset = 0;
         while offset < PAGE - MAX_INSTRUCTION_BYTES {
-            let fetched = translator.translate(USER_64, page, offset, None, Optimisations::ALL);
+            let start = Start::anywhere((number * PAGE + offset) as u64, USER_64);
+            let fetched = translator.translate(start, page, None, Optimisations::ALL);
             let Fetched::Block(mut translation) = fetched else { break };
             let length = usize::from(translation.guest_length);
-            cache.insert((number * PAGE + offset) as u64, USER_64, None, &mut translation);
+            cache.insert(start, None, &mut translation);
             translator.reuse(translation);
             offset += length;
         }

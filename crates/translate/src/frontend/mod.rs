@@ -7,7 +7,7 @@ mod cost;
 
 pub use classify::{classify, waits_for_x87, Kind};
 
-use crate::cache::{Finished, Translation};
+use crate::cache::{Finished, Start, Translation};
 use crate::emit::{Builder, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
 use crate::optimisations::{Optimisation, Optimisations};
@@ -41,21 +41,20 @@ pub struct Translator {
 unsafe impl Send for Translator {}
 
 impl Translator {
-    /// Translate the code at `page_offset` of a page, given the page's bytes.
+    /// Translate the code at `start`, given its page's bytes.
     ///
     /// `next_page` holds the first bytes of the following page when the first instruction is known to
     /// straddle the two.
     pub fn translate(
         &mut self,
-        mode: Mode,
+        start: Start,
         page: &[u8],
-        page_offset: usize,
         next_page: Option<&[u8]>,
         optimisations: Optimisations,
     ) -> Fetched {
         match next_page {
-            Some(next) => self.straddling(mode, page, page_offset, next, optimisations),
-            None => self.within_page(mode, page, page_offset, optimisations),
+            Some(next) => self.straddling(start, page, next, optimisations),
+            None => self.within_page(start, page, optimisations),
         }
     }
 
@@ -71,27 +70,22 @@ impl Translator {
         self.builder.reuse(translation);
     }
 
-    fn within_page(
-        &mut self,
-        mode: Mode,
-        page: &[u8],
-        page_offset: usize,
-        optimisations: Optimisations,
-    ) -> Fetched {
+    fn within_page(&mut self, start: Start, page: &[u8], optimisations: Optimisations) -> Fetched {
+        let page_offset = start.page_offset();
         let bytes = &page[page_offset..];
-        if !decode_block(mode, bytes, page_offset, &mut self.instructions) {
+        if !decode_block(start.mode, bytes, page_offset, &mut self.instructions) {
             return Fetched::NeedsNextPage;
         }
-        if mode.windowed() && optimisations.has(Optimisation::UnrolledLoops) {
+        if start.mode.windowed() && optimisations.has(Optimisation::UnrolledLoops) {
             unroll(&mut self.instructions, page_offset);
         }
         let (builder, instructions) = (&mut self.builder, &self.instructions);
-        builder.begin(mode, false, optimisations);
+        builder.begin(start, false, optimisations);
         builder.plan(instructions);
         for instruction in instructions {
-            let start = (instruction.ip() as usize) - page_offset;
+            let at = (instruction.ip() as usize) - page_offset;
             let followed = usize::from(builder.count()) + 1 < instructions.len();
-            if !builder.planned(instruction, &bytes[start..start + instruction.len()], followed) {
+            if !builder.planned(instruction, &bytes[at..at + instruction.len()], followed) {
                 break;
             }
         }
@@ -100,17 +94,17 @@ impl Translator {
 
     fn straddling(
         &mut self,
-        mode: Mode,
+        start: Start,
         page: &[u8],
-        page_offset: usize,
         next: &[u8],
         optimisations: Optimisations,
     ) -> Fetched {
+        let page_offset = start.page_offset();
         let mut bytes = page[page_offset..].to_vec();
         bytes.extend_from_slice(&next[..MAX_INSTRUCTION_BYTES.min(next.len())]);
-        let mut decoder = decoder(mode, &bytes, page_offset);
+        let mut decoder = decoder(start.mode, &bytes, page_offset);
         let instruction = decoder.decode();
-        self.builder.begin(mode, true, optimisations);
+        self.builder.begin(start, true, optimisations);
         self.builder.instruction(&instruction, &bytes[..decoder.position()]);
         Fetched::Block(self.builder.finish(page_offset as i64))
     }

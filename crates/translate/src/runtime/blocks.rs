@@ -1,11 +1,11 @@
 //! The block at RIP: found, or translated.
 
 use super::vcpu::VcpuCore;
-use crate::cache::{BlockId, Key, Known, Translation};
+use crate::cache::{BlockId, Key, Known, Start, Translation, ANYWHERE};
 use crate::cpu::{Exception, Stop};
 use crate::frontend::{self, Fetched};
 use crate::mmu::walk::{is_canonical, Kind};
-use crate::mode::{Mode, Width};
+use crate::mode::Width;
 use crate::optimisations::{Optimisation, Optimisations};
 use crate::state::seg;
 use crate::system::memory::AccessMode;
@@ -42,10 +42,10 @@ impl VcpuCore {
         let gpa = self.fetch_address(la)?;
         let rip_page = rip.wrapping_sub(la & 0xfff);
         self.cpu.state.hot.rip_page = rip_page;
-        let found = self.cache.find(gpa, self.mode());
-        let known = match found {
+        let start = self.start_at(gpa);
+        let known = match self.cache.find(start) {
             Some(known) if !known.straddles || self.second_page_holds(known.block, la)? => known,
-            _ => self.translate(la, gpa)?,
+            _ => self.translate(la, start)?,
         };
         if self.mode().code_limited() && self.is_beyond_limit(known.block) {
             return self.alone_within_limit();
@@ -54,6 +54,13 @@ impl VcpuCore {
         let mode = self.mode();
         self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, (known.block, host, rip_page));
         Ok(Found { host, block: known.block })
+    }
+
+    /// What the block at `gpa`, which lies in the page of `rip_page`, is found by.
+    fn start_at(&self, gpa: u64) -> Start {
+        let mode = self.mode();
+        let placed = mode.stays() && self.shared.optimisations.has(Optimisation::PlacedCode);
+        Start { gpa, rip_page: if placed { self.cpu.state.hot.rip_page } else { ANYWHERE }, mode }
     }
 
     /// Whether part of the block lies beyond the limit of CS.
@@ -119,18 +126,19 @@ impl VcpuCore {
         Ok(false)
     }
 
-    fn translate(&mut self, la: u64, gpa: u64) -> Result<Known, Stop> {
+    fn translate(&mut self, la: u64, start: Start) -> Result<Known, Stop> {
+        let gpa = start.gpa;
         if !self.cache.has_room_for(BLOCK_ROOM, self.shared.cache_share()) {
             self.clear_code();
         }
         let optimisations = self.optimisations_at(gpa);
         self.fetch_code(gpa, BLOCK_BYTES, 0);
-        let key = Key { gpa, mode: self.mode(), optimisations };
+        let key = Key { start, optimisations };
         let made = match self.take_finished(key) {
             Some(translation) => Ok((translation, None)),
             None => self.make(la, key),
         };
-        let inserted = made.and_then(|(translation, second)| self.insert(gpa, second, translation));
+        let inserted = made.and_then(|(translation, second)| self.insert(start, second, translation));
         if inserted.is_err() {
             self.release_page(gpa & !0xfff);
         }
@@ -139,7 +147,7 @@ impl VcpuCore {
 
     /// The translation of the code that has been fetched, if another vCPU has made it.
     fn take_finished(&mut self, key: Key) -> Option<Translation> {
-        let bytes = &self.fetched[0][(key.gpa & 0xfff) as usize..];
+        let bytes = &self.fetched[0][key.start.page_offset()..];
         let finished = self.shared.store()?.find(key, bytes)?;
         self.counters.copied += 1;
         Some(self.translator.copy_of(&finished))
@@ -147,17 +155,17 @@ impl VcpuCore {
 
     /// Translate the code that has been fetched; also returns the second page.
     fn make(&mut self, la: u64, key: Key) -> Result<(Translation, Option<u64>), Stop> {
-        let offset = (key.gpa & 0xfff) as usize;
         let page = &self.fetched[0][..];
-        match self.translator.translate(key.mode, page, offset, None, key.optimisations) {
+        match self.translator.translate(key.start, page, None, key.optimisations) {
             Fetched::Block(translation) => {
                 if let Some(store) = self.shared.store() {
-                    let end = offset + usize::from(translation.guest_length);
-                    store.add(key, &page[offset..end], &translation);
+                    let from = key.start.page_offset();
+                    let end = from + usize::from(translation.guest_length);
+                    store.add(key, &page[from..end], &translation);
                 }
                 Ok((translation, None))
             }
-            Fetched::NeedsNextPage => self.translate_straddling(la, offset, key.optimisations),
+            Fetched::NeedsNextPage => self.translate_straddling(la, key),
         }
     }
 
@@ -171,17 +179,11 @@ impl VcpuCore {
     }
 
     /// The instruction at the end of a page that goes on in the next one.
-    fn translate_straddling(
-        &mut self,
-        la: u64,
-        offset: usize,
-        optimisations: Optimisations,
-    ) -> Result<(Translation, Option<u64>), Stop> {
+    fn translate_straddling(&mut self, la: u64, key: Key) -> Result<(Translation, Option<u64>), Stop> {
         let next = self.fetch_address((la | 0xfff).wrapping_add(1))?;
         self.fetch_code(next & !0xfff, frontend::MAX_INSTRUCTION_BYTES, 1);
         let (first, second) = (&self.fetched[0][..], &self.fetched[1][..]);
-        let mode = Mode(self.cpu.state.hot.mode as u32);
-        match self.translator.translate(mode, first, offset, Some(second), optimisations) {
+        match self.translator.translate(key.start, first, Some(second), key.optimisations) {
             Fetched::Block(translation) => Ok((translation, Some(next & !0xfff))),
             Fetched::NeedsNextPage => {
                 self.release_page(next & !0xfff);
@@ -190,8 +192,13 @@ impl VcpuCore {
         }
     }
 
-    fn insert(&mut self, gpa: u64, second: Option<u64>, mut translation: Translation) -> Result<Known, Stop> {
-        let inserted = self.cache.insert(gpa, self.mode(), second, &mut translation);
+    fn insert(
+        &mut self,
+        start: Start,
+        second: Option<u64>,
+        mut translation: Translation,
+    ) -> Result<Known, Stop> {
+        let inserted = self.cache.insert(start, second, &mut translation);
         self.translator.reuse(translation);
         inserted.ok_or(Stop::Exit(Exit::InternalError { code: NO_ROOM_CODE }))
     }

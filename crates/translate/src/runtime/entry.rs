@@ -160,6 +160,9 @@ std::arch::global_asm!(
     "push r15",
     "sub rsp, 8",
     "mov gs:[{host_rsp}], rsp",
+    // Its low six bits are 32 in translated code, which shifts by them (`emit::window`).
+    "and rsp, -64",
+    "sub rsp, 32",
     "mov gs:[{entry}], rdi",
     "sublet_load_guest",
     "mov r14, gs:[{target}]",

@@ -10,7 +10,7 @@ use crate::mode::Mode;
 use crate::optimisations::Optimisation;
 use crate::system::memory::AccessMode;
 use iced_x86::{Instruction, Register};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use sublet_engine::Exit;
 use sublet_memory::HostPage;
 
@@ -53,8 +53,8 @@ pub(super) struct Policy {
     on: bool,
     /// The host refused them.
     refused: bool,
-    /// The current address space, and since when.
-    space: (SpaceId, Instant),
+    /// The current address space, and since when, by [`thread_time`].
+    space: (SpaceId, Duration),
     /// When `on` was last set, by [`thread_time`].
     started: Duration,
     /// Time for faults that is left, and when that was so.
@@ -68,7 +68,7 @@ pub(super) struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         let (credit, started) = ((MOST_CREDIT, Duration::ZERO), Duration::ZERO);
-        let space = (SpaceId::default(), Instant::now());
+        let space = (SpaceId::default(), Duration::ZERO);
         Self { on: false, refused: false, space, started, credit, share: SHARES[0], last: (0, 0, 0) }
     }
 }
@@ -76,16 +76,16 @@ impl Default for Policy {
 impl Policy {
     fn note_space(&mut self, space: SpaceId) {
         if self.space.0 != space {
-            self.space = (space, Instant::now());
+            self.space = (space, thread_time());
         }
     }
 
     /// An interrupt finds a program running that has no windows. Returns whether it is to have them from now on.
     fn consider(&mut self) -> bool {
-        if self.space.1.elapsed() < SETTLED {
+        let now = thread_time();
+        if now.saturating_sub(self.space.1) < SETTLED {
             return false;
         }
-        let now = thread_time();
         self.earn(now);
         if self.credit.0 < MOST_CREDIT / 8 {
             return false;
