@@ -337,6 +337,27 @@ fn accesses_to_three_segments_in_turns_find_their_own() {
 }
 
 #[test]
+fn a_window_that_another_segment_takes_over_is_looked_for_again() {
+    const OWN_TABLES: u64 = 0xa_0000;
+    // mov esi,1; shl rsi,32; mov rbp,rsi; mov rdx,rsi; mov eax,[rsi]; jmp to the next instruction: a block begins
+    let mut code = vec![0xbe, 1, 0, 0, 0, 0x48, 0xc1, 0xe6, 32, 0x48, 0x89, 0xf5, 0x48, 0x89, 0xf2];
+    code.extend([0x8b, 0x06, 0xeb, 0]);
+    code.extend([0x8b, 0x06]); // mov eax,[rsi]
+    for _ in 0..31 {
+        code.extend([0x48, 0x01, 0xea, 0x03, 0x02]); // add rdx,rbp; add eax,[rdx]
+    }
+    code.extend([0x8b, 0x46, 4, 0xe7, 0x80, 0xf4]); // mov eax,[rsi+4]; out 0x80,eax; hlt
+    let engine = TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy);
+    let (vm, mut vcpu) = machine(&engine, &[], &code);
+    // Segment 32, for which there is no window left, has a page of its own where segment 1 has another.
+    let put = |gpa: u64, value: u64| vm.memory().write(gpa, &value.to_le_bytes()).unwrap();
+    put(TABLES + 0x1000 + 32 * 32, OWN_TABLES | ALL);
+    put(OWN_TABLES, (OWN_TABLES + 0x1000) | ALL);
+    put(OWN_TABLES + 0x1000, (FRAMES + 0x5000) | ALL);
+    assert_eq!(vcpu.run().unwrap(), Exit::PioOut { port: 0x80, size: 4, data: 0x3333_3333 });
+}
+
+#[test]
 fn a_list_may_lead_from_segment_to_segment() {
     // Nodes of 16 bytes at DATA, 1<<32, DATA+32 and (5<<32)+16, each with the next one's address and a place to store to.
     let code: &[u8] = &[

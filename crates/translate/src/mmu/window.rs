@@ -73,6 +73,8 @@ pub struct Windows {
     base: u64,
     /// Segments of the windows after the first.
     segments: Vec<u64>,
+    /// Times that all segments lost their windows: distances from before are none of anything.
+    pub reassigned: u64,
     /// By linear address; they do not overlap.
     runs: BTreeMap<u64, Run>,
     /// Counters.
@@ -93,6 +95,7 @@ impl Windows {
             space: SpaceId::default(),
             base,
             segments: Vec::new(),
+            reassigned: 0,
             runs: BTreeMap::new(),
             statistics: Default::default(),
         };
@@ -140,6 +143,7 @@ impl Windows {
         if self.segments.len() == WINDOWS - 1 {
             self.drop_all();
             self.segments.clear();
+            self.reassigned += 1;
             self.lead_nowhere(table);
         }
         self.segments.push(segment);

@@ -200,12 +200,16 @@ impl VcpuCore {
             self.cpu.state.hot.exit_reason = exit::ACCESS;
             return resume::LEAVE;
         }
+        let reassigned = |core: &Self| core.tlb.windows.as_ref().map(|windows| windows.reassigned);
+        let before = reassigned(self);
         match self.fill_window(la, store) {
             Err(exception) => {
                 self.mode_stale |= self.window_policy.charge(GUEST_FAULT_COST);
                 self.stop_at(pc + 1, exception.into());
                 resume::LEAVE
             }
+            // Registers and slots hold distances that no longer lead to their segments: the block begins anew.
+            Ok(_) if reassigned(self) != before => self.decline(pc),
             // In the guard of another segment's window the access goes on, if it is all in this one.
             Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[distance] => {
                 self.mode_stale |= self.window_policy.charge(FAULT_COST);
