@@ -423,12 +423,12 @@ def _open(path: Path, flags: int, readonly: bool) -> int:
         ) from error
     except FileNotFoundError as error:
         raise HostRefused(
-            f"cannot open the disk {path}: {error.strerror}",
-            remedy="Check the path; sublet disk create makes a new one.",
+            f"cannot open the image {path}: {error.strerror}",
+            remedy="Check the path; sublet disk create makes a new disk.",
         ) from error
     except OSError as error:
         raise HostRefused(
-            f"cannot open the disk {path}: {error.strerror}",
+            f"cannot open the image {path}: {error.strerror}",
             remedy="" if readonly else "Open it read-only, or check its permissions.",
         ) from error
 

@@ -200,7 +200,8 @@ def find_recipe(name: str) -> Recipe:
         if recipe.name == name:
             return recipe
     names = ", ".join(recipe.name for recipe in _RECIPES)
-    raise UsageError(f"there is no guest {name!r}", remedy=f"Choose one of: {names}.")
+    attach = " To boot this file, attach it by --disk, --cdrom or --floppy." if Path(name).is_file() else ""
+    raise UsageError(f"there is no guest {name!r}", remedy=f"Choose one of: {names}.{attach}")
 
 
 def open_archive(

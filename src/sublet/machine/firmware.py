@@ -152,7 +152,7 @@ def _find(what: str, package: str, names: tuple[str, ...], config: MachineConfig
 
 
 def _read(path: Path) -> bytes:
-    with open_boot_file(path, "firmware") as file:
+    with open_boot_file(path, "firmware", "Give bios, uefi, uefi-secure, or the path of an image.") as file:
         if not _MINIMUM_SIZE <= file.size <= _MAXIMUM_SIZE or file.size % PAGE_SIZE:
             raise UnsupportedImage(
                 f"{path} is no firmware image: it has {file.size} bytes, "

@@ -95,7 +95,7 @@ class MemoryFiles:
     def open(self, path: Path, *, readonly: bool, lock: Lock | None = None) -> HostFile:
         """Open one that is there."""
         if path not in self.content:
-            raise HostRefused(f"cannot open the disk {path}: No such file or directory")
+            raise HostRefused(f"cannot open the image {path}: No such file or directory")
         return MemoryFile(path, self.content[path], readonly=readonly)
 
     def create(self, path: Path) -> HostFile:

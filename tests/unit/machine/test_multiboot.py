@@ -175,6 +175,13 @@ def test_a_linux_kernel_takes_no_modules(tmp_path: Path, memory: FakeVmMemory, l
         boot(tmp_path, memory, layout, Bzimage().build(), ("x",))
 
 
+def test_a_packed_kernel_is_said_to_be_packed(
+    tmp_path: Path, memory: FakeVmMemory, layout: mm.MemoryMap
+) -> None:
+    with pytest.raises(UnsupportedImage, match="gzip -d"):
+        boot(tmp_path, memory, layout, b"\x1f\x8b" + bytes(1000), ("x",))
+
+
 def test_modules_are_looked_for_before_anything_starts(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(flat_1())

@@ -23,9 +23,9 @@ _PROBE: Final = 0x210
 _KNOWN: Final = (
     (0x38, b"ARM\x64", "an AArch64 Linux image"),
     (0x30, b"RISCV", "a RISC-V Linux image"),
-    (0, b"\x1f\x8b", "a gzip file: give the kernel itself"),
-    (0, b"\xfd7zXZ", "an xz file: give the kernel itself"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd file: give the kernel itself"),
+    (0, b"\x1f\x8b", "a gzip file: unpack it with gzip -d"),
+    (0, b"\xfd7zXZ", "an xz file: unpack it with xz -d"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file: unpack it with zstd -d"),
     (0, b"!<arch>", "an archive: give the kernel inside it"),
 )
 
@@ -85,7 +85,7 @@ def _choose(file: BootFile, *, modules: bool) -> MultibootHeader | None:
     start = file.read(0, min(_PROBE, file.size), "the header")
     linux, elf = is_bzimage(start), start.startswith(ELF_MAGIC)
     header = None if linux else find_header(file)
-    if modules and header is None:
+    if modules and header is None and (linux or elf):
         raise UsageError(
             f"the kernel {file.path} has no multiboot header, so it takes no modules",
             remedy="Leave --module out; a Linux kernel takes --initrd.",

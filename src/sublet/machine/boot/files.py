@@ -54,8 +54,11 @@ def truncated(file: BootFile, field: str, wanted: int) -> CorruptImage:
 
 
 @contextmanager
-def open_boot_file(path: Path, what: str) -> Iterator[BootFile]:
+def open_boot_file(path: Path, what: str, missing: str = "Check the path.") -> Iterator[BootFile]:
     """Open ``path`` for reading; ``what`` ("kernel", "initrd") is for messages.
+
+    Args:
+        missing: The remedy where there is no such file.
 
     Raises:
         UsageError: There is no such file, or it is not a regular file.
@@ -65,7 +68,7 @@ def open_boot_file(path: Path, what: str) -> Iterator[BootFile]:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise UsageError(f"there is no {what} at {path}", remedy="Check the path.") from error
+        raise UsageError(f"there is no {what} at {path}", remedy=missing) from error
     except OSError as error:
         raise HostRefused(f"cannot open the {what} {path}: {error.strerror}") from error
     status = os.fstat(descriptor)
