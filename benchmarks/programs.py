@@ -318,11 +318,11 @@ def unpack_disk(directory: Path) -> Path:
     return tree
 
 
-def native_command(tree: Path, archive: Path) -> list[str]:
+def native_command(tree: Path, archive: Path, driver: str = DRIVER) -> list[str]:
     """The driver in the tree, in namespaces of its own, which any user may have where the host allows it."""
     script = (
         'mount --rbind /dev "$1/dev"; mount --rbind /proc "$1/proc"; mount -t tmpfs work "$1/mnt";'
-        f' tar -xf "$2" -C "$1/mnt" --no-same-owner; exec chroot "$1" /bin/bash /mnt/{DRIVER}'
+        f' tar -xf "$2" -C "$1/mnt" --no-same-owner; exec chroot "$1" /bin/bash /mnt/{driver}'
     )
     prefix = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
     return [*prefix, script, "sh", str(tree), str(archive)]

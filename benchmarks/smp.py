@@ -2,7 +2,9 @@
 
 ``compute`` runs a C program several times, ``compile`` gcc; as many at once as the guest has vCPUs. So the
 time of one vCPU over that of two is how much two are worth, and that of two over that of eight, on a host of
-two processors, the share of work that is left where vCPUs outnumber processors.
+two processors, the share of work that is left where vCPUs outnumber processors. The side ``native`` does the
+jobs on as many of the host's own processors, with the binaries of the guest's disk: what the host itself
+gains by its second.
 
     python benchmarks/smp.py --rounds 3 --json result.json
 """
@@ -30,7 +32,7 @@ from sublet.guest import prepare_guest
 FILES: Final = Path(__file__).parent / "guest"
 DRIVER: Final = "parallel.bash"
 KINDS: Final = ("compute", "compile")
-SIDES: Final = ("sublet", "qemu")
+SIDES: Final = ("sublet", "qemu", "native")
 _UNPACK: Final = b"mount -t tmpfs work /mnt && tar -xf /dev/vdb -C /mnt"
 _CONVERSATION: Final = (
     (b"debian login: ", b"root\n"),
@@ -64,6 +66,14 @@ def run_guest(options: argparse.Namespace, side: str, cpus: int, archive: Path) 
         guest.close()
 
 
+def run_native(options: argparse.Namespace, cpus: int, tree: Path, archive: Path) -> programs.ProgramRun:
+    """Do the jobs on ``cpus`` of the host's processors."""
+    processors = sorted(os.sched_getaffinity(0))[:cpus]
+    command = ["taskset", "-c", ",".join(map(str, processors))]
+    command += programs.native_command(tree, archive, DRIVER)
+    return programs.run_command(command, options.limit, ())
+
+
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
@@ -85,13 +95,21 @@ def measure(options: argparse.Namespace, directory: Path) -> int:
     """All rounds; 0 when every job ended well, with the same results."""
     archive = directory / "work.tar"
     write_archive(archive, options.kinds, options.jobs)
-    sides = [side for side in options.sides if side != "qemu" or options.qemu]
+    sides = programs.choose_sides(options)
+    tree = programs.unpack_disk(directory) if "native" in sides else directory
+    processors = len(os.sched_getaffinity(0))
     runs: dict[str, list[programs.ProgramRun]] = {}
     for number in range(options.rounds):
         for side in sides:
             for cpus in options.cpus:
+                if side == "native" and cpus > processors:
+                    continue
                 programs.report(f"round {number + 1} of {options.rounds}: {side}, {cpus} vCPUs")
-                runs.setdefault(f"{side} {cpus}", []).append(run_guest(options, side, cpus, archive))
+                if side == "native":
+                    run = run_native(options, cpus, tree, archive)
+                else:
+                    run = run_guest(options, side, cpus, archive)
+                runs.setdefault(f"{side} {cpus}", []).append(run)
     plain: dict[str, list[Run]] = {name: list(of_name) for name, of_name in runs.items()}
     summary = summarize(plain)
     print_table(summary, list(runs))
@@ -124,7 +142,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=int, default=8, help="jobs of each kind (default 8)")
     add("--kinds", type=_list, default=list(KINDS), help="comma-separated (default compute,compile)")
     add("--cpus", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 8])
-    add("--sides", type=_list, default=list(SIDES), help="comma-separated (default sublet,qemu)")
+    add("--sides", type=_list, default=list(SIDES), help="comma-separated (default sublet,qemu,native)")
     add("--engine", default="translate", help="sublet's engine (default translate)")
     add("--memory", type=int, default=1024, help="MiB for each guest (default 1024)")
     add("--qemu", default=newest_qemu(), help="path of qemu-system-x86_64 (default: the newest)")
