@@ -225,8 +225,8 @@ impl CodeCache {
             delta: link.delta,
         }));
         self.system.append(&mut translation.system);
-        perf_map::name(self.memory.base() + host_offset as u64, host_length, gpa, mode.cpl());
-        perf_map::name(self.memory.base() + cold_offset as u64, cold_length, gpa, mode.cpl());
+        perf_map::name(self.memory.base() + host_offset as u64, host_length, gpa, mode);
+        perf_map::name(self.memory.base() + cold_offset as u64, cold_length, gpa, mode);
         self.count(translation);
         self.blocks.push(Block {
             guest_length: translation.guest_length,

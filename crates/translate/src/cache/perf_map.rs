@@ -3,6 +3,7 @@
 //! Reference: Linux tools/perf/Documentation/jit-interface.txt. Written when the environment has
 //! [`VARIABLE`]; up to 64 MiB, so that a guest that makes code for ever does not fill the disk.
 
+use crate::mode::Mode;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,11 +37,15 @@ fn map() -> Option<&'static Mutex<Map>> {
     .as_ref()
 }
 
-/// Name the host code of a block by where the guest's code is.
-pub fn name(host: u64, length: usize, gpa: u64, cpl: u8) {
+/// Name the host code of a block by where the guest's code is, and by its mode.
+pub fn name(host: u64, length: usize, gpa: u64, mode: Mode) {
     let Some(map) = map() else { return };
     let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
-    let side = if cpl == 3 { "user" } else { "kernel" };
+    let side = match mode.cpl() {
+        3 if mode.windowed() => "windowed",
+        3 => "user",
+        _ => "kernel",
+    };
     let line = format!("{host:x} {length:x} guest-{side}@{gpa:#x}\n");
     if map.left >= line.len() as u64 && map.file.write_all(line.as_bytes()).is_ok() {
         map.left -= line.len() as u64;
