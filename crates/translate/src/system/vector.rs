@@ -6,11 +6,11 @@
 //! where they stopped (Intel SDM vol. 2D "VPGATHERDD/VPGATHERQD"; vol. 1 §15.6.4 "Memory Fault
 //! Suppression").
 
-use super::execute::{next, Step};
+use super::execute::{next, Flow, Step};
 use super::operand::{operand_segment, sign_extend, truncate, MemoryOperand};
-use crate::cpu::{Cpu, Exception, Outcome};
+use crate::cpu::{Cpu, Exception, Outcome, Stop};
 use crate::mmu::walk::Kind;
-use crate::state::gpr;
+use crate::state::{flag, gpr};
 use crate::system::control::cr0;
 use crate::system::memory::AccessMode;
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
@@ -89,7 +89,7 @@ impl Cpu {
             return Some(next(self.pack_or_unpack(i, compress, size)));
         }
         Some(match i.mnemonic() {
-            mnemonic if indexed_sizes(mnemonic).is_some() => next(self.gather_or_scatter(i)),
+            mnemonic if indexed_sizes(mnemonic).is_some() => self.interruptible_gather(i),
             Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd => next(self.mask_move(i, 4)),
             Mnemonic::Vmaskmovpd | Mnemonic::Vpmaskmovq => next(self.mask_move(i, 8)),
             Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => next(self.mask_store_bytes(i)),
@@ -171,13 +171,33 @@ impl Cpu {
         MemoryOperand { offset: truncate(at.offset.wrapping_add(scaled), at.address_size), ..at }
     }
 
-    fn gather_or_scatter(&mut self, i: &Instruction) -> Outcome {
+    /// A debug trap that waits comes in place of a fault that follows elements already done; the mask says where
+    /// the instruction goes on (Intel SDM vol. 2D "VPGATHERDD/VPGATHERDQ").
+    fn interruptible_gather(&mut self, i: &Instruction) -> Step {
         self.require_vector_unit()?;
+        self.materialize_vectors();
+        let before = self.elements_left(i);
+        let outcome = self.gather_or_scatter(i);
+        let trapped = self.state.rflags & flag::TF != 0 || self.debug_hits != 0;
+        match outcome {
+            Err(Stop::Exception(_)) if trapped && self.elements_left(i) != before => Ok(Flow::Set),
+            outcome => next(outcome),
+        }
+    }
+
+    /// What masks a gather or scatter: an opmask, or the sign bits of operand 2.
+    fn elements_left(&self, i: &Instruction) -> (u64, VectorBytes) {
+        match i.code().encoding() {
+            EncodingKind::VEX => (0, self.vector_register(i.op2_register().number())),
+            _ => (self.opmask(i.op_mask().number()), [0; 64]),
+        }
+    }
+
+    fn gather_or_scatter(&mut self, i: &Instruction) -> Outcome {
         let vex = i.code().encoding() == EncodingKind::VEX;
         let scatter = i.op0_kind() == OpKind::Memory;
         let data = if scatter { i.op1_register() } else { i.op0_register() };
         let Some(op) = Indexed::new(i, data) else { return Err(Exception::UNDEFINED.into()) };
-        self.materialize_vectors();
         match (vex, scatter) {
             (true, _) => self.gather_vex(i, &op),
             (false, true) => self.scatter(i, &op),
@@ -237,7 +257,7 @@ impl Cpu {
         for n in self.active_elements(mask, op.elements) {
             let target = self.vsib_address(i, at, op, n);
             let outcome = self.store_unaligned(target, op.data_size, element(&data, n, op.data_size));
-            if !matches!(outcome, Err(crate::cpu::Stop::Exception(_))) {
+            if !matches!(outcome, Err(Stop::Exception(_))) {
                 self.set_opmask(mask, self.opmask(mask) & !(1 << n));
             }
             outcome?;

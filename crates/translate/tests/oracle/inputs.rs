@@ -7,6 +7,8 @@ use crate::rng::Rng;
 pub const ARITHMETIC: u64 = 0x8d5;
 /// Alignment check: misaligned accesses at privilege 3 are #AC.
 pub const ALIGNMENT: u64 = 1 << 18;
+/// Trap flag: #DB after the first instruction, or the first turn of a repeated one.
+pub const TRAP: u64 = 1 << 8;
 /// Direction flag.
 pub const DIRECTION: u64 = 1 << 10;
 
@@ -130,7 +132,9 @@ pub fn state(rng: &mut Rng) -> CpuImage {
     cpu.gpr[5] = STACK + PAGE + 256 + 8 * rng.below(16);
     let bits = rng.next();
     let checked = bits >> 32 & 0x1f == 0;
-    cpu.rflags = 0x202 | (bits & ARITHMETIC) | if checked { ALIGNMENT } else { 0 };
+    let stepped = bits >> 40 & 0x1f == 0;
+    cpu.rflags = 0x202 | (bits & ARITHMETIC);
+    cpu.rflags |= if checked { ALIGNMENT } else { 0 } | if stepped { TRAP } else { 0 };
     cpu.fs_base = DATA + 64 * rng.below(16);
     cpu.gs_base = DATA + 1024 + 64 * rng.below(16);
     x87(rng, &mut cpu);
