@@ -12,6 +12,9 @@ use crate::system::memory::AccessMode;
 
 const CR0_PG: u64 = 1 << 31;
 const CR0_TS: u64 = 1 << 3;
+/// L0 to L3 and LE: breakpoints of one task.
+const DR7_LOCAL: u64 = 0x155;
+const DR6_BT: u64 = 1 << 15;
 const CR4_PAE: u64 = 1 << 5;
 /// Smallest limits (§8.2.2 "TSS Descriptor").
 const LIMIT_32: u32 = 0x67;
@@ -45,6 +48,8 @@ struct TaskState {
     /// In register order; FS and GS are null in a 16-bit TSS.
     selectors: [u16; 6],
     ldt: u16,
+    /// A debug trap before the task's first instruction (T, §8.2.1).
+    traps: bool,
 }
 
 fn field(bytes: &[u8], offset: usize, size: usize) -> u64 {
@@ -61,6 +66,7 @@ impl TaskState {
             gpr: std::array::from_fn(|index| field(tss, 0x28 + 4 * index, 4)),
             selectors: std::array::from_fn(|index| field(tss, 0x48 + 4 * index, 2) as u16),
             ldt: field(tss, 0x60, 2) as u16,
+            traps: tss[0x64] & 1 != 0,
         }
     }
 
@@ -74,6 +80,7 @@ impl TaskState {
             gpr: std::array::from_fn(|index| 0xffff_0000 | field(tss, 0x12 + 2 * index, 2)),
             selectors: std::array::from_fn(selector),
             ldt: field(tss, 0x2a, 2) as u16,
+            traps: false,
         }
     }
 
@@ -129,7 +136,12 @@ impl Cpu {
         }
         self.state.tr = SegmentRegister { attributes: tss.attributes | 2, ..tss };
         self.state.cr0 |= CR0_TS;
-        self.load_task(&task, wide, switch.nests())
+        self.state.dr[7] &= !DR7_LOCAL;
+        self.load_task(&task, wide, switch.nests())?;
+        if task.traps {
+            self.debug_hits |= DR6_BT;
+        }
+        Ok(())
     }
 
     /// Save the old task, and mark it available or link the new one back to it.
@@ -198,6 +210,7 @@ impl Cpu {
             gpr: std::array::from_fn(|index| state.gpr[index]),
             selectors: state.segments.map(|register| register.selector),
             ldt: 0,
+            traps: false,
         };
         let base = state.tr.base;
         only_exception(if state.tr.kind() & 8 != 0 {

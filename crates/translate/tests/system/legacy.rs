@@ -158,6 +158,19 @@ fn a_task_that_is_not_reached_stays_available() {
 }
 
 #[test]
+fn a_task_may_ask_for_a_debug_trap_and_has_no_local_breakpoints_of_another() {
+    // Vol. 3B §18.2.4 "Debug Control Register (DR7)", §18.3.1.5 "Task-Switch Exception Condition".
+    const T: u64 = 1;
+    const DR6_BT: u64 = 1 << 15;
+    let mut cpu = protected();
+    other_task(&cpu);
+    store(&cpu.memory, OTHER_TSS + 0x64, T);
+    cpu.state.dr[7] = 0x7ff;
+    cpu.far_jump(OTHER_TASK, 0, 4, 0x6_0007).unwrap();
+    assert_eq!((cpu.debug_hits, cpu.state.dr[7]), (DR6_BT, 0x6aa));
+}
+
+#[test]
 fn a_double_fault_may_be_a_task() {
     // §6.12.2: the error code goes on the new task's stack.
     let mut cpu = protected_user();
