@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,10 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from guest_benchmark import newest_qemu
-from tests.integration.guest import SUBLET_RUN, Guest
-
-from sublet.machine.firmware import find_image
+from tests.integration.guest import Guest
+from tests.judges.sides import Machine, Network
 
 _MEMORY_MIB: Final = 512
 _LIMIT_S: Final = 300.0
@@ -73,35 +70,10 @@ class Row:
         vcpus = f", {self.cpus} vCPUs" if self.cpus > 1 else ""
         return f"{self.machine}, {self.firmware}, {self.bus}, {self.card}{vcpus}"
 
-    def ours(self, disk: Path, port: int) -> list[str]:
-        """``sublet run`` with it."""
-        words = ["--engine", "translate", "--machine", self.machine, "--firmware", self.firmware]
-        words += ["--memory", f"{_MEMORY_MIB}M", "--cpus", str(self.cpus)]
-        forward = f"nat,model={self.card},forward=127.0.0.1:{port}-10.0.2.15:{_PORT}"
-        return [*SUBLET_RUN, *words, "--disk", f"{disk},format=raw,bus={self.bus}", "--net", forward]
-
-    def qemu(self, disk: Path, port: int) -> list[str]:
-        """The same in QEMU."""
-        smm = ",smm=on" if self.firmware == "uefi-secure" else ""
-        words = [newest_qemu() or "qemu-system-x86_64", "-accel", "tcg", "-machine", self.machine + smm]
-        words += ["-m", str(_MEMORY_MIB), "-smp", str(self.cpus), "-nographic"]
-        interface = "virtio" if self.bus == "virtio" else "ide"
-        model = "virtio-net-pci" if self.card == "virtio" else self.card
-        words += ["-drive", f"file={disk},format=raw,if={interface}", *_flash(self.firmware, disk)]
-        return [*words, "-nic", f"user,model={model},hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{_PORT}"]
-
-
-def _flash(firmware: str, disk: Path) -> list[str]:
-    """QEMU's words for UEFI, with variables of its own beside the disk."""
-    if firmware == "bios":
-        return []
-    kind, keys = (".secboot", ".ms") if firmware == "uefi-secure" else ("", "")
-    code, variables = find_image((f"OVMF_CODE_4M{kind}.fd",)), find_image((f"OVMF_VARS_4M{keys}.fd",))
-    own = disk.with_suffix(".vars")
-    shutil.copyfile(str(variables), own)
-    files = [f"if=pflash,format=raw,readonly=on,file={code}", f"if=pflash,format=raw,file={own}"]
-    guard = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if kind else []
-    return ["-drive", files[0], "-drive", files[1], *guard]
+    def on(self, disk: Path, port: int) -> Machine:
+        """The machine, which the host reaches at ``port``."""
+        network = Network(self.card, forward=f"127.0.0.1:{port}-10.0.2.15:{_PORT}")
+        return Machine(self.machine, self.firmware, _MEMORY_MIB, self.cpus, disk, self.bus, network=network)
 
 
 ROWS: Final = (
@@ -205,10 +177,10 @@ def main() -> int:
         copy = Path(scratch) / "disk.raw"
         for row in (row for row in ROWS if options.only in row.name):
             verdicts = []
-            for command in (row.ours, row.qemu) if options.qemu else (row.ours,):
+            for command in (Machine.ours, Machine.qemu) if options.qemu else (Machine.ours,):
                 copy_disk(options.disk, copy, row.firmware == "uefi-secure")
                 port = _free_port()
-                verdicts.append(judge(command(copy, port), port))
+                verdicts.append(judge(command(row.on(copy, port)), port))
             results.append({**asdict(row), "verdicts": verdicts})
             print(f"| {row.name} | {' | '.join(verdicts)} |", flush=True)
     if options.json:

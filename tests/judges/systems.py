@@ -1,6 +1,7 @@
 """Whole Debian systems on disks: 1 to 8 vCPUs, 32-bit userland with both 32-bit kernels, and under Xen.
 
-Run by hand from the top of the repository (ten minutes; Xen's rows need xen-hypervisor-4.17-amd64):
+Run by hand from the top of the repository (ten minutes; the last rows need xen-hypervisor-4.17-amd64 and
+gnumach-image-1.8-486):
 
     scripts/make-debian-disk debian.img
     scripts/make-debian-disk --i386 debian32.img
@@ -29,6 +30,7 @@ from sublet.guest import prepare_guest, silent
 _ESP_OFFSET: Final = 1 << 20
 _LIMIT_S: Final = 300.0
 _XEN: Final = Path("/boot/xen-4.17-amd64.gz")
+_MACH: Final = Path("/boot/gnumach-1.8-486.gz")
 _XEN_WORDS: Final = "com1=115200,8n1 console=com1 dom0_mem=384M noreboot"
 _XEN_MENU: Final = """\
 serial
@@ -84,6 +86,7 @@ def i386_rows(disk: Path) -> list[Row]:
             *_asked("uname -m", "i686"),
             *_asked("uname -r | grep -o 686.*", kernel),
             *_asked("getconf LONG_BIT", "32"),
+            *_asked("nproc", str(cpus)),
             *_asked("systemctl --failed --no-legend | wc -l", "0"),
         ]
 
@@ -137,10 +140,26 @@ def _xen_by_kernel(folder: Path) -> Machine:
     """Xen's file as Multiboot's kernel."""
     guest = prepare_guest("default-amd64", silent)
     modules = (f"{guest.kernel} console=hvc0 quiet", str(guest.initrd))
-    xen = folder / "xen"
-    with xen.open("wb") as file:
-        subprocess.run(["gzip", "-dc", _XEN], stdout=file, check=True)
+    xen = _unpacked(_XEN, folder)
     return Machine(memory_mib=768, kernel=xen, append=_XEN_WORDS, modules=modules)
+
+
+def _unpacked(packed: Path, folder: Path) -> Path:
+    """A kernel that lies in a gzip file."""
+    kernel = folder / packed.stem
+    with kernel.open("wb") as file:
+        subprocess.run(["gzip", "-dc", packed], stdout=file, check=True)
+    return kernel
+
+
+def mach_rows() -> list[Row]:
+    """GNU Mach, a kernel for the 80486, up to where it wants its servers."""
+
+    def build(folder: Path) -> Machine:
+        return Machine(memory_mib=128, kernel=_unpacked(_MACH, folder), append="console=com0")
+
+    turns = [Turn("GNU Mach 1.8"), Turn("RTC time is"), Turn("No bootstrap code loaded")]
+    return [Row("GNU Mach, pc, --kernel", build, turns)]
 
 
 def main() -> int:
@@ -152,6 +171,7 @@ def main() -> int:
     rows = amd64_rows(options.amd64) if options.amd64 else []
     rows += i386_rows(options.i386) if options.i386 else []
     rows += xen_rows() if _XEN.exists() else []
+    rows += mach_rows() if _MACH.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         return run_rows(rows, options, Path(scratch))
 
