@@ -291,9 +291,12 @@ def _open_console(choice: ConsoleChoice, config: MachineConfig) -> StreamConsole
 
 def _memory_mib(text: str) -> int:
     try:
-        return parse_size(text) // MIB
+        size = parse_size(text)
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from error
+    if 0 < size < MIB:
+        raise UsageError(f"--memory {text} is less than 1 MiB", remedy="Give MiB or GiB, as in 512M.")
+    return size // MIB
 
 
 class _Boot:

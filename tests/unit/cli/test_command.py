@@ -34,6 +34,7 @@ def test_guests_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
         (["frobnicate"], "No such command"),
         (["run", "--engine", "xen"], "'xen'"),
         (["run", "--memory", "lots"], "'lots' is not a size"),
+        (["run", "--memory", "512K"], "--memory 512K is less than 1 MiB. Give MiB or GiB, as in 512M."),
         (["run", "--cpus", "two"], "--cpus"),
         (["run", "--stats=xml"], "'xml'"),
         (["run", "no-such-guest"], "no-such-guest"),
