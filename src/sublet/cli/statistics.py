@@ -7,9 +7,6 @@ import json
 import sys
 from collections.abc import Mapping
 
-from rich.console import Console
-from rich.table import Table
-
 
 class StatisticsFormat(enum.StrEnum):
     """Values of ``--stats``."""
@@ -23,6 +20,10 @@ def print_statistics(statistics: Mapping[str, int], style: StatisticsFormat) -> 
     if style is StatisticsFormat.JSON:
         print(json.dumps(dict(sorted(statistics.items()))), file=sys.stderr, flush=True)
         return
+    # Machines without it do without the two megabytes.
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("group", "counter", "value", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     previous = ""
