@@ -311,7 +311,7 @@ pub struct HotState {
     pub fault_address: u64,
     /// See `fault_address`.
     pub fault_code: u64,
-    /// RCX, R14 and R15 while a fault in a memory window is dealt with.
+    /// RCX, R14 and R15 while a fault in a memory window is dealt with; RAX, flags and RBX while pieces are copied.
     pub kept: [u64; 3],
     /// The `Mode` of the user code that a 64-bit kernel returns to, whose blocks its jump cache holds.
     pub user_mode: u64,
@@ -351,6 +351,8 @@ pub struct HotState {
     pub commit: u64,
     /// See `slow_access`.
     pub in_place: u64,
+    /// Copies of bytes over the ends of pages, see `runtime::pieces`.
+    pub copy_pieces: u64,
     /// Addresses of the exit paths in the core's own text: link, indirect, system.
     pub exit_link: u64,
     /// See `exit_link`.

@@ -1,5 +1,6 @@
 //! REP MOVS and REP STOS within one page of the source and one of the destination: the host's own
-//! instruction, on host addresses. All else is compiled code's.
+//! instruction, on host addresses. REP MOVSB of no more than a page goes on over their ends (`runtime::pieces`). All
+//! else is compiled code's.
 
 use super::access::{AccessKind, Descriptor};
 use super::assembler::Patch;
@@ -77,10 +78,19 @@ impl Builder {
         self.later(move |builder| {
             builder.asm.bind(long);
             let mut misfits = vec![builder.unless_nothing_to_do(done)];
-            lookups.into_iter().for_each(|lookup| misfits.extend(builder.look_up(&lookup, shift)));
-            misfits.into_iter().for_each(|patch| builder.asm.bind(patch));
+            let mut crossings = Vec::new();
+            for lookup in lookups {
+                let [crosses, misfit] = builder.look_up(&lookup, shift);
+                crossings.push(crosses);
+                misfits.push(misfit);
+            }
             let index = builder.out.system.len();
             builder.out.system.push(instruction);
+            if moves && shift == 0 && builder.calls_in_place() {
+                std::mem::take(&mut crossings).into_iter().for_each(|patch| builder.asm.bind(patch));
+                builder.copy_pieces(index, done);
+            }
+            misfits.into_iter().chain(crossings).for_each(|patch| builder.asm.bind(patch));
             if !builder.calls_in_place() {
                 return builder.numbered_exit(index, false);
             }
@@ -90,6 +100,18 @@ impl Builder {
             builder.asm.point(over, done);
         });
         Ok(())
+    }
+
+    /// Copy what lies on two pages piece by piece, and go on at `done`.
+    fn copy_pieces(&mut self, index: usize, done: usize) {
+        self.store_number(index, false);
+        for (register, write) in [(Host::R14, false), (Host::R15, true)] {
+            let (tags, _) = self.tlb(write);
+            self.asm.mov_immediate(register, tags as u64);
+        }
+        self.asm.call_gs(hot!(copy_pieces));
+        let over = self.asm.jump();
+        self.asm.point(over, done);
     }
 
     /// Outside 64-bit code the upper half of a pointer or count means nothing.
@@ -150,7 +172,7 @@ impl Builder {
     }
 
     /// What follows a miss: if all elements lie in one page the slow path finds or faults it.
-    /// Returns the jumps to where compiled code takes over.
+    /// Returns the jumps of elements on two pages, and to where compiled code takes over.
     fn look_up(&mut self, lookup: &Lookup, shift: u8) -> [Patch; 2] {
         self.asm.bind(lookup.miss);
         self.asm.pext(Host::R15, lookup.pointer, hot!(page_mask));

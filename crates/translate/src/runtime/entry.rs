@@ -369,6 +369,7 @@ pub fn prepare(hot: &mut HotState) {
     hot.slow_access = sublet_slow_access as *const () as u64;
     hot.commit = sublet_commit as *const () as u64;
     hot.in_place = sublet_in_place as *const () as u64;
+    hot.copy_pieces = super::pieces::entry();
     hot.tlb_mask = (crate::state::TLB_ENTRIES as u64 - 1) << 12;
     hot.page_mask = !0xfff;
     hot.arithmetic_mask = crate::state::flag::ARITHMETIC;

@@ -10,6 +10,7 @@ mod exits;
 mod gs;
 mod in_place;
 mod math_error;
+mod pieces;
 mod profile;
 mod requests;
 mod shared;
