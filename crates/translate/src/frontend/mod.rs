@@ -103,7 +103,7 @@ impl Translator {
         let mut bytes = page[page_offset..].to_vec();
         bytes.extend_from_slice(&next[..MAX_INSTRUCTION_BYTES.min(next.len())]);
         let mut decoder = decoder(start.mode, &bytes, page_offset);
-        let instruction = decoder.decode();
+        let instruction = decode_next(&mut decoder, &bytes);
         self.builder.begin(start, true, optimisations);
         self.builder.instruction(&instruction, &bytes[..decoder.position()]);
         Fetched::Block(self.builder.finish(page_offset as i64))
@@ -111,13 +111,27 @@ impl Translator {
 }
 
 /// What guests' code is decoded with: guests see the host's vendor. In 64-bit code AMD's processors heed 66h
-/// before near branches and ignore REX.W before far ones, and LOCK MOV CR0 is CR8 (APM vol. 3 §1.2.7
-/// "Rex Prefix", "JMP (Near)", "MOV CRn").
+/// before near branches, and LOCK MOV CR0 is CR8 (APM vol. 3 "JMP (Near)", "MOV CRn").
 pub fn decoder_options() -> u32 {
     match classify::host_is_amd() {
         true => DecoderOptions::AMD,
         false => DecoderOptions::NONE,
     }
+}
+
+/// Decode the next instruction of `bytes`, which `decoder` was made of.
+///
+/// Deviation: AMD's processors ignore REX.W before far branches and loads of far pointers; all guests get the
+/// 64-bit offsets of Intel's, as they do from QEMU and KVM's emulator, which kvm-unit-tests asks for.
+fn decode_next(decoder: &mut Decoder<'_>, bytes: &[u8]) -> Instruction {
+    use iced_x86::Code::{Call_m1632, Jmp_m1632, Lfs_r32_m1632, Lgs_r32_m1632, Lss_r32_m1632};
+    let start = decoder.position();
+    let instruction = decoder.decode();
+    let far = [Jmp_m1632, Call_m1632, Lss_r32_m1632, Lfs_r32_m1632, Lgs_r32_m1632];
+    if decoder.bitness() != 64 || !far.contains(&instruction.code()) {
+        return instruction;
+    }
+    Decoder::with_ip(64, &bytes[start..], instruction.ip(), DecoderOptions::NONE).decode()
 }
 
 fn decoder(mode: Mode, bytes: &[u8], page_offset: usize) -> Decoder<'_> {
@@ -131,7 +145,7 @@ fn decode_block(mode: Mode, bytes: &[u8], page_offset: usize, instructions: &mut
     let limit = if mode.single_step() || mode.is_alone() { 1 } else { MAX_INSTRUCTIONS };
     instructions.clear();
     while instructions.len() < limit && decoder.can_decode() {
-        let instruction = decoder.decode();
+        let instruction = decode_next(&mut decoder, bytes);
         if decoder.last_error() == DecoderError::NoMoreBytes {
             return !instructions.is_empty();
         }
@@ -164,4 +178,21 @@ fn ends_block(instruction: &Instruction) -> bool {
             instruction.flow_control(),
             FlowControl::Next | FlowControl::Interrupt | FlowControl::Exception
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{decode_next, decoder_options, Decoder};
+    use iced_x86::Code;
+
+    fn decoded(bytes: &[u8]) -> Code {
+        decode_next(&mut Decoder::new(64, bytes, decoder_options()), bytes).code()
+    }
+
+    #[test]
+    fn far_pointers_have_64_bits_whoever_made_the_processor() {
+        assert_eq!(decoded(&[0x48, 0xff, 0x2b]), Code::Jmp_m1664);
+        assert_eq!(decoded(&[0xff, 0x2b]), Code::Jmp_m1632);
+        assert_eq!(decoded(&[0x48, 0x0f, 0xb5, 0x03]), Code::Lgs_r64_m1664);
+    }
 }
