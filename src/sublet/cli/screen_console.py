@@ -137,7 +137,7 @@ def open_screen_console() -> ScreenConsole:
     on_terminal = os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
     if not on_terminal:
         raise UsageError(
-            "--console vga needs a terminal",
+            "--console vga needs a terminal in the foreground",
             remedy="Run with --console serial, and use `sublet screenshot` and `sublet type`.",
         )
     return ScreenConsole(RawTerminal(0))
