@@ -337,6 +337,22 @@ fn accesses_to_three_segments_in_turns_find_their_own() {
 }
 
 #[test]
+fn an_address_relative_to_rip_has_the_base_of_its_segment() {
+    // mov eax,fs:[DATA-1], relative to RIP; nop; out 0x80,eax; hlt
+    let distance = ((DATA - USER - 8) as u32).to_le_bytes();
+    let code = [&[0x64, 0x8b, 0x05][..], &distance, &[0x90, 0xe7, 0x80, 0xf4]].concat();
+    for base in [0x1001, 0x1_0000_0001 - DATA] {
+        let engine = TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy);
+        let (_vm, mut vcpu) = machine(&engine, &[], &code);
+        let mut sregs = vcpu.sregs().unwrap();
+        sregs.segments[4].base = base;
+        vcpu.set_sregs(&sregs).unwrap();
+        let data = if base == 0x1001 { 0x2222_2222 } else { 0x3333_3333 };
+        assert_eq!(vcpu.run().unwrap(), Exit::PioOut { port: 0x80, size: 4, data });
+    }
+}
+
+#[test]
 fn a_window_that_another_segment_takes_over_is_looked_for_again() {
     const OWN_TABLES: u64 = 0xa_0000;
     // mov esi,1; shl rsi,32; mov rbp,rsi; mov rdx,rsi; mov eax,[rsi]; jmp to the next instruction: a block begins

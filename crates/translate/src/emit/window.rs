@@ -79,7 +79,8 @@ impl Builder {
         operation: Operation,
     ) -> Result<(), Unencodable> {
         if self.has_windows() {
-            if let Some(address) = self.known_address(instruction) {
+            let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+            if let Some(address) = self.known_address(instruction).filter(|_| !based) {
                 return self.known_access(address, &operation);
             }
             if let Some((base, offset)) = self.window_base(instruction) {
