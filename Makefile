@@ -66,6 +66,7 @@ fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	  echo "==> $$target for $$SUBLET_FUZZ_SECONDS s"; PYTHONPATH=. $(BIN)/python "$$target"; done
 	@echo "==> decoder to emitter for $$SUBLET_FUZZ_SECONDS s"
 	@cargo test --release --locked --quiet --package sublet-translate --test instructions
+	@SUBLET_TRANSLATE_WITHOUT=window-policy cargo test --release --locked --quiet --package sublet-translate --test instructions
 	@echo "==> frames of a hostile machine for $$SUBLET_FUZZ_SECONDS s"
 	@cargo test --release --locked --quiet --package sublet-net --test nat no_frame
 
