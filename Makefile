@@ -54,6 +54,7 @@ lint: build
 # The extension has no tests of its own: tests/unit/engine looks at it from Python.
 test-rust: build
 	cargo test $(CARGO_FLAGS) --exclude sublet-python --quiet
+	SUBLET_TRANSLATE_WITHOUT=window-policy cargo test --release --locked --quiet --package sublet-translate --test instructions
 
 test-python: build
 	$(BIN)/pytest
@@ -66,7 +67,6 @@ fuzz: build  ## Fuzz each target for SUBLET_FUZZ_SECONDS (20)
 	  echo "==> $$target for $$SUBLET_FUZZ_SECONDS s"; PYTHONPATH=. $(BIN)/python "$$target"; done
 	@echo "==> decoder to emitter for $$SUBLET_FUZZ_SECONDS s"
 	@cargo test --release --locked --quiet --package sublet-translate --test instructions
-	@SUBLET_TRANSLATE_WITHOUT=window-policy cargo test --release --locked --quiet --package sublet-translate --test instructions
 	@echo "==> frames of a hostile machine for $$SUBLET_FUZZ_SECONDS s"
 	@cargo test --release --locked --quiet --package sublet-net --test nat no_frame
 
