@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
+from sublet.devices.platform.acpi_pm import STS_PWRBTN
 from sublet.engine import Engine, open_engine
 from sublet.errors import InternalError, SubletError, UsageError
 from sublet.machine import memory_map as mm
@@ -40,6 +41,8 @@ EXIT_CODES: Final = {
 _REBOOTS: Final = (Request.RESET, Request.TRIPLE_FAULT, Request.WAKE)
 POWER_BUTTON_LIMIT_S: Final = 10.0
 """How long a guest may take to power off after SIGTERM before its machine is stopped."""
+WAKING_S: Final = 3.0
+"""How long a guest that SIGTERM woke has until the power button is pressed again, which only woke it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def _power_on_until_done(
     attach: Attach,
 ) -> Request:
     """Boot again after each reset, if the machine is to; returns how it ended."""
-    started = False
+    started, told = False, False
     nonvolatile = Nonvolatile(config)
     while True:
         cycle = PowerCycle(engine, config, console.write, control, nonvolatile)
@@ -114,7 +117,7 @@ def _power_on_until_done(
             attach(cycle.board.operations)
             route.connect(cycle.board.receive)
             console.show(cycle.board.screen)
-            request = _wait_for_end(cycle, control)
+            request = _wait_for_end(cycle, control, told=told)
         finally:
             attach(None)
             route.connect(None)
@@ -122,6 +125,7 @@ def _power_on_until_done(
             cycle.close(totals)
         if request is Request.SUSPEND:
             request = _sleep(control, route, nonvolatile)
+            told = nonvolatile.wake_reason == STS_PWRBTN
         elif not config.reboot:
             return request
         if request not in _REBOOTS:
@@ -162,25 +166,32 @@ def _sleep(control: Control, route: InputRoute, nonvolatile: Nonvolatile) -> Req
     return request
 
 
-def _wait_for_end(cycle: PowerCycle, control: Control) -> Request:
-    """Serve requests until one ends the cycle, or the guest ignores the power button for too long."""
-    deadline: float | None = None
+def _wait_for_end(cycle: PowerCycle, control: Control, *, told: bool) -> Request:
+    """Serve requests until one ends the cycle, or the guest ignores the power button for too long.
+
+    Args:
+        told: SIGTERM woke the machine: the button is pressed again once its system is back.
+    """
+    pressed = False
+    deadline = time.monotonic() + WAKING_S if told else None
     while True:
         message = control.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
-        if message is None:
+        if message is None and pressed:
             return Request.LEFT
-        if message.request is Request.FAILED:
+        message = message or Message(Request.POWER_BUTTON)
+        request = message.request
+        if request is Request.FAILED:
             raise _failure(message)
-        pressed = deadline is not None
-        if pressed and message.request in (*_REBOOTS, Request.POWER_BUTTON):
-            # Told to end, it starts again (firmware with nothing to boot does): it would go on for ever.
+        starts_again = request in (Request.RESET, Request.TRIPLE_FAULT, Request.SUSPEND)
+        if (told and starts_again) or (pressed and request is Request.POWER_BUTTON):
+            # Told to end, it starts again (firmware with nothing to boot does) or sleeps: it would not end.
             return Request.LEFT
-        if message.request is Request.WAKE:
-            continue
-        if message.request is not Request.POWER_BUTTON:
-            return message.request
-        deadline = time.monotonic() + POWER_BUTTON_LIMIT_S
-        cycle.board.press_power_button()
+        if request is Request.POWER_BUTTON:
+            told = pressed = True
+            deadline = time.monotonic() + POWER_BUTTON_LIMIT_S
+            cycle.board.press_power_button()
+        elif request is not Request.WAKE:
+            return request
 
 
 def _failure(message: Message) -> Exception:

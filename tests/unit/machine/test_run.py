@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tests.unit.machine.images import Elf
@@ -16,6 +17,8 @@ from sublet.block import RawImage
 from sublet.errors import CorruptImage, HostRefused, InternalError, UsageError
 from sublet.machine import DiskConfig, MachineConfig, MachineResult, Screen, run, run_machine
 from sublet.machine import memory_map as mm
+from sublet.machine.control import Control, Request
+from sublet.machine.power_cycle import PowerCycle
 from sublet.testing.fake_engine import FakeEngine, FakeExit, Script
 
 
@@ -235,6 +238,40 @@ def test_a_guest_that_resets_when_told_to_end_is_stopped(run_on: Run, config: Ma
     fake = FakeEngine(boot)
     assert run_on(fake, config).exit_code == 130
     assert len(fake.vms) == 1
+
+
+class CycleWithButton:
+    """As much of a power cycle as counts how often its button is pressed."""
+
+    def __init__(self) -> None:
+        self.board, self.presses = self, 0
+
+    def press_power_button(self) -> None:
+        self.presses += 1
+
+
+def test_a_guest_that_sleeps_when_told_to_end_is_stopped() -> None:
+    control, cycle = Control(), CycleWithButton()
+    control.post(Request.POWER_BUTTON)
+    control.post(Request.SUSPEND)
+    assert run._wait_for_end(cast(PowerCycle, cycle), control, told=False) is Request.LEFT
+    assert cycle.presses == 1
+
+
+@pytest.mark.parametrize("again", [Request.SUSPEND, Request.RESET])
+def test_a_guest_woken_to_end_is_stopped_if_it_starts_again(again: Request) -> None:
+    control = Control()
+    control.post(again)
+    cycle = cast(PowerCycle, CycleWithButton())
+    assert run._wait_for_end(cycle, control, told=True) is Request.LEFT
+
+
+def test_a_guest_woken_to_end_is_told_so_and_then_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "WAKING_S", 0.01)
+    monkeypatch.setattr(run, "POWER_BUTTON_LIMIT_S", 0.01)
+    cycle = CycleWithButton()
+    assert run._wait_for_end(cast(PowerCycle, cycle), Control(), told=True) is Request.LEFT
+    assert cycle.presses == 1
 
 
 def test_input_reaches_the_guest(run_on: Run, config: MachineConfig, console: RecordingConsole) -> None:
