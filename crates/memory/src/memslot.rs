@@ -74,7 +74,7 @@ pub struct Memslot {
 impl Memslot {
     /// Host address of the slot's first byte.
     pub fn host_base(&self) -> *mut u8 {
-        // SAFETY: `set_memslot` checked that the offset lies inside the block.
+        // SAFETY: `NewMemslot::check` made sure that the offset lies inside the block.
         unsafe { self.ram.base().add(self.ram_offset as usize) }
     }
 

@@ -207,6 +207,11 @@ impl Windows {
         !hit.is_empty()
     }
 
+    fn forget_all(&mut self) {
+        RUNS.fetch_sub(self.runs.len(), Ordering::Relaxed);
+        self.runs.clear();
+    }
+
     /// Drop what is mapped of `range`, which lies in one segment.
     pub fn drop_range(&mut self, range: Range<u64>) {
         if !self.runs.is_empty() && self.forget(range.clone()) {
@@ -231,8 +236,7 @@ impl Windows {
                 .map_or(start, |(_, run)| run.la + run.size);
             self.close(start..end);
         }
-        RUNS.fetch_sub(self.runs.len(), Ordering::Relaxed);
-        self.runs.clear();
+        self.forget_all();
     }
 
     /// Drop the page of host address `page` wherever it may be stored to.
@@ -265,8 +269,7 @@ impl Windows {
         // SAFETY: the reservation, which nothing but translated code refers to.
         let closed = unsafe { libc::mprotect(self.base as *mut libc::c_void, RESERVED, libc::PROT_NONE) };
         assert!(closed == 0, "the host keeps pages accessible that are to go");
-        RUNS.fetch_sub(self.runs.len(), Ordering::Relaxed);
-        self.runs.clear();
+        self.forget_all();
     }
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from sublet.block.description import BackingReference
 from sublet.block.format import CreateOption, read_flag, read_options
-from sublet.block.hostfile import HostFile, HostFiles
+from sublet.block.hostfile import HostFile, HostFiles, new_file
 from sublet.block.qcow2 import layout as q
 from sublet.block.qcow2.refcounts import RefcountBlock
 from sublet.errors import UsageError
@@ -38,29 +39,13 @@ def create(
         UsageError: An option, or the combination of them, is none that the format has.
     """
     header = plan_header(size, read_options("qcow2", OPTIONS, options), backing)
-    made: list[Path] = []
-    try:
+    with ExitStack() as made:
         data_file = header.extension(q.EXTENSION_DATA_FILE)
         if data_file is not None:
-            _create_data_file(path.parent / data_file.decode(), size, files, made)
-        file = files.create(path)
-        made.append(path)
-        try:
-            write_empty(file, header)
-            file.flush()
-        finally:
-            file.close()
-    except BaseException:
-        for left in made:
-            files.remove(left)
-        raise
-
-
-def _create_data_file(path: Path, size: int, files: HostFiles, made: list[Path]) -> None:
-    file = files.create(path)
-    made.append(path)
-    file.truncate(size)
-    file.close()
+            made.enter_context(new_file(files, path.parent / data_file.decode())).truncate(size)
+        file = made.enter_context(new_file(files, path))
+        write_empty(file, header)
+        file.flush()
 
 
 def plan_header(size: int, values: Mapping[str, str], backing: BackingReference | None) -> q.Header:
