@@ -12,8 +12,8 @@ from sublet.cli.terminal import RawTerminal, StreamConsole
 from sublet.cli.terminal_keys import TerminalKeys
 from sublet.devices.vga import Picture, TextScreen
 from sublet.errors import UsageError
-from sublet.machine import Screen
 from sublet.machine.key_text import Chord
+from sublet.machine.screen import Screen
 
 _TEXT_PERIOD_S: Final = 0.04
 _PICTURE_PERIOD_S: Final = 0.2

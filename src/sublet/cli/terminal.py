@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sublet.cli.messages import say
 
 if TYPE_CHECKING:
-    from sublet.machine import Screen
+    from sublet.machine.screen import Screen
 
 ESCAPE_KEY: Final = 0x1D
 """Ctrl-], as a terminal in raw mode sends it."""

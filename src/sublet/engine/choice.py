@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final, Literal, get_args
 
 from sublet.core import Engine
-from sublet.engine.kvm_probe import probe_kvm
 from sublet.engine.verdict import EngineVerdict
 from sublet.errors import HostRefused, SubletError, UsageError
 
@@ -30,11 +29,15 @@ def open_engine(choice: EngineChoice) -> Engine:
         )
     if choice != "auto":
         return Engine(choice)
+    from sublet.engine.kvm_probe import probe_kvm
+
     return Engine("kvm" if probe_kvm().usable else "translate")
 
 
 def probe_engines() -> list[EngineVerdict]:
     """Judge every engine on this host, the preferred one first. Takes at most a few seconds."""
+    from sublet.engine.kvm_probe import probe_kvm
+
     return [probe_kvm(), _probe_translate()]
 
 

@@ -6,6 +6,5 @@ from sublet.machine.config import DiskConfig, MachineConfig
 from sublet.machine.console import Console
 from sublet.machine.profile import Place
 from sublet.machine.run import MachineResult, run_machine
-from sublet.machine.screen import Screen
 
-__all__ = ["Console", "DiskConfig", "MachineConfig", "MachineResult", "Place", "Screen", "run_machine"]
+__all__ = ["Console", "DiskConfig", "MachineConfig", "MachineResult", "Place", "run_machine"]

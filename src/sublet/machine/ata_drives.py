@@ -11,15 +11,10 @@ from sublet.devices.storage import AtaDisk, AtapiCd, ahci, ide
 from sublet.devices.storage.cd import CdDrive
 from sublet.devices.storage.taskfile import Drive
 from sublet.errors import ImageError, UsageError
-from sublet.machine.config import DiskBus, MachineConfig, MachineName
+from sublet.machine.config import DiskBus, MachineConfig
 from sublet.machine.disks import Drives
 from sublet.machine.media import Media, MediaDrive
 
-_BUSES: Final[dict[MachineName, tuple[DiskBus, ...]]] = {
-    "microvm": ("virtio",),
-    "pc": ("virtio", "ide"),
-    "q35": ("virtio", "ahci"),
-}
 _PLACES: Final = {"ide": ide.CHANNELS * ide.DRIVES_A_CHANNEL, "ahci": ahci.PORTS}
 _CD_ORDER: Final = {"ide": (2, 3, 1, 0), "ahci": (2, 3, 4, 5, 1, 0)}
 """The first CD drive is the second cable's first device, as in most machines there were."""
@@ -27,22 +22,6 @@ _CD_ORDER: Final = {"ide": (2, 3, 1, 0), "ahci": (2, 3, 4, 5, 1, 0)}
 _CD_SECTOR: Final = 2048
 _RAW_CD_START: Final = b"\0" + b"\xff" * 10 + b"\0"
 """The synchronization field that begins a sector of 2352 bytes."""
-
-
-def check_buses(config: MachineConfig) -> None:
-    """Refuse disks that hang on what the machine does not have.
-
-    Raises:
-        UsageError: One does.
-    """
-    there = _BUSES[config.machine]
-    for disk in config.disks:
-        bus = config.bus_of(disk)
-        if bus not in there:
-            raise UsageError(
-                f"the machine {config.machine} has no {bus} for the disk {disk.path} to hang on",
-                remedy=f"Leave bus= out, or give one of {', '.join(there)}; pc has ide, q35 has ahci.",
-            )
 
 
 def ata_drives(config: MachineConfig, bus: DiskBus, drives: Drives, media: Media) -> list[Drive | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from sublet.control import Operations
 from sublet.devices.legacy.serial import COM1_GSI, Serial
@@ -12,18 +13,19 @@ from sublet.devices.pci import PciDevice
 from sublet.devices.platform import PvPanic
 from sublet.devices.virtio import VirtioPci
 from sublet.machine import memory_map as mm
-from sublet.machine.ata_drives import check_buses
 from sublet.machine.boot import BootState
 from sublet.machine.bus import Buses
 from sublet.machine.chassis import Chassis
 from sublet.machine.control import Request
-from sublet.machine.disks import Drives
+from sublet.machine.disks import Drives, check_buses
 from sublet.machine.host import GsiLine, MonotonicClock, MsiPort, WorkerPool
 from sublet.machine.live_disks import add_disk_operations
 from sublet.machine.media import Media
 from sublet.machine.networks import Networks
-from sublet.machine.screen import Screen
 from sublet.machine.virtio import VirtioDevices
+
+if TYPE_CHECKING:
+    from sublet.machine.screen import Screen
 
 
 class Board(ABC):

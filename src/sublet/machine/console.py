@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from sublet.machine.screen import Screen
+if TYPE_CHECKING:
+    from sublet.machine.screen import Screen
 
 
 class Console(Protocol):

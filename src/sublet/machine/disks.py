@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sublet.block import BlockDevice, open_image
 from sublet.block.hostfile import OsFiles
 from sublet.block.layers import CopyOnRead, Throttle, Writethrough
-from sublet.block.live import Drive
-from sublet.block.live.overlay import folders_of
+from sublet.block.live.drive import Drive
 from sublet.errors import ImageError, UsageError
-from sublet.machine.config import DiskConfig
+from sublet.machine.config import DiskBus, DiskConfig, MachineConfig, MachineName
+
+_BUSES: Final[dict[MachineName, tuple[DiskBus, ...]]] = {
+    "microvm": ("virtio",),
+    "pc": ("virtio", "ide"),
+    "q35": ("virtio", "ahci"),
+}
+
+
+def check_buses(config: MachineConfig) -> None:
+    """Refuse disks that hang on what the machine does not have.
+
+    Raises:
+        UsageError: One does.
+    """
+    there = _BUSES[config.machine]
+    for disk in config.disks:
+        bus = config.bus_of(disk)
+        if bus not in there:
+            raise UsageError(
+                f"the machine {config.machine} has no {bus} for the disk {disk.path} to hang on",
+                remedy=f"Leave bus= out, or give one of {', '.join(there)}; pc has ide, q35 has ahci.",
+            )
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,8 @@ class NamedDrive:
 
     def now(self) -> DiskConfig:
         """What opens the disk as it is now, after snapshots and moves."""
+        from sublet.block.live.overlay import folders_of
+
         image = self.drive.image
         folders = tuple(folders_of(image)) or self.config.folders
         return self.config.model_copy(update={"path": image.path, "format": image.format, "folders": folders})

@@ -1,4 +1,7 @@
-"""What other commands can do with the disks of a running machine (``sublet disk live``)."""
+"""What other commands can do with the disks of a running machine (``sublet disk live``).
+
+The work itself is loaded when somebody asks for it: few machines ever need it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from sublet.block import live
+from sublet.block.live.job import Job
 from sublet.control import Call, Operations
 from sublet.errors import UsageError
 from sublet.machine.disks import Drives, NamedDrive
 
-_Work = Callable[[live.Job, dict[str, Any]], int]
+_Work = Callable[[Job, dict[str, Any]], int]
 
 
 def add_disk_operations(operations: Operations, drives: Drives) -> None:
@@ -21,8 +24,10 @@ def add_disk_operations(operations: Operations, drives: Drives) -> None:
         return [_describe(one) for one in drives.all]
 
     def snapshot(parameters: dict[str, Any], call: Call) -> dict[str, Any]:
+        from sublet.block.live.overlay import snapshot as take
+
         drive = drives.find(_text(parameters, "disk"))
-        live.snapshot(drive, _path(parameters, "target"))
+        take(drive, _path(parameters, "target"))
         return {"disk": parameters["disk"], "file": str(drive.image.path)}
 
     operations.add("disk.list", listing)
@@ -37,21 +42,37 @@ def _handler(drives: Drives, work: _Work) -> Callable[[dict[str, Any], Call], di
         rate = parameters.get("rate", 0)
         if not isinstance(rate, int) or rate < 0:
             raise UsageError(f"a rate of {rate!r} bytes a second")
-        job = live.Job(drive, rate=rate, progress=call.progress, cancelled=call.cancelled)
+        job = Job(drive, rate=rate, progress=call.progress, cancelled=call.cancelled)
         copied = work(job, parameters)
         return {"disk": parameters["disk"], "copied": copied, "file": str(drive.image.path)}
 
     return handle
 
 
-def _mirror(job: live.Job, parameters: dict[str, Any]) -> int:
+def _commit(job: Job, parameters: dict[str, Any]) -> int:
+    from sublet.block.live.merge import commit
+
+    return commit(job)
+
+
+def _stream(job: Job, parameters: dict[str, Any]) -> int:
+    from sublet.block.live.merge import stream
+
+    return stream(job)
+
+
+def _mirror(job: Job, parameters: dict[str, Any]) -> int:
+    from sublet.block.live.mirroring import mirror
+
     pivot = parameters.get("pivot") is True
-    return live.mirror(job, _path(parameters, "target"), format=_text(parameters, "format"), pivot=pivot)
+    return mirror(job, _path(parameters, "target"), format=_text(parameters, "format"), pivot=pivot)
 
 
-def _back_up(job: live.Job, parameters: dict[str, Any]) -> int:
+def _back_up(job: Job, parameters: dict[str, Any]) -> int:
+    from sublet.block.live.backup import back_up
+
     previous = _path(parameters, "previous") if parameters.get("previous") is not None else None
-    return live.back_up(
+    return back_up(
         job,
         _path(parameters, "target"),
         format=_text(parameters, "format"),
@@ -64,8 +85,8 @@ def _back_up(job: live.Job, parameters: dict[str, Any]) -> int:
 
 
 _WORK: Final[dict[str, _Work]] = {
-    "commit": lambda job, parameters: live.commit(job),
-    "stream": lambda job, parameters: live.stream(job),
+    "commit": _commit,
+    "stream": _stream,
     "mirror": _mirror,
     "backup": _back_up,
 }

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sublet.control import Call, Operations
 from sublet.control.directory import runtime_directory
-from sublet.devices.net.e1000 import E1000
 from sublet.devices.pci import PciDevice
 from sublet.devices.virtio.net.device import MAX_PAIRS, VirtioNet
 from sublet.errors import UsageError
 from sublet.hw import Clock, Executor, GuestMemory
-from sublet.machine.capture import capture
 from sublet.machine.config import MachineConfig
 from sublet.net.cable import Cable
-from sublet.net.capture.recorder import Recorded
 from sublet.net.kinds import Nic, find_kind, open_network
 from sublet.net.options import NetOptions, parse_net
+
+if TYPE_CHECKING:
+    from sublet.devices.net.e1000 import E1000
 
 MODELS: Final = ("virtio", "e1000")
 _QEMU_OUI: Final = b"\x52\x54\x00"
@@ -133,6 +133,9 @@ class Networks:
             self.card(parameters.get("nic")).device.set_link(parameters.get("up") is True)
 
         def record(parameters: dict[str, Any], call: Call) -> dict[str, int]:
+            from sublet.machine.capture import capture
+            from sublet.net.capture.recorder import Recorded
+
             cables = [
                 Recorded(card.name, card.options.text, card.device.mac, card.cable) for card in self.cards
             ]
@@ -184,6 +187,8 @@ def _make_card(
     cable = open_network(options, nic)
     device: VirtioNet | E1000
     if model == "e1000":
+        from sublet.devices.net.e1000 import E1000
+
         device = E1000(cable, memory, executor, clock, mac=nic.mac)
     else:
         device = VirtioNet(cable, executor, mac=nic.mac, mtu=nic.mtu, pairs=nic.queues)
@@ -194,4 +199,4 @@ def _make_card(
 def _mac(index: int) -> bytes:
     """An address that stays over resets and differs between the machines of this host."""
     identity = f"{os.uname().nodename}/{os.getpid()}/{index}".encode()
-    return _QEMU_OUI + hashlib.blake2s(identity, digest_size=3).digest()
+    return _QEMU_OUI + zlib.crc32(identity).to_bytes(4, "big")[1:]

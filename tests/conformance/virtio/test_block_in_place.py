@@ -13,7 +13,7 @@ import pytest
 
 from sublet.block import BlockDevice, create_image, open_image
 from sublet.block.layers import Throttle, Writethrough
-from sublet.block.live import Drive
+from sublet.block.live.drive import Drive
 from sublet.devices.virtio.block import VirtioBlock
 from sublet.engine import Engine, RamBlock
 from sublet.hw import Executor

@@ -9,8 +9,8 @@ import pytest
 from sublet.devices.storage import AtaDisk, AtapiCd
 from sublet.errors import ImageError, UsageError
 from sublet.machine import DiskConfig, MachineConfig
-from sublet.machine.ata_drives import ata_drives, check_buses, open_cd
-from sublet.machine.disks import Drives
+from sublet.machine.ata_drives import ata_drives, open_cd
+from sublet.machine.disks import Drives, check_buses
 from sublet.machine.media import Media
 
 

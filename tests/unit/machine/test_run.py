@@ -15,10 +15,11 @@ from tests.unit.machine.images import Elf
 from sublet import engine as core
 from sublet.block import RawImage
 from sublet.errors import CorruptImage, HostRefused, InternalError, UsageError
-from sublet.machine import DiskConfig, MachineConfig, MachineResult, Screen, run, run_machine
+from sublet.machine import DiskConfig, MachineConfig, MachineResult, run, run_machine
 from sublet.machine import memory_map as mm
 from sublet.machine.control import Control, Request
 from sublet.machine.power_cycle import PowerCycle
+from sublet.machine.screen import Screen
 from sublet.testing.fake_engine import FakeEngine, FakeExit, Script
 
 

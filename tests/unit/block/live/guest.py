@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 
-from sublet.block.live import Drive
+from sublet.block.live.drive import Drive
 
 SECTOR = 512
 _LARGEST = 256

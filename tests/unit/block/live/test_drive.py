@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sublet.block import create_image, open_image
-from sublet.block.live import Drive
+from sublet.block.live.drive import Drive
 from sublet.errors import WrongMoment
 
 MIB = 1 << 20

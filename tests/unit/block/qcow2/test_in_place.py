@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from sublet.block import create_image, open_image
-from sublet.block.live import Drive
+from sublet.block.live.drive import Drive
 from sublet.block.qcow2.image import Qcow2Image
 from sublet.block.qcow2.tables import CACHE_BYTES
 
