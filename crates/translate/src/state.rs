@@ -1,9 +1,13 @@
-//! The part of a vCPU that translated code addresses directly (through the GS base).
+//! The part of a vCPU that translated code addresses directly (through RSP).
 
 mod mapped;
 
 pub(crate) use mapped::reserve;
 pub use mapped::{MappedState, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
+
+/// Where RSP points while translated code runs: behind [`CpuState::stack`], at [`CpuState::gpr`], which it therefore reaches
+/// with the shortest displacements. Its low six bits are 32, and shift addresses (`emit::window`).
+pub const STACK_TOP: usize = std::mem::offset_of!(CpuState, gpr);
 
 /// Index of a general register in encoding order.
 pub mod gpr {
@@ -103,6 +107,7 @@ impl SegmentRegister {
 }
 
 /// GDTR or IDTR.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TableRegister {
     /// Linear base.
@@ -118,6 +123,8 @@ pub struct TableRegister {
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct CpuState {
+    /// The uppermost words of the stack that lies before the state ([`MappedState`]), for what translated code calls.
+    pub stack: [u64; 4],
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
     pub gpr: [u64; 16],
     /// Instruction pointer, as the guest counts it (offset in CS).
@@ -245,7 +252,7 @@ pub struct KnownDescriptor {
     pub image: u64,
 }
 
-/// Fields that translated code and the entry and exit paths use. All offsets are from the GS base.
+/// Fields that translated code and the entry and exit paths use.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct HotState {

@@ -1,5 +1,6 @@
 //! Memory accesses: effective address, the inline software-TLB check, and what happens off it.
 
+use super::assembler::displacement;
 use super::builder::{hot, Unencodable};
 use super::generic::needs_alignment;
 use super::masked::masked_elements;
@@ -305,7 +306,7 @@ impl Builder {
             builder.asm.lea_base(Host::R14, Host::R14, before);
             builder.asm.mov_immediate(Host::RCX, u64::from(descriptor.leader().0));
             builder.asm.store_immediate(hot!(range), before | after << 16);
-            builder.asm.call_gs(hot!(slow_access));
+            builder.asm.call_at(hot!(slow_access));
             builder.asm.lea_base(Host::R14, Host::R14, -before);
             let back = builder.asm.jump();
             builder.asm.point(back, resume);
@@ -382,7 +383,7 @@ impl Builder {
         self.later(move |builder| {
             violations.into_iter().for_each(|patch| builder.asm.bind(patch));
             builder.asm.mov_immediate(Host::RCX, u64::from(descriptor.0));
-            builder.asm.call_gs(hot!(slow_access));
+            builder.asm.call_at(hot!(slow_access));
             let back = builder.asm.jump();
             builder.asm.point(back, resume);
         });
@@ -401,7 +402,7 @@ impl Builder {
             self.asm.mov(Host::R14, address);
         }
         self.asm.mov_immediate(Host::RCX, u64::from(descriptor.0));
-        self.asm.call_gs(hot!(slow_access));
+        self.asm.call_at(hot!(slow_access));
         let back = self.asm.jump();
         self.asm.point(back, resume);
         if !descriptor.is_write() {
@@ -415,7 +416,7 @@ impl Builder {
         }
         let after = self.next;
         self.locate(after);
-        self.asm.call_gs(hot!(commit));
+        self.asm.call_at(hot!(commit));
         let back = self.asm.jump();
         self.asm.point(back, done);
     }
@@ -430,13 +431,13 @@ impl Builder {
             Place::Away(base, _) => (super::registers::sized(base, Register::RAX), Register::R14),
             Place::Known(_) => (Register::R15, Register::None),
             Place::At(base) => (super::registers::sized(base, Register::RAX), Register::None),
-            Place::Bounce => (Register::None, Register::None),
+            Place::Bounce => (Register::RSP, Register::None),
         };
         instruction.set_memory_base(base);
         instruction.set_memory_index(index);
         if place == Place::Bounce {
-            instruction.set_segment_prefix(Register::GS);
-            instruction.set_memory_displacement64(hot!(bounce) as u64);
+            instruction.set_segment_prefix(Register::None);
+            instruction.set_memory_displacement64(i64::from(displacement(hot!(bounce))) as u64);
             instruction.set_memory_displ_size(8);
         } else {
             let offset = match place {
@@ -595,7 +596,7 @@ impl Builder {
     }
 }
 
-/// Offset of a field of segment register `index` from the GS base.
+/// Offset of a field of segment register `index` in the state.
 pub(super) fn segment_field(index: usize, field: usize) -> i32 {
     (offset_of!(CpuState, segments) + index * std::mem::size_of::<SegmentRegister>() + field) as i32
 }

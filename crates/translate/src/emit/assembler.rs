@@ -3,6 +3,8 @@
 //! Only what those sequences need; guest instructions go through iced's encoder.
 //! Every method but those named after flag-changing instructions leaves flags alone.
 
+use crate::state::STACK_TOP;
+
 /// A host general register by encoding number, 0 to 15.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Host(pub u8);
@@ -53,7 +55,10 @@ pub struct Assembler {
     recent: Host,
 }
 
-const GS: u8 = 0x65;
+/// Distance from RSP to the field of the vCPU's state at `offset`.
+pub const fn displacement(offset: i32) -> i32 {
+    offset - STACK_TOP as i32
+}
 
 impl Default for Assembler {
     fn default() -> Self {
@@ -165,61 +170,64 @@ impl Assembler {
         self.bytes(&value.to_le_bytes());
     }
 
-    /// ModRM, SIB and displacement of `[gs:offset]` (absolute, no registers).
-    fn gs_operand(&mut self, reg: Host, offset: i32) {
-        self.bytes(&[(reg.low() << 3) | 4, 0x25]);
-        self.dword(offset);
+    /// ModRM, SIB and displacement of the state's field at `offset`; `reg` has three bits.
+    #[inline(always)]
+    fn field(&mut self, reg: u8, offset: i32) {
+        let displacement = displacement(offset);
+        match i8::try_from(displacement) {
+            Ok(short) => self.bytes(&[0x44 | (reg << 3), 0x24, short as u8]),
+            Err(_) => {
+                let [a, b, c, d] = displacement.to_le_bytes();
+                self.bytes(&[0x84 | (reg << 3), 0x24, a, b, c, d]);
+            }
+        }
     }
 
-    /// `mov reg, gs:[offset]`
+    /// `mov reg, [state + offset]`
     pub fn load(&mut self, reg: Host, offset: i32) {
         self.wrote(reg);
-        self.gs_move(0x8b, reg, offset);
+        self.bytes(&[0x48 | (reg.high() << 2), 0x8b]);
+        self.field(reg.low(), offset);
     }
 
-    /// `mov gs:[offset], reg`
+    /// `mov [state + offset], reg`
     pub fn store(&mut self, offset: i32, reg: Host) {
-        self.gs_move(0x89, reg, offset);
+        self.bytes(&[0x48 | (reg.high() << 2), 0x89]);
+        self.field(reg.low(), offset);
     }
 
-    fn gs_move(&mut self, opcode: u8, reg: Host, offset: i32) {
-        let [a, b, c, d] = offset.to_le_bytes();
-        self.bytes(&[GS, 0x48 | (reg.high() << 2), opcode, (reg.low() << 3) | 4, 0x25, a, b, c, d]);
-    }
-
-    /// `mov reg, gs:[table + index * 8]`
+    /// `mov reg, [state + table + index * 8]`
     pub fn load_indexed(&mut self, reg: Host, table: i32, index: Host) {
         self.wrote(reg);
-        self.bytes(&[GS, 0x48 | (reg.high() << 2) | (index.high() << 1), 0x8b]);
-        self.indexed_operand(reg.low(), table, index);
+        self.bytes(&[0x48 | (reg.high() << 2) | (index.high() << 1), 0x8b]);
+        self.indexed_field(reg.low(), table, index);
     }
 
-    /// `jmp gs:[table + index * 8]`
+    /// `jmp [state + table + index * 8]`
     pub fn jump_indexed(&mut self, table: i32, index: Host) {
-        self.bytes(&[GS]);
         if index.high() != 0 {
             self.bytes(&[0x42]);
         }
         self.bytes(&[0xff]);
-        self.indexed_operand(4, table, index);
+        self.indexed_field(4, table, index);
     }
 
-    fn indexed_operand(&mut self, reg: u8, table: i32, index: Host) {
-        self.bytes(&[(reg << 3) | 4, 0xc0 | (index.low() << 3) | 5]);
-        self.dword(table);
+    fn indexed_field(&mut self, reg: u8, table: i32, index: Host) {
+        self.bytes(&[0x84 | (reg << 3), 0xc4 | (index.low() << 3)]);
+        self.dword(displacement(table));
     }
 
-    /// `mov qword gs:[offset], value`
+    /// `mov qword [state + offset], value`
     pub fn store_immediate(&mut self, offset: i32, value: i32) {
-        self.bytes(&[GS, 0x48, 0xc7]);
-        self.gs_operand(Host(0), offset);
+        self.bytes(&[0x48, 0xc7]);
+        self.field(0, offset);
         self.dword(value);
     }
 
-    /// `mov byte gs:[offset], value`
+    /// `mov byte [state + offset], value`
     pub fn store_byte(&mut self, offset: i32, value: u8) {
-        self.bytes(&[GS, 0xc6]);
-        self.gs_operand(Host(0), offset);
+        self.bytes(&[0xc6]);
+        self.field(0, offset);
         self.bytes(&[value]);
     }
 
@@ -325,20 +333,18 @@ impl Assembler {
         ]);
     }
 
-    /// `pext to, from, gs:[mask]`
+    /// `pext to, from, [state + mask]`
     pub fn pext(&mut self, to: Host, from: Host, mask: i32) {
-        self.bytes(&[GS]);
         self.vex(2, 2, to, from, 0);
         self.bytes(&[0xf5]);
-        self.gs_operand(to, mask);
+        self.field(to.low(), mask);
     }
 
-    /// `pdep to, from, gs:[mask]`
+    /// `pdep to, from, [state + mask]`
     pub fn pdep(&mut self, to: Host, from: Host, mask: i32) {
-        self.bytes(&[GS]);
         self.vex(2, 3, to, from, 0);
         self.bytes(&[0xf5]);
-        self.gs_operand(to, mask);
+        self.field(to.low(), mask);
     }
 
     /// `pext to, from, mask`
@@ -428,17 +434,17 @@ impl Assembler {
         Patch(self.position() - 4)
     }
 
-    /// `call gs:[offset]`
-    pub fn call_gs(&mut self, offset: i32) {
+    /// `call [state + offset]`
+    pub fn call_at(&mut self, offset: i32) {
         self.forget_held();
-        self.bytes(&[GS, 0xff]);
-        self.gs_operand(Host(2), offset);
+        self.bytes(&[0xff]);
+        self.field(2, offset);
     }
 
-    /// `jmp gs:[offset]`
-    pub fn jump_gs(&mut self, offset: i32) {
-        self.bytes(&[GS, 0xff]);
-        self.gs_operand(Host(4), offset);
+    /// `jmp [state + offset]`
+    pub fn jump_at(&mut self, offset: i32) {
+        self.bytes(&[0xff]);
+        self.field(4, offset);
     }
 
     /// Bind a short branch to the next byte.
@@ -465,7 +471,7 @@ impl Assembler {
 
 #[cfg(test)]
 mod tests {
-    use super::{Assembler, Host};
+    use super::{Assembler, Host, STACK_TOP};
     use iced_x86::{Decoder, DecoderOptions, Instruction};
 
     fn decode(code: &[u8]) -> Vec<Instruction> {
@@ -487,7 +493,7 @@ mod tests {
         );
         a.mov(Host::R14, Host::RAX);
         assert_eq!((a.holder(3), a.holder(5)), (None, Some(Host::R15)));
-        a.call_gs(0);
+        a.call_at(0);
         assert_eq!(a.holder(5), None);
     }
 
@@ -517,7 +523,8 @@ mod tests {
         let all = decode(a.code());
         assert!(all.iter().all(|instruction| !instruction.is_invalid()));
         assert_eq!(all[0].mnemonic(), iced_x86::Mnemonic::Mov);
-        assert_eq!(all[0].segment_prefix(), iced_x86::Register::GS);
+        assert_eq!(all[0].memory_base(), iced_x86::Register::RSP);
+        assert_eq!(all[0].memory_displacement64(), 0x1234 - STACK_TOP as u64);
         assert_eq!(all[3].mnemonic(), iced_x86::Mnemonic::Pext);
         assert_eq!(all[3].op1_register(), iced_x86::Register::R15);
         assert_eq!(all[4].mnemonic(), iced_x86::Mnemonic::Rorx);

@@ -73,7 +73,7 @@ impl Builder {
         if self.may_be_beyond(operand) {
             self.truncate_target(operand);
             self.asm.mov_immediate(Host::RCX, u64::from(Descriptor::branch_target().0));
-            self.asm.call_gs(hot!(slow_access));
+            self.asm.call_at(hot!(slow_access));
         }
     }
 
@@ -203,7 +203,7 @@ impl Builder {
     /// Leave for the RIP in R14 by the run loop.
     fn leave_indirect(&mut self) {
         self.asm.store(hot!(target), Host::R14);
-        self.asm.jump_gs(hot!(exit_indirect));
+        self.asm.jump_at(hot!(exit_indirect));
     }
 
     /// Go to the block of the RIP in R14, if it is known. Narrow code has its mode in the upper half of R14
@@ -408,7 +408,7 @@ impl Builder {
     }
 }
 
-/// Offset of a field of the first entry of jump cache `index` from the GS base.
+/// Offset of a field of the first entry of jump cache `index` in the state.
 fn jump_field(index: usize, field: usize) -> i32 {
     hot!(jump) + (std::mem::size_of::<JumpCache>() * index + field) as i32
 }

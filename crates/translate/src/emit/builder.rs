@@ -14,7 +14,7 @@ use std::mem::offset_of;
 /// Most guest instructions in a block.
 pub const MAX_INSTRUCTIONS: usize = 64;
 
-/// Offset of a `HotState` field from the GS base.
+/// Offset of a `HotState` field in the state.
 macro_rules! hot {
     ($($field:tt)+) => {
         (offset_of!(CpuState, hot) + offset_of!(HotState, $($field)+)) as i32
@@ -268,10 +268,10 @@ impl Builder {
     /// Leave with a number, see [`Self::store_number`].
     pub(super) fn numbered_exit(&mut self, index: usize, is_link: bool) {
         self.store_number(index, is_link);
-        self.asm.jump_gs(if is_link { hot!(exit_link) } else { hot!(exit_system) });
+        self.asm.jump_at(if is_link { hot!(exit_link) } else { hot!(exit_system) });
     }
 
-    /// `mov qword gs:[exit_argument], number`: of a link, or of an instruction for compiled code.
+    /// `mov qword [exit_argument], number`: of a link, or of an instruction for compiled code.
     pub(super) fn store_number(&mut self, index: usize, is_link: bool) {
         self.asm.store_immediate(hot!(exit_argument), 0);
         self.out.numbers.push((self.asm.position() - 4, index, is_link));

@@ -2,7 +2,8 @@
 //!
 //! Twelve guest registers have a host register of their own, ten of them the same one. RCX and
 //! RSP are moved aside: host RCX is what `jrcxz` tests and what shifts count in, host RSP is the
-//! host's stack. R10, R11, R14 and R15 stay in memory; host RCX, R14 and R15 are scratch.
+//! vCPU's state, and its stack. R10, R11, R14 and R15 stay in memory, which the processor renames as it does registers
+//! when it is addressed by RSP and a displacement alone; host RCX, R14 and R15 are scratch.
 
 use super::Host;
 use crate::state::CpuState;
@@ -14,7 +15,7 @@ use std::mem::offset_of;
 pub enum Home {
     /// In a host register.
     Host(Host),
-    /// In `CpuState::gpr`, at this offset from the GS base.
+    /// In `CpuState::gpr`, at this offset in the state.
     Memory(i32),
 }
 
@@ -23,7 +24,7 @@ pub const GUEST_RCX: Host = Host::R11;
 /// Host register of guest RSP.
 pub const GUEST_RSP: Host = Host::R10;
 
-/// Offset of a guest register's slot from the GS base.
+/// Offset of a guest register's slot in the state.
 pub const fn slot(guest: usize) -> i32 {
     (offset_of!(CpuState, gpr) + 8 * guest) as i32
 }

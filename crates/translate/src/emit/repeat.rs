@@ -95,7 +95,7 @@ impl Builder {
                 return builder.numbered_exit(index, false);
             }
             builder.store_number(index, false);
-            builder.asm.call_gs(hot!(in_place));
+            builder.asm.call_at(hot!(in_place));
             let over = builder.asm.jump();
             builder.asm.point(over, done);
         });
@@ -109,7 +109,7 @@ impl Builder {
             let (tags, _) = self.tlb(write);
             self.asm.mov_immediate(register, tags as u64);
         }
-        self.asm.call_gs(hot!(copy_pieces));
+        self.asm.call_at(hot!(copy_pieces));
         let over = self.asm.jump();
         self.asm.point(over, done);
     }
@@ -184,7 +184,7 @@ impl Builder {
         self.asm.mov(Host::R14, lookup.pointer);
         let probe = Descriptor::new(1, lookup.kind).probe();
         self.asm.mov_immediate(Host::RCX, u64::from(probe.0));
-        self.asm.call_gs(hot!(slow_access));
+        self.asm.call_at(hot!(slow_access));
         let found = self.asm.jump();
         self.asm.point(found, lookup.resume);
         // The slow path returns here, past the 5-byte jump, when it is no plain RAM.

@@ -232,7 +232,7 @@ impl Builder {
     }
 }
 
-/// Offset of a field of the first known descriptor from the GS base.
+/// Offset of a field of the first known descriptor in the state.
 fn known_field(field: usize) -> i32 {
     hot!(known) + field as i32
 }

@@ -46,7 +46,7 @@ const fn compress(value: u64, mask: u64) -> u64 {
     result
 }
 
-/// Offset of RFLAGS bits 15:8 from the GS base.
+/// Offset of RFLAGS bits 15:8 in the state.
 pub(super) const FLAGS_BYTE_1: i32 = offset_of!(CpuState, rflags) as i32 + 1;
 
 impl Builder {
@@ -135,7 +135,7 @@ impl Builder {
         let index = self.out.system.len();
         self.out.system.push(*instruction);
         self.store_number(index, false);
-        self.asm.call_gs(hot!(in_place));
+        self.asm.call_at(hot!(in_place));
         self.exit_to(self.next);
         true
     }

@@ -1,12 +1,12 @@
 //! Entering and leaving the code cache.
 //!
-//! While translated code runs, GS points at the vCPU's `CpuState`, the host's stack pointer is the
-//! host's, twelve guest registers are in host registers (see `emit::registers`), the arithmetic
+//! While translated code runs, RSP points into the vCPU's `CpuState` (at [`STACK_TOP`], below which a stack
+//! lies), twelve guest registers are in host registers (see `emit::registers`), the arithmetic
 //! flags are the guest's, and so is all vector and x87 state. The paths here move general
 //! registers, flags and vector registers between that and `CpuState`; x87 state stays in the
 //! processor, because compiled code never touches it, until [`save_x87`] is called.
 
-use crate::state::{CpuState, HotState};
+use crate::state::{CpuState, HotState, STACK_TOP};
 use std::mem::offset_of;
 
 /// Why translated code left.
@@ -39,116 +39,118 @@ macro_rules! at {
 }
 
 std::arch::global_asm!(
-    // Store guest general registers, flags and vectors; clobbers RAX and flags.
-    ".macro sublet_save_guest",
-    "mov gs:[{gpr} + 0*8], rax",
-    "mov gs:[{gpr} + 1*8], r11",
-    "mov gs:[{gpr} + 2*8], rdx",
-    "mov gs:[{gpr} + 3*8], rbx",
-    "mov gs:[{gpr} + 4*8], r10",
-    "mov gs:[{gpr} + 5*8], rbp",
-    "mov gs:[{gpr} + 6*8], rsi",
-    "mov gs:[{gpr} + 7*8], rdi",
-    "mov gs:[{gpr} + 8*8], r8",
-    "mov gs:[{gpr} + 9*8], r9",
-    "mov gs:[{gpr} + 12*8], r12",
-    "mov gs:[{gpr} + 13*8], r13",
+    // Store guest general registers, flags and vectors; clobbers RAX and flags, and leaves the state's address in
+    // RBX. RSP is `depth` bytes lower than in translated code.
+    ".macro sublet_save_guest depth",
+    "mov [rsp + \\depth + {gpr} - {STACK_TOP} + 3*8], rbx",
+    "lea rbx, [rsp + \\depth - {STACK_TOP}]",
+    "mov [rbx + {gpr} + 0*8], rax",
+    "mov [rbx + {gpr} + 1*8], r11",
+    "mov [rbx + {gpr} + 2*8], rdx",
+    "mov [rbx + {gpr} + 4*8], r10",
+    "mov [rbx + {gpr} + 5*8], rbp",
+    "mov [rbx + {gpr} + 6*8], rsi",
+    "mov [rbx + {gpr} + 7*8], rdi",
+    "mov [rbx + {gpr} + 8*8], r8",
+    "mov [rbx + {gpr} + 9*8], r9",
+    "mov [rbx + {gpr} + 12*8], r12",
+    "mov [rbx + {gpr} + 13*8], r13",
     "lahf",
     "seto al",
-    "mov byte ptr gs:[{rflags}], ah",
+    "mov byte ptr [rbx + {rflags}], ah",
     "shl al, 3",
-    "and byte ptr gs:[{rflags} + 1], 0xf7",
-    "or byte ptr gs:[{rflags} + 1], al",
-    "stmxcsr gs:[{mxcsr}]",
-    "ldmxcsr gs:[{host_mxcsr}]",
+    "and byte ptr [rbx + {rflags} + 1], 0xf7",
+    "or byte ptr [rbx + {rflags} + 1], al",
+    "stmxcsr [rbx + {mxcsr}]",
+    "ldmxcsr [rbx + {host_mxcsr}]",
     "lea rax, [rip + 9f]",
     "jmp sublet_save_vectors",
     "9:",
     ".endm",
-    // The reverse; the entry jump or return follows. R14 and R15 are left alone.
+    // The reverse, of the state at RBX; the entry jump or return follows. R14 and R15 are left alone.
     ".macro sublet_load_guest",
     "lea rax, [rip + 9f]",
     "jmp sublet_load_vectors",
     "9:",
-    "ldmxcsr gs:[{mxcsr}]",
-    "movzx eax, byte ptr gs:[{rflags} + 1]",
+    "ldmxcsr [rbx + {mxcsr}]",
+    "movzx eax, byte ptr [rbx + {rflags} + 1]",
     "and al, 8",
     "add al, 0x78",
-    "mov ah, byte ptr gs:[{rflags}]",
+    "mov ah, byte ptr [rbx + {rflags}]",
     "sahf",
-    "mov rax, gs:[{gpr} + 0*8]",
-    "mov r11, gs:[{gpr} + 1*8]",
-    "mov rdx, gs:[{gpr} + 2*8]",
-    "mov rbx, gs:[{gpr} + 3*8]",
-    "mov r10, gs:[{gpr} + 4*8]",
-    "mov rbp, gs:[{gpr} + 5*8]",
-    "mov rsi, gs:[{gpr} + 6*8]",
-    "mov rdi, gs:[{gpr} + 7*8]",
-    "mov r8, gs:[{gpr} + 8*8]",
-    "mov r9, gs:[{gpr} + 9*8]",
-    "mov r12, gs:[{gpr} + 12*8]",
-    "mov r13, gs:[{gpr} + 13*8]",
+    "mov rax, [rbx + {gpr} + 0*8]",
+    "mov r11, [rbx + {gpr} + 1*8]",
+    "mov rdx, [rbx + {gpr} + 2*8]",
+    "mov r10, [rbx + {gpr} + 4*8]",
+    "mov rbp, [rbx + {gpr} + 5*8]",
+    "mov rsi, [rbx + {gpr} + 6*8]",
+    "mov rdi, [rbx + {gpr} + 7*8]",
+    "mov r8, [rbx + {gpr} + 8*8]",
+    "mov r9, [rbx + {gpr} + 9*8]",
+    "mov r12, [rbx + {gpr} + 12*8]",
+    "mov r13, [rbx + {gpr} + 13*8]",
+    "mov rbx, [rbx + {gpr} + 3*8]",
     ".endm",
-    // Vectors, to and from plain arrays; RAX is the return address. Registers 0 to 15 of which nothing above bit
+    // Vectors, to and from plain arrays of the state at RBX; RAX is the return address. Registers 0 to 15 of which nothing above bit
     // 127 is set are loaded as XMM registers: while the processor takes their upper parts to be in use, every SSE
     // instruction merges, and waits for its destination's old value.
     "sublet_save_vectors:",
-    "cmp byte ptr gs:[{avx512}], 0",
+    "cmp byte ptr [rbx + {avx512}], 0",
     "je 2f",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
-    "vmovups gs:[{zmm} + \\n * 64], zmm\\n",
+    "vmovups [rbx + {zmm} + \\n * 64], zmm\\n",
     ".endr",
     ".irp n, 0,1,2,3,4,5,6,7",
-    "kmovq gs:[{opmask} + \\n * 8], k\\n",
+    "kmovq [rbx + {opmask} + \\n * 8], k\\n",
     ".endr",
     ".irp n, 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
     "vporq zmm0, zmm0, zmm\\n",
     ".endr",
     "vptestmq k1, zmm0, zmm0",
     "kshiftrq k1, k1, 2",
-    "kmovq gs:[{upper_lanes}], k1",
+    "kmovq [rbx + {upper_lanes}], k1",
     "vzeroupper",
     "jmp rax",
     "2:",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "vmovups gs:[{zmm} + \\n * 64], ymm\\n",
+    "vmovups [rbx + {zmm} + \\n * 64], ymm\\n",
     ".endr",
     ".irp n, 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
     "vorps ymm0, ymm0, ymm\\n",
     ".endr",
     "vextractf128 xmm0, ymm0, 1",
     "vptest xmm0, xmm0",
-    "setne byte ptr gs:[{upper_lanes}]",
+    "setne byte ptr [rbx + {upper_lanes}]",
     "vzeroupper",
     "jmp rax",
     "sublet_load_vectors:",
-    "cmp byte ptr gs:[{avx512}], 0",
+    "cmp byte ptr [rbx + {avx512}], 0",
     "je 3f",
     ".irp n, 16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
-    "vmovups zmm\\n, gs:[{zmm} + \\n * 64]",
+    "vmovups zmm\\n, [rbx + {zmm} + \\n * 64]",
     ".endr",
     ".irp n, 0,1,2,3,4,5,6,7",
-    "kmovq k\\n, gs:[{opmask} + \\n * 8]",
+    "kmovq k\\n, [rbx + {opmask} + \\n * 8]",
     ".endr",
-    "test byte ptr gs:[{upper_lanes}], 0x3c",
+    "test byte ptr [rbx + {upper_lanes}], 0x3c",
     "je 3f",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "vmovups zmm\\n, gs:[{zmm} + \\n * 64]",
+    "vmovups zmm\\n, [rbx + {zmm} + \\n * 64]",
     ".endr",
     "jmp rax",
     "3:",
-    "cmp byte ptr gs:[{upper_lanes}], 0",
+    "cmp byte ptr [rbx + {upper_lanes}], 0",
     "je 2f",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "vmovups ymm\\n, gs:[{zmm} + \\n * 64]",
+    "vmovups ymm\\n, [rbx + {zmm} + \\n * 64]",
     ".endr",
     "jmp rax",
     "2:",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "vmovups xmm\\n, gs:[{zmm} + \\n * 64]",
+    "vmovups xmm\\n, [rbx + {zmm} + \\n * 64]",
     ".endr",
     "jmp rax",
-    // extern "sysv64" fn(entry): run translated code until it leaves.
+    // extern "sysv64" fn(entry, state): run translated code until it leaves.
     ".globl sublet_enter_cache",
     ".hidden sublet_enter_cache",
     "sublet_enter_cache:",
@@ -158,41 +160,38 @@ std::arch::global_asm!(
     "push r13",
     "push r14",
     "push r15",
-    "sub rsp, 8",
-    "mov gs:[{host_rsp}], rsp",
-    // Its low six bits are 32 in translated code, which shifts by them (`emit::window`).
-    "and rsp, -64",
-    "sub rsp, 32",
-    "mov gs:[{entry}], rdi",
+    "mov rbx, rsi",
+    "mov [rbx + {host_rsp}], rsp",
+    "lea rsp, [rbx + {STACK_TOP}]",
+    "mov [rbx + {entry}], rdi",
+    "mov r14, [rbx + {target}]",
     "sublet_load_guest",
-    "mov r14, gs:[{target}]",
-    "jmp qword ptr gs:[{entry}]",
+    "jmp qword ptr [rsp + {entry} - {STACK_TOP}]",
     // Ways out.
     ".globl sublet_exit_link",
     ".hidden sublet_exit_link",
     "sublet_exit_link:",
-    "mov qword ptr gs:[{exit_reason}], {LINK}",
+    "mov qword ptr [rsp + {exit_reason} - {STACK_TOP}], {LINK}",
     "jmp sublet_leave",
     ".globl sublet_exit_indirect",
     ".hidden sublet_exit_indirect",
     "sublet_exit_indirect:",
-    "mov qword ptr gs:[{exit_reason}], {INDIRECT}",
+    "mov qword ptr [rsp + {exit_reason} - {STACK_TOP}], {INDIRECT}",
     "jmp sublet_leave",
     ".globl sublet_exit_system",
     ".hidden sublet_exit_system",
     "sublet_exit_system:",
-    "mov qword ptr gs:[{exit_reason}], {SYSTEM}",
+    "mov qword ptr [rsp + {exit_reason} - {STACK_TOP}], {SYSTEM}",
     "jmp sublet_leave",
     // A signal handler sends the thread here in place of the instruction that faulted.
     ".globl sublet_exit_fault",
     ".hidden sublet_exit_fault",
     "sublet_exit_fault:",
-    "mov qword ptr gs:[{exit_reason}], {FAULT}",
+    "mov qword ptr [rsp + {exit_reason} - {STACK_TOP}], {FAULT}",
     "sublet_leave:",
-    "sublet_save_guest",
+    "sublet_save_guest 0",
     "sublet_return:",
-    "mov rsp, gs:[{host_rsp}]",
-    "add rsp, 8",
+    "mov rsp, [rbx + {host_rsp}]",
     "pop r15",
     "pop r14",
     "pop r13",
@@ -205,9 +204,9 @@ std::arch::global_asm!(
     ".globl sublet_slow_access",
     ".hidden sublet_slow_access",
     "sublet_slow_access:",
-    "mov gs:[{access_address}], r14",
-    "sublet_save_guest",
-    "mov rdi, gs:[{runtime}]",
+    "sublet_save_guest 8",
+    "mov [rbx + {access_address}], r14",
+    "mov rdi, [rbx + {runtime}]",
     "mov esi, ecx",
     "mov rdx, r14",
     "mov rcx, [rsp]",
@@ -219,48 +218,48 @@ std::arch::global_asm!(
     "ja sublet_return",
     "add qword ptr [rsp], 5",
     "3:",
+    "mov r14, [rbx + {access_address}]",
+    "mov r15, [rbx + {access_addend}]",
     "sublet_load_guest",
-    "mov r14, gs:[{access_address}]",
-    "mov r15, gs:[{access_addend}]",
     "ret",
     // Called from translated code after it stored into the bounce buffer.
     ".globl sublet_commit",
     ".hidden sublet_commit",
     "sublet_commit:",
-    "sublet_save_guest",
-    "mov rdi, gs:[{runtime}]",
+    "sublet_save_guest 8",
+    "mov rdi, [rbx + {runtime}]",
     "mov rsi, [rsp]",
     "sub rsp, 8",
     "call {commit}",
     "add rsp, 8",
     "test eax, eax",
     "jnz sublet_return",
+    "mov r14, [rbx + {access_address}]",
     "sublet_load_guest",
-    "mov r14, gs:[{access_address}]",
     "ret",
     // A signal handler sends the thread here in place of an instruction whose memory window lacks a page.
     ".globl sublet_window_fault",
     ".hidden sublet_window_fault",
     "sublet_window_fault:",
-    "mov gs:[{kept}], rcx",
-    "mov gs:[{kept} + 8], r14",
-    "mov gs:[{kept} + 16], r15",
-    "sublet_save_guest",
-    "mov rdi, gs:[{runtime}]",
+    "sublet_save_guest 0",
+    "mov [rbx + {kept}], rcx",
+    "mov [rbx + {kept} + 8], r14",
+    "mov [rbx + {kept} + 16], r15",
+    "mov rdi, [rbx + {runtime}]",
     "call {window_fault}",
     "test eax, eax",
     "jnz sublet_return",
+    "mov rcx, [rbx + {kept}]",
+    "mov r14, [rbx + {kept} + 8]",
+    "mov r15, [rbx + {kept} + 16]",
     "sublet_load_guest",
-    "mov rcx, gs:[{kept}]",
-    "mov r14, gs:[{kept} + 8]",
-    "mov r15, gs:[{kept} + 16]",
-    "jmp qword ptr gs:[{fault_pc}]",
+    "jmp qword ptr [rsp + {fault_pc} - {STACK_TOP}]",
     // Called from translated code to have an instruction carried out without leaving, if that can be.
     ".globl sublet_in_place",
     ".hidden sublet_in_place",
     "sublet_in_place:",
-    "sublet_save_guest",
-    "mov rdi, gs:[{runtime}]",
+    "sublet_save_guest 8",
+    "mov rdi, [rbx + {runtime}]",
     "sub rsp, 8",
     "call {in_place}",
     "add rsp, 8",
@@ -268,50 +267,59 @@ std::arch::global_asm!(
     "jnz sublet_return",
     "sublet_load_guest",
     "ret",
-    // extern "sysv64" fn(area, mask_low, mask_high): the vector arrays and x87 into an XSAVE area.
+    // extern "sysv64" fn(area, mask_low, mask_high, state): the vector arrays and x87 into an XSAVE area.
     ".globl sublet_save_x87",
     ".hidden sublet_save_x87",
     "sublet_save_x87:",
+    "push rbx",
+    "mov rbx, rcx",
     "mov ecx, edx",
     "mov r8d, esi",
     "lea rax, [rip + 4f]",
     "jmp sublet_load_vectors",
     "4:",
-    "ldmxcsr gs:[{mxcsr}]",
+    "ldmxcsr [rbx + {mxcsr}]",
     "mov eax, r8d",
     "mov edx, ecx",
     "xsave64 [rdi]",
-    "ldmxcsr gs:[{host_mxcsr}]",
+    "ldmxcsr [rbx + {host_mxcsr}]",
     "vzeroupper",
     "fninit",
+    "pop rbx",
     "ret",
     // The same into an area of the compacted format; x87 state stays in the processor, too.
     ".globl sublet_save_compacted",
     ".hidden sublet_save_compacted",
     "sublet_save_compacted:",
+    "push rbx",
+    "mov rbx, rcx",
     "mov ecx, edx",
     "mov r8d, esi",
     "lea rax, [rip + 6f]",
     "jmp sublet_load_vectors",
     "6:",
-    "ldmxcsr gs:[{mxcsr}]",
+    "ldmxcsr [rbx + {mxcsr}]",
     "mov eax, r8d",
     "mov edx, ecx",
     "xsavec64 [rdi]",
-    "ldmxcsr gs:[{host_mxcsr}]",
+    "ldmxcsr [rbx + {host_mxcsr}]",
     "vzeroupper",
+    "pop rbx",
     "ret",
     // The reverse.
     ".globl sublet_load_x87",
     ".hidden sublet_load_x87",
     "sublet_load_x87:",
+    "push rbx",
+    "mov rbx, rcx",
     "mov eax, esi",
     "xrstor64 [rdi]",
-    "stmxcsr gs:[{mxcsr}]",
-    "ldmxcsr gs:[{host_mxcsr}]",
+    "stmxcsr [rbx + {mxcsr}]",
+    "ldmxcsr [rbx + {host_mxcsr}]",
     "lea rax, [rip + 5f]",
     "jmp sublet_save_vectors",
     "5:",
+    "pop rbx",
     "ret",
     gpr = const at!(gpr),
     rflags = const at!(rflags),
@@ -331,6 +339,7 @@ std::arch::global_asm!(
     kept = const at!(hot.kept),
     fault_pc = const at!(hot.fault_pc),
     window_fault = sym crate::runtime::windows::window_fault,
+    STACK_TOP = const STACK_TOP,
     LINK = const exit::LINK,
     INDIRECT = const exit::INDIRECT,
     SYSTEM = const exit::SYSTEM,
@@ -345,12 +354,12 @@ extern "sysv64" {
     /// Run translated code at `entry` until it leaves.
     ///
     /// # Safety
-    /// GS points at the vCPU's `CpuState`; `entry` is a live block's host address; the state's
+    /// `state` is a [`crate::state::MappedState`]'s; `entry` is a live block's host address; the state's
     /// pointers are valid; nothing else runs this vCPU.
-    pub fn sublet_enter_cache(entry: u64);
-    fn sublet_save_x87(area: *mut u8, mask_low: u32, mask_high: u32);
-    fn sublet_save_compacted(area: *mut u8, mask_low: u32, mask_high: u32);
-    fn sublet_load_x87(area: *const u8, mask_low: u32, mask_high: u32);
+    pub fn sublet_enter_cache(entry: u64, state: *mut CpuState);
+    fn sublet_save_x87(area: *mut u8, mask_low: u32, mask_high: u32, state: *mut CpuState);
+    fn sublet_save_compacted(area: *mut u8, mask_low: u32, mask_high: u32, state: *mut CpuState);
+    fn sublet_load_x87(area: *const u8, mask_low: u32, mask_high: u32, state: *mut CpuState);
     fn sublet_exit_link();
     fn sublet_exit_indirect();
     fn sublet_exit_system();
@@ -398,11 +407,11 @@ pub fn page_fault() -> u64 {
 /// Gather x87 and vector state into a standard-format XSAVE area of all components in `mask`.
 ///
 /// # Safety
-/// GS points at the vCPU's `CpuState`, whose vector arrays are up to date; `area` is 64-byte
+/// `state` is the vCPU's, and its vector arrays are up to date; `area` is 64-byte
 /// aligned and large enough for `mask`, a subset of the host's XCR0.
-pub unsafe fn save_x87(area: *mut u8, mask: u64) {
+pub unsafe fn save_x87(state: *mut CpuState, area: *mut u8, mask: u64) {
     // SAFETY: as the caller promises.
-    unsafe { sublet_save_x87(area, mask as u32, (mask >> 32) as u32) };
+    unsafe { sublet_save_x87(area, mask as u32, (mask >> 32) as u32, state) };
 }
 
 /// Gather x87 and vector state into an XSAVE area of the compacted format, with room for all components in
@@ -410,16 +419,16 @@ pub unsafe fn save_x87(area: *mut u8, mask: u64) {
 ///
 /// # Safety
 /// As for [`save_x87`]; the host has XSAVEC.
-pub unsafe fn save_compacted(area: *mut u8, mask: u64) {
+pub unsafe fn save_compacted(state: *mut CpuState, area: *mut u8, mask: u64) {
     // SAFETY: as the caller promises.
-    unsafe { sublet_save_compacted(area, mask as u32, (mask >> 32) as u32) };
+    unsafe { sublet_save_compacted(area, mask as u32, (mask >> 32) as u32, state) };
 }
 
 /// Load x87 state into the processor and vector state into the vCPU's arrays.
 ///
 /// # Safety
 /// As for [`save_x87`]; the area's header is valid.
-pub unsafe fn load_x87(area: *const u8, mask: u64) {
+pub unsafe fn load_x87(state: *mut CpuState, area: *const u8, mask: u64) {
     // SAFETY: as the caller promises.
-    unsafe { sublet_load_x87(area, mask as u32, (mask >> 32) as u32) };
+    unsafe { sublet_load_x87(area, mask as u32, (mask >> 32) as u32, state) };
 }

@@ -7,7 +7,6 @@ pub mod entry;
 mod events;
 mod exclusive;
 mod exits;
-mod gs;
 mod in_place;
 mod math_error;
 mod pieces;

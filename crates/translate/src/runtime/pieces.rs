@@ -3,9 +3,11 @@
 //!
 //! Kernels copy so between a page and a program's buffer, which seldom begins where a page does.
 
-use crate::state::{CpuState, HotState, Tlb, TLB_ENTRIES};
+use crate::state::{CpuState, HotState, Tlb, STACK_TOP, TLB_ENTRIES};
 use std::mem::offset_of;
 
+/// Distance from RSP to the state, after a call from translated code.
+const CALLED: isize = 8 - STACK_TOP as isize;
 const ADDENDS: usize = offset_of!(Tlb, addend);
 // The addends are found from the tags, and the tags by their index alone.
 const _: () = assert!(offset_of!(Tlb, tag) == 0 && ADDENDS == 8 * TLB_ENTRIES);
@@ -17,11 +19,11 @@ std::arch::global_asm!(
     ".globl sublet_copy_pieces",
     ".hidden sublet_copy_pieces",
     "sublet_copy_pieces:",
-    "mov gs:[{kept}], rax",
+    "mov [rsp + {CALLED} + {kept}], rax",
     "lahf",
     "seto al",
-    "mov gs:[{kept} + 8], rax",
-    "mov gs:[{kept} + 16], rbx",
+    "mov [rsp + {CALLED} + {kept} + 8], rax",
+    "mov [rsp + {CALLED} + {kept} + 16], rbx",
     "2:",
     // RBX = bytes up to where the first page ends.
     "mov eax, edi",
@@ -35,22 +37,22 @@ std::arch::global_asm!(
     "cmp rbx, rax",
     "cmova rbx, rax",
     // RCX, RAX = host addresses of the two bytes.
-    "pext rax, rsi, gs:[{tlb_mask}]",
+    "pext rax, rsi, [rsp + {CALLED} + {tlb_mask}]",
     "lea rax, [r14 + rax * 8]",
-    "mov rcx, gs:[rax]",
+    "mov rcx, [rsp + rax + {CALLED}]",
     "add rcx, rsi",
     "cmp rcx, 4096",
     "jae 3f",
-    "mov rcx, gs:[rax + {ADDENDS}]",
+    "mov rcx, [rsp + rax + {CALLED} + {ADDENDS}]",
     "add rcx, rsi",
-    "pext rax, rdi, gs:[{tlb_mask}]",
+    "pext rax, rdi, [rsp + {CALLED} + {tlb_mask}]",
     "lea rax, [r15 + rax * 8]",
-    "push qword ptr gs:[rax]",
+    "push qword ptr [rsp + rax + {CALLED}]",
     "add [rsp], rdi",
     "cmp qword ptr [rsp], 4096",
     "lea rsp, [rsp + 8]",
     "jae 3f",
-    "mov rax, gs:[rax + {ADDENDS}]",
+    "mov rax, [rsp + rax + {CALLED} + {ADDENDS}]",
     "add rax, rdi",
     // The guest's pointers come back from behind the piece.
     "sub r11, rbx",
@@ -70,15 +72,16 @@ std::arch::global_asm!(
     "call 4f",
     "jmp sublet_in_place",
     "4:",
-    "mov rbx, gs:[{kept} + 16]",
-    "mov rax, gs:[{kept} + 8]",
+    "mov rbx, [rsp + 8 + {CALLED} + {kept} + 16]",
+    "mov rax, [rsp + 8 + {CALLED} + {kept} + 8]",
     "add al, 0x7f",
     "sahf",
-    "mov rax, gs:[{kept}]",
+    "mov rax, [rsp + 8 + {CALLED} + {kept}]",
     "ret",
     kept = const offset_of!(CpuState, hot) + offset_of!(HotState, kept),
     tlb_mask = const offset_of!(CpuState, hot) + offset_of!(HotState, tlb_mask),
     ADDENDS = const ADDENDS,
+    CALLED = const CALLED,
 );
 
 extern "sysv64" {

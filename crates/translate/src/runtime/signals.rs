@@ -6,8 +6,7 @@
 //! code cache goes to whoever handled the signal before.
 
 use super::entry;
-use crate::state::{CpuState, HotState};
-use std::mem::offset_of;
+use crate::state::{CpuState, STACK_TOP};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Once;
 
@@ -79,12 +78,15 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
     let register = |index: i32| registers[index as usize] as u64;
     let trap = register(libc::REG_TRAPNO);
     let is_page_fault = signal == libc::SIGSEGV && trap == PAGE_FAULT;
-    // SAFETY: `pc` is in a code cache, so that GS is the running vCPU's state.
+    let state = (register(libc::REG_RSP) - STACK_TOP as u64) as *mut CpuState;
+    // SAFETY: `pc` is in a code cache, so that RSP is the running vCPU's (`runtime/entry.rs`).
+    let hot = unsafe { std::ptr::addr_of_mut!((*state).hot) };
+    // SAFETY: as above; translated code, which this handler interrupts, is what uses the state now.
     unsafe {
-        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_pc), pc);
-        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_vector), vector(trap));
-        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_address), register(libc::REG_CR2));
-        store_gs(offset_of!(CpuState, hot) + offset_of!(HotState, fault_code), register(libc::REG_ERR));
+        (*hot).fault_pc = pc;
+        (*hot).fault_vector = vector(trap);
+        (*hot).fault_address = register(libc::REG_CR2);
+        (*hot).fault_code = register(libc::REG_ERR);
     }
     let way_out = if is_page_fault { entry::page_fault() } else { entry::fault_exit() };
     registers[libc::REG_RIP as usize] = way_out as i64;
@@ -92,13 +94,6 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
 
 /// The trap number of a page fault, whose address and error code the kernel tells as well.
 const PAGE_FAULT: u64 = 14;
-
-/// # Safety
-/// GS is a vCPU's state and `offset` that of a `u64` in it.
-unsafe fn store_gs(offset: usize, value: u64) {
-    // SAFETY: as the caller promises.
-    unsafe { std::arch::asm!("mov gs:[{0}], {1}", in(reg) offset, in(reg) value, options(nostack)) };
-}
 
 /// `fault_vector` of a fault that no guest instruction can cause: the host lost a page that the
 /// software TLBs hold (its memory ran out, or a bug of ours).

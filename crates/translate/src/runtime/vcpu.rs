@@ -3,7 +3,6 @@
 use super::blocks::PAGE;
 use super::coherence::{Marked, Unconfirmed};
 use super::entry::{self, exit};
-use super::gs::GsBase;
 use super::requests::Requests;
 use super::shared::{OnThread, Shared, CACHE_SHARE};
 use super::signals;
@@ -250,12 +249,10 @@ impl VcpuCore {
         }
         let _here = OnThread::enter(&self.shared, self.number);
         let _notes = self.take_notes();
-        let gs = GsBase::set(std::ptr::from_ref(&*self.cpu.state) as u64);
         self.activate();
         let result = catch_unwind(AssertUnwindSafe(|| self.run_loop()));
         self.store_vectors();
         self.count_notes();
-        drop(gs);
         self.end_exclusive();
         self.requests.active.store(false, Ordering::SeqCst);
         let exit = result.unwrap_or(Exit::InternalError { code: PANIC_CODE });
@@ -415,10 +412,10 @@ impl VcpuCore {
         self.cpu.state.hot.target = self.cpu.state.rip;
         self.load_vectors();
         let hidden = self.hide_math_error();
-        // SAFETY: GS points at this vCPU's state (see `run`), `host` is the entry of a live block,
+        // SAFETY: the state is this vCPU's, `host` is the entry of a live block,
         // and no reference into `self` is used by the calls that translated code makes but the
         // pointer in `hot.runtime`, which is this core.
-        unsafe { entry::sublet_enter_cache(host) };
+        unsafe { entry::sublet_enter_cache(host, self.cpu.state.as_mut_ptr()) };
         self.end_exclusive();
         let next = self.after_exit();
         self.settle_math_error(hidden);
@@ -453,6 +450,6 @@ fn dead_stub() -> Vec<u8> {
     let mut asm = Assembler::default();
     asm.store(hot(offset_of!(HotState, target)), Host::R14);
     asm.store_immediate(hot(offset_of!(HotState, dead_entry)), 1);
-    asm.jump_gs(hot(offset_of!(HotState, exit_indirect)));
+    asm.jump_at(hot(offset_of!(HotState, exit_indirect)));
     asm.code().to_vec()
 }

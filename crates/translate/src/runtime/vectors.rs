@@ -26,9 +26,10 @@ impl VcpuCore {
         if self.vectors_in_area {
             return;
         }
-        // SAFETY: GS points at this vCPU's state: called inside `run` only while the vectors are
-        // not in the area; the area is aligned and of 4 KiB, and `xcr0_host` within what the host enables.
-        unsafe { entry::save_x87(self.cpu.state.vector.0.as_mut_ptr(), self.xcr0_host) };
+        let state = self.cpu.state.as_mut_ptr();
+        // SAFETY: called inside `run`, on its thread, only while the vectors are not in the area;
+        // the area is aligned and of 4 KiB, and `xcr0_host` within what the host enables.
+        unsafe { entry::save_x87(state, (*state).vector.0.as_mut_ptr(), self.xcr0_host) };
         self.vectors_in_area = true;
     }
 
@@ -36,8 +37,9 @@ impl VcpuCore {
         if !self.vectors_in_area {
             return;
         }
+        let state = self.cpu.state.as_mut_ptr();
         // SAFETY: as in `store_vectors`; every writer of the area keeps its header valid.
-        unsafe { entry::load_x87(self.cpu.state.vector.0.as_ptr(), self.xcr0_host) };
+        unsafe { entry::load_x87(state, (*state).vector.0.as_ptr(), self.xcr0_host) };
         self.vectors_in_area = false;
     }
 }

@@ -38,9 +38,8 @@ impl VcpuCore {
             Err(stop) => return Some(Err(stop)),
         };
         let area = &mut self.image.0;
-        // SAFETY: GS points at this vCPU's state, whose vector arrays are up to date, as everywhere in calls
-        // from translated code; the area is aligned and of 4 KiB, and `components` within what the host enables.
-        unsafe { entry::save_compacted(area.as_mut_ptr(), place.components) };
+        // SAFETY: the state's vector arrays are up to date, as everywhere in calls from translated code; the area is aligned and of 4 KiB, and `components` within what the host enables.
+        unsafe { entry::save_compacted(self.cpu.state.as_mut_ptr(), area.as_mut_ptr(), place.components) };
         area[X87_HIDDEN].fill(0);
         for run in saved_runs(in_use_of(area), place.components) {
             store_run(&self.cpu.memory, &pages, place.la & 0xfff, &area[run.clone()], run.start as u64);
@@ -65,7 +64,7 @@ impl VcpuCore {
         }
         self.image.0[X87_HIDDEN].fill(0);
         // SAFETY: as in `save_compacted`; header and MXCSR have just been checked, in a copy of our own.
-        unsafe { entry::load_x87(self.image.0.as_ptr(), place.components) };
+        unsafe { entry::load_x87(self.cpu.state.as_mut_ptr(), self.image.0.as_ptr(), place.components) };
         Some(Ok(()))
     }
 

@@ -1,4 +1,5 @@
-//! Memory for a vCPU's state that takes what is used of it, with the table of segments at a fixed distance behind.
+//! Memory for a vCPU's state that takes what is used of it, with a stack before it and the table of segments at a fixed
+//! distance behind.
 //!
 //! Most of the state's 14 MiB are TLBs and jump caches whose untouched pages read as zero, which is what they hold when
 //! they are empty. The allocator would write zeros to all of them, for want of another way to align the state.
@@ -8,22 +9,27 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 const PAGE: usize = 4096;
+/// Bytes of the stack on which translated code and what it calls runs.
+const STACK_BYTES: usize = 256 << 10;
+/// What comes before the state: the stack, and what it must not grow into.
+const BEFORE: usize = STACK_BYTES + (64 << 10);
 /// Log2 of the bytes of a segment of the linear address space.
 pub const SEGMENT_BITS: u32 = 32;
 /// Segments that user addresses lie in (4-level paging: 47 bits).
 pub const USER_SEGMENTS: usize = 1 << (47 - SEGMENT_BITS);
-/// Distance from the state (the GS base) to the table of segments, see [`MappedState::segments`].
+/// Distance from the state to the table of segments, see [`MappedState::segments`].
 pub const SEGMENT_TABLE: usize = std::mem::size_of::<CpuState>().next_multiple_of(PAGE);
 /// Bytes of address space of an entry for each value that bits 63:32 of an address can have.
 const TABLE_BYTES: usize = 8 << (64 - SEGMENT_BITS);
 
 /// A [`CpuState`] in a mapping of its own.
 ///
-/// Behind it, at [`SEGMENT_TABLE`], lies address space for the table of segments, if the host had so much: none of
+/// Before it lies a stack that grows down from [`CpuState::stack`]; behind it, at [`SEGMENT_TABLE`], lies address space for the table of segments, if the host had so much: none of
 /// it can be accessed but the entries of user segments, once [`Self::segments`] has been called.
 #[derive(Debug)]
 pub struct MappedState {
     state: NonNull<CpuState>,
+    /// From the state on.
     bytes: usize,
 }
 
@@ -36,15 +42,21 @@ impl MappedState {
     /// All fields zero: not a state that a processor is ever in.
     pub fn zeroed() -> Self {
         let with_table = SEGMENT_TABLE + TABLE_BYTES;
-        let (start, bytes) = match reserve(with_table) {
+        let (start, bytes) = match reserve(BEFORE + with_table) {
             Some(start) => (start, with_table),
-            None => (reserve(SEGMENT_TABLE).unwrap_or_else(no_memory), SEGMENT_TABLE),
+            None => (reserve(BEFORE + SEGMENT_TABLE).unwrap_or_else(no_memory), SEGMENT_TABLE),
         };
-        // SAFETY: the range is the start of the mapping just made.
-        if unsafe { libc::mprotect(start.as_ptr().cast(), SEGMENT_TABLE, READ_WRITE) } != 0 {
+        // SAFETY: the mapping just made is larger.
+        let state = unsafe { start.add(BEFORE) };
+        // SAFETY: the range lies in the mapping just made.
+        let enabled = unsafe {
+            let stack = state.sub(STACK_BYTES);
+            libc::mprotect(stack.as_ptr().cast(), STACK_BYTES + SEGMENT_TABLE, READ_WRITE)
+        };
+        if enabled != 0 {
             no_memory::<()>();
         }
-        Self { state: start.cast(), bytes }
+        Self { state: state.cast(), bytes }
     }
 
     /// The entries for user segments, zero at first. `None` if the host had no address space for the table.
@@ -60,6 +72,11 @@ impl MappedState {
             let enabled = libc::mprotect(table.cast(), size_of::<[u64; USER_SEGMENTS]>(), READ_WRITE);
             (enabled == 0).then(|| &mut *entries)
         }
+    }
+
+    /// The state, for translated code.
+    pub fn as_mut_ptr(&mut self) -> *mut CpuState {
+        self.state.as_ptr()
     }
 
     /// Whether a host address lies in the table, or in the address space kept for it.
@@ -89,7 +106,7 @@ fn no_memory<T>() -> T {
 impl Deref for MappedState {
     type Target = CpuState;
     fn deref(&self) -> &CpuState {
-        // SAFETY: the mapping starts with the state: integers (atomic ones too) and arrays of them, for which zero
+        // SAFETY: the mapping holds the state: integers (atomic ones too) and arrays of them, for which zero
         // bytes are a value.
         unsafe { self.state.as_ref() }
     }
@@ -104,7 +121,7 @@ impl DerefMut for MappedState {
 
 impl Drop for MappedState {
     fn drop(&mut self) {
-        // SAFETY: the mapping is owned.
-        unsafe { libc::munmap(self.state.as_ptr().cast(), self.bytes) };
+        // SAFETY: the mapping is owned, and begins so far before the state.
+        unsafe { libc::munmap(self.state.cast::<u8>().sub(BEFORE).as_ptr().cast(), BEFORE + self.bytes) };
     }
 }
