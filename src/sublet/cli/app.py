@@ -5,19 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import typer
+import click
 
-from sublet.cli import EXIT_INTERRUPTED
+from sublet.cli import EXIT_INTERRUPTED, completion
 from sublet.cli.messages import report, report_internal
 from sublet.cli.verbs import Group
 from sublet.errors import InternalError, SubletError, UsageError
 
+
+def _eager_option(name: str, help: str, act: Callable[[click.Command], None]) -> click.Option:
+    """A flag of the program itself that does something and ends it."""
+
+    def callback(context: click.Context, option: click.Parameter, given: bool) -> None:
+        if given and not context.resilient_parsing:
+            act(context.command)
+            context.exit()
+
+    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, help=help, callback=callback)
+
+
+_HELP: Final = """
+Virtual machines for any x86-64 Linux host, with hardware virtualization or without.
+
+Start with `sublet run`: a small Linux, at a prompt on this terminal.
+"""
+
 _COMMAND: Final = Group(
     name="sublet",
-    help="Virtual machines for any x86-64 Linux host, with hardware virtualization or without.",
+    help=_HELP,
     verbs={
         "run": "sublet.cli.run:run",
         "ps": "sublet.cli.ps:ps",
@@ -30,21 +48,11 @@ _COMMAND: Final = Group(
         "media": "sublet.cli.media:media",
         "net": "sublet.cli.net:net",
     },
+    params=[
+        _eager_option("--install-completion", "Complete words in this shell.", completion.install),
+        _eager_option("--show-completion", "Print the script for that.", completion.show),
+    ],
 )
-
-
-def command_for(words: Sequence[str]) -> typer.Typer:
-    """The command that is to take ``words``."""
-    command = _COMMAND.build(words)
-    command.callback()(_root)
-    return command
-
-
-def _root() -> None:
-    """Virtual machines for any x86-64 Linux host, with hardware virtualization or without.
-
-    Start with `sublet run`: a small Linux, at a prompt on this terminal.
-    """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,13 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        command = command_for(words)
-        status = command(args=_with_default_stats(words), prog_name="sublet", standalone_mode=False)
+        if completion.answer(_COMMAND):
+            return 0
+        return _perform(words)
     except SubletError as error:
         return report(error)
-    except typer.TyperException as error:
+    except click.ClickException as error:
         return report(UsageError(error.format_message(), remedy=f"See {_help_command(error, words)}."))
-    except (KeyboardInterrupt, typer.Abort):
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
@@ -85,6 +96,12 @@ def _run(words: list[str]) -> int:
         return report(InternalError("out of memory"))
     except Exception as error:
         return report_internal(error)
+
+
+def _perform(words: list[str]) -> int:
+    """Parse the words and call the verb; a group without one shows its help."""
+    with _COMMAND.make_context("sublet", _with_default_stats(words)) as context:
+        status = _COMMAND.invoke(context)
     return status if isinstance(status, int) else 0
 
 
@@ -94,7 +111,7 @@ def _with_default_stats(words: list[str]) -> list[str]:
     return ["--stats=table" if word == "--stats" else word for word in words[:end]] + words[end:]
 
 
-def _help_command(error: typer.TyperException, words: list[str]) -> str:
+def _help_command(error: click.ClickException, words: list[str]) -> str:
     """The help of what was asked for, down to the verb of a verb: ``sublet disk resize --help``."""
     context = getattr(error, "ctx", None)
     if context is not None and context.command_path.startswith("sublet "):

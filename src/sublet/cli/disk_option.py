@@ -20,8 +20,6 @@ def parse_disk(text: str) -> DiskConfig:
     Raises:
         UsageError: A name or value is none of those that ``sublet run --help`` lists.
     """
-    from pydantic import ValidationError
-
     from sublet.machine import DiskConfig
 
     file, *rest = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
@@ -33,9 +31,8 @@ def parse_disk(text: str) -> DiskConfig:
         values[name] = value
     try:
         return DiskConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"--disk {text}: {first['loc'][0]}: {first['msg']}") from error
+    except UsageError as error:
+        raise UsageError(f"--disk {text}: {error.message}") from error
 
 
 def format_of(path: Path) -> str:
@@ -66,6 +63,10 @@ def _read(text: str, part: str) -> tuple[str, Any]:
         if value not in ("on", "off"):
             raise UsageError(f"--disk {text}: {name} is on or off, not {value!r}")
         return name.replace("-", "_"), value == "on"
+    if name == "iops":
+        if not value.isdecimal():
+            raise UsageError(f"--disk {text}: iops: {value!r} is no number of requests")
+        return name, int(value)
     if name == "bps":
         try:
             return "bytes_per_second", parse_size(value)

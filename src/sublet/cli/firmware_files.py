@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sublet.errors import HostRefused, UsageError
@@ -34,4 +35,4 @@ def provide_firmware(config: MachineConfig) -> MachineConfig:
             f"and cannot be fetched: {error.message}",
             remedy=f"{error.remedy} Or install {' and '.join(missing)}, or name an image by --firmware FILE.",
         ) from error
-    return config.model_copy(update={"firmware_folders": folders})
+    return replace(config, firmware_folders=folders)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
+import click
 from rich.console import Console
 from rich.table import Table
 
+from sublet.cli.parameters import Option
+
 
 def guests(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON array for programs.")] = False,
 ) -> None:
     """List the guests that `sublet run` knows by name.
 
@@ -22,7 +24,7 @@ def guests(
     known = list_guests()
     if as_json:
         rows = [{"name": one.name, "description": one.description, "cached": one.cached} for one in known]
-        typer.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2))
         return
     table = Table("guest", "what it is", "cached", box=None, pad_edge=False)
     for one in known:

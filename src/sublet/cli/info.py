@@ -7,16 +7,18 @@ import os
 import platform
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 from rich.console import Console
 from rich.table import Table
+
+from sublet.cli.parameters import Option
 
 if TYPE_CHECKING:
     from sublet.engine import EngineVerdict
 
 
 def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON object for programs.")] = False,
 ) -> None:
     """Show what this host can run guests with.
 
@@ -27,7 +29,7 @@ def info(
 
     verdicts = probe_engines()
     if as_json:
-        typer.echo(json.dumps(_as_dict(verdicts), indent=2))
+        click.echo(json.dumps(_as_dict(verdicts), indent=2))
     else:
         _print(verdicts)
 

@@ -6,29 +6,37 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import click
 from rich.console import Console
 from rich.table import Table
 
-media = typer.Typer(
-    name="media", help="Change the CDs and floppy disks of running machines.", no_args_is_help=True
+from sublet.cli.parameters import Argument, Option
+from sublet.cli.verbs import Group
+
+media = Group(
+    name="media",
+    help="Change the CDs and floppy disks of running machines.",
+    verbs={
+        "list": "sublet.cli.media:list_media",
+        "insert": "sublet.cli.media:insert",
+        "eject": "sublet.cli.media:eject",
+    },
 )
 
-_Name = Annotated[str, typer.Argument(help="Name of the machine (see `sublet ps`).")]
-_Drive = Annotated[str, typer.Argument(help="cdrom0, cdrom1, ..., floppy0, floppy1.")]
-_Force = Annotated[bool, typer.Option("--force", help="Also where the guest has locked the drive.")]
+_Name = Annotated[str, Argument(help="Name of the machine (see `sublet ps`).")]
+_Drive = Annotated[str, Argument(help="cdrom0, cdrom1, ..., floppy0, floppy1.")]
+_Force = Annotated[bool, Option("--force", help="Also where the guest has locked the drive.")]
 
 
-@media.command(name="list")
 def list_media(
-    name: _Name, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False
+    name: _Name, as_json: Annotated[bool, Option("--json", help="Print a JSON array.")] = False
 ) -> None:
     """List a machine's drives for CDs and floppy disks, and what lies in them."""
     from sublet.control import call
 
     rows = call(name, "media.list")
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2))
         return
     table = Table("drive", "file", box=None, pad_edge=False)
     for row in rows:
@@ -36,11 +44,10 @@ def list_media(
     Console().print(table)
 
 
-@media.command(name="insert")
 def insert(
     name: _Name,
     drive: _Drive,
-    file: Annotated[Path, typer.Argument(help="Image of the CD or floppy disk.")],
+    file: Annotated[Path, Argument(help="Image of the CD or floppy disk.")],
     force: _Force = False,
 ) -> None:
     """Put a CD or floppy disk in, in place of what is there; the guest is told of it as of a real one."""
@@ -49,7 +56,6 @@ def insert(
     call(name, "media.insert", drive=drive, file=str(file.absolute()), force=force)
 
 
-@media.command(name="eject")
 def eject(name: _Name, drive: _Drive, force: _Force = False) -> None:
     """Take a CD or floppy disk out."""
     from sublet.control import call

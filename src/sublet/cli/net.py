@@ -8,33 +8,44 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 from rich.console import Console
 from rich.table import Table
 
 from sublet.cli.messages import say
+from sublet.cli.parameters import Argument, Option
+from sublet.cli.verbs import Group
 from sublet.errors import HostRefused, SubletError
 
-net = typer.Typer(
-    name="net", help="Look into and record the networks of running machines.", no_args_is_help=True
+net = Group(
+    name="net",
+    help="Look into and record the networks of running machines.",
+    verbs={
+        "ls": "sublet.cli.net:list_cards",
+        "stats": "sublet.cli.net:stats",
+        "leases": "sublet.cli.net:leases",
+        "flows": "sublet.cli.net:flows",
+        "denials": "sublet.cli.net:denials",
+        "link": "sublet.cli.net:link",
+        "capture": "sublet.cli.net:capture",
+        "setup": "sublet.cli.net:setup",
+    },
 )
 
-_Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A machine; without it, all of them.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print a JSON array for programs.")]
+_Name = Annotated[str | None, Argument(metavar="[NAME]", help="A machine; without it, all of them.")]
+_Json = Annotated[bool, Option("--json", help="Print a JSON array for programs.")]
 
 
-@net.command(name="ls")
 def list_cards(name: _Name = None, as_json: _Json = False) -> None:
     """List network cards: kind of network, address, link."""
     _show("net.ls", name, as_json)
 
 
-@net.command(name="stats")
 def stats(name: _Name = None, as_json: _Json = False) -> None:
     """Count packets and bytes sent and received, and packets dropped, by reason."""
     rows = _collect("net.stats", name)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2))
         return
     long = [
         {"machine": row["machine"], "nic": row["nic"], "counter": key, "value": f"{value:,}"}
@@ -45,29 +56,25 @@ def stats(name: _Name = None, as_json: _Json = False) -> None:
     _print(long)
 
 
-@net.command(name="leases")
 def leases(name: _Name = None, as_json: _Json = False) -> None:
     """List addresses that were given out."""
     _show("net.inspect", name, as_json, what="leases")
 
 
-@net.command(name="flows")
 def flows(name: _Name = None, as_json: _Json = False) -> None:
     """List connections through NAT."""
     _show("net.inspect", name, as_json, what="flows")
 
 
-@net.command(name="denials")
 def denials(name: _Name = None, as_json: _Json = False) -> None:
     """List what a policy refused lately."""
     _show("net.inspect", name, as_json, what="denials")
 
 
-@net.command(name="link")
 def link(
-    name: Annotated[str, typer.Argument(help="A machine.")],
-    state: Annotated[str, typer.Argument(metavar="up|down", help="Plug the cable in, or pull it out.")],
-    nic: Annotated[str | None, typer.Option(help="Network card; without it, the first.")] = None,
+    name: Annotated[str, Argument(help="A machine.")],
+    state: Annotated[str, Argument(metavar="up|down", help="Plug the cable in, or pull it out.")],
+    nic: Annotated[str | None, Option(help="Network card; without it, the first.")] = None,
 ) -> None:
     """Plug in or pull out a network card's cable."""
     from sublet.control import call
@@ -78,20 +85,17 @@ def link(
     call(name, "net.link", nic=nic, up=state == "up")
 
 
-@net.command(name="capture")
 def capture(
-    name: Annotated[str, typer.Argument(help="A machine.")],
-    out: Annotated[Path, typer.Option(help="File to write, in pcapng, which Wireshark and tshark read.")],
-    nic: Annotated[
-        list[str] | None, typer.Option(help="Network card, such as net0; without it, all.")
-    ] = None,
+    name: Annotated[str, Argument(help="A machine.")],
+    out: Annotated[Path, Option(help="File to write, in pcapng, which Wireshark and tshark read.")],
+    nic: Annotated[list[str] | None, Option(help="Network card, such as net0; without it, all.")] = None,
     filter_text: Annotated[
-        str, typer.Option("--filter", metavar="FILTER", help='Which packets, as in "port 53" or "not arp".')
+        str, Option("--filter", metavar="FILTER", help='Which packets, as in "port 53" or "not arp".')
     ] = "",
-    count: Annotated[int, typer.Option(metavar="N", min=0, help="End after N packets.")] = 0,
-    seconds: Annotated[float, typer.Option(metavar="S", min=0, help="End after S seconds.")] = 0.0,
+    count: Annotated[int, Option(metavar="N", minimum=0, help="End after N packets.")] = 0,
+    seconds: Annotated[float, Option(metavar="S", minimum=0, help="End after S seconds.")] = 0.0,
     snap_length: Annotated[
-        int, typer.Option(metavar="BYTES", min=64, help="Keep so much of each packet.")
+        int, Option(metavar="BYTES", minimum=64, help="Keep so much of each packet.")
     ] = 262144,
 ) -> None:
     """Record packets while the machine runs, until Ctrl-C.
@@ -124,18 +128,17 @@ def capture(
     say(f"recorded {result['recorded']} packets to {out}, missed {result['missed']}")
 
 
-@net.command(name="setup")
 def setup(
-    device: Annotated[str, typer.Argument(help="Name of the device to make, such as tap0.")],
-    user: Annotated[str | None, typer.Option(help="Whose it is to be; without it, who called sudo.")] = None,
+    device: Annotated[str, Argument(help="Name of the device to make, such as tap0.")],
+    user: Annotated[str | None, Option(help="Whose it is to be; without it, who called sudo.")] = None,
     bridge: Annotated[
-        str | None, typer.Option(help="Plug it into this bridge, so that machines are on its LAN.")
+        str | None, Option(help="Plug it into this bridge, so that machines are on its LAN.")
     ] = None,
     address: Annotated[
-        str, typer.Option(help="Without --bridge: this host's address on a network of the device's own.")
+        str, Option(help="Without --bridge: this host's address on a network of the device's own.")
     ] = "192.168.88.1/24",
-    queues: Annotated[int, typer.Option(min=1, max=8, help="Queues; the machine asks for as many.")] = 1,
-    undo: Annotated[bool, typer.Option("--undo", help="Remove the device again.")] = False,
+    queues: Annotated[int, Option(minimum=1, maximum=8, help="Queues; the machine asks for as many.")] = 1,
+    undo: Annotated[bool, Option("--undo", help="Remove the device again.")] = False,
 ) -> None:
     """Give a user without privileges a device on a network of this host. For root, once.
 
@@ -152,7 +155,7 @@ def setup(
         done.append(f"{plan.user} runs: sublet run ... --net tap,interface={device}{asked}")
         done.append(f"to undo it: sublet net setup {device} --undo")
     for sentence in done:
-        typer.echo(sentence)
+        click.echo(sentence)
 
 
 def _owner(user: str | None) -> str:
@@ -179,7 +182,7 @@ def _interface_address(text: str) -> ipaddress.IPv4Interface:
 def _show(operation: str, name: str | None, as_json: bool, **parameters: Any) -> None:
     rows = _collect(operation, name, **parameters)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2))
     else:
         _print(rows)
 

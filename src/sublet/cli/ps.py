@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-import typer
+import click
 from rich.console import Console
 from rich.table import Table
 
+from sublet.cli.parameters import Option
 from sublet.errors import SubletError
 from sublet.units import MIB, format_size
 
 
 def ps(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON array for programs.")] = False,
 ) -> None:
     """List your machines that run now.
 
@@ -25,7 +26,7 @@ def ps(
 
     rows = [_describe(machine.name) for machine in running()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2))
         return
     table = Table("name", "process", "engine", "vCPUs", "memory", box=None, pad_edge=False)
     for row in rows:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-
-import typer
 
 from sublet.cli.firmware_files import provide_firmware
 from sublet.cli.machine_options import MachineChoice, MachineOptions, VirtioChoice
 from sublet.cli.messages import ProgressDisplay, say
+from sublet.cli.parameters import Argument, Option
 from sublet.cli.statistics import StatisticsFormat, print_statistics
 from sublet.errors import UsageError
 from sublet.units import MIB, parse_size
@@ -68,162 +68,152 @@ class ConsoleChoice(enum.StrEnum):
 def run(
     guest: Annotated[
         str | None,
-        typer.Argument(
-            help="Name of a guest (see `sublet guests`); without it, default.", show_default=False
-        ),
+        Argument(help="Name of a guest (see `sublet guests`); without it, default."),
     ] = None,
     kernel: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Kernel to boot: a bzImage, a Multiboot kernel, or an ELF with a PVH entry.",
-            rich_help_panel=_GUEST_PANEL,
+            panel=_GUEST_PANEL,
         ),
     ] = None,
-    initrd: Annotated[
-        Path | None, typer.Option(help="Initial RAM disk for --kernel.", rich_help_panel=_GUEST_PANEL)
-    ] = None,
+    initrd: Annotated[Path | None, Option(help="Initial RAM disk for --kernel.", panel=_GUEST_PANEL)] = None,
     module: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar='"FILE [ARGUMENTS]"',
             help="Module for a Multiboot --kernel; several in their order.",
-            rich_help_panel=_GUEST_PANEL,
+            panel=_GUEST_PANEL,
         ),
     ] = None,
     append: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Kernel command line; added to the guest's own where GUEST is named.",
-            rich_help_panel=_GUEST_PANEL,
+            panel=_GUEST_PANEL,
         ),
     ] = None,
     machine: Annotated[
         MachineChoice | None,
-        typer.Option(
+        Option(
             help="The board: microvm (no firmware; needs a kernel or guest), pc (i440FX) or q35. By default "
             "microvm for a kernel or guest, else pc; q35 with UEFI.",
-            show_default=False,
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     firmware: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="bios|uefi|uefi-secure|FILE",
             help="Firmware of pc and q35.",
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     boot: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="DEVICE[,DEVICE...]",
             help="What the firmware tries, in order: disk, cdrom, floppy, network; disk:2 is the second.",
-            rich_help_panel=_GUEST_PANEL,
+            panel=_GUEST_PANEL,
         ),
     ] = None,
     cdrom: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="ISO image in a CD drive; none is an empty drive.",
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     floppy: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="Image in a floppy drive; at most two. none is an empty drive.",
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     virtio: Annotated[
         VirtioChoice | None,
-        typer.Option(
+        Option(
             help="Whether virtio devices also serve drivers of before virtio 1.0 (transitional: the default "
             "on pc) or not (modern: elsewhere).",
-            show_default=False,
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     engine: Annotated[
         EngineName,
-        typer.Option(
-            help="What executes the guest; auto takes KVM where it really works.", rich_help_panel=_RUN_PANEL
-        ),
+        Option(help="What executes the guest; auto takes KVM where it really works.", panel=_RUN_PANEL),
     ] = EngineName.AUTO,
-    cpus: Annotated[
-        int, typer.Option(metavar="N", help="Number of vCPUs.", rich_help_panel=_MACHINE_PANEL)
-    ] = 1,
+    cpus: Annotated[int, Option(metavar="N", help="Number of vCPUs.", panel=_MACHINE_PANEL)] = 1,
     memory: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SIZE",
             help="RAM, as in 512M or 1G; a bare number is MiB. By default what the guest needs, or 512M.",
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     disk: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="FILE[,NAME=VALUE...]",
             help="Disk image to attach, after the guest's own. Names: format, readonly (on, off), cache "
             "(writeback, writethrough, none, unsafe), serial, bus (virtio, ide, ahci), iops, bps, "
             "copy-on-read (on, off). A comma in FILE is written twice.",
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="KIND[,NAME=VALUE...]",
             help="Network card; several for several cards. Kinds: nat (without --net), bridged, hostonly, "
             "internal, tap, unix:PATH, none. Any card: mac, mtu, queues, link (on, off); rate, delay, "
             "jitter, loss, reorder, duplicate, limit and seed make a bad line. See docs/guide/networks.md.",
-            rich_help_panel=_MACHINE_PANEL,
+            panel=_MACHINE_PANEL,
         ),
     ] = None,
     console: Annotated[
         ConsoleChoice,
-        typer.Option(
+        Option(
             help="What the terminal shows: the serial port, or the screen and keyboard of pc and q35.",
-            rich_help_panel=_RUN_PANEL,
+            panel=_RUN_PANEL,
         ),
     ] = ConsoleChoice.SERIAL,
     name: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="What other commands call this machine by; else the guest's name, with a number if that "
             "is taken. See `sublet ps`.",
-            rich_help_panel=_RUN_PANEL,
+            panel=_RUN_PANEL,
         ),
     ] = None,
     no_reboot: Annotated[
-        bool, typer.Option("--no-reboot", help="Leave when the guest resets.", rich_help_panel=_RUN_PANEL)
+        bool, Option("--no-reboot", help="Leave when the guest resets.", panel=_RUN_PANEL)
     ] = False,
     profile: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="Write where the guest spent its time, for viewers of speedscope's format (translate only).",
-            rich_help_panel=_RUN_PANEL,
+            panel=_RUN_PANEL,
         ),
     ] = None,
     symbols: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="Names for --profile: a copy of the guest's /proc/kallsyms, a System.map, or an ELF file.",
-            rich_help_panel=_RUN_PANEL,
+            panel=_RUN_PANEL,
         ),
     ] = None,
     stats: Annotated[
         StatisticsFormat | None,
-        typer.Option(
+        Option(
             metavar="[=table|json]",
             help="Print statistics on standard error at the end: a table, or JSON.",
-            rich_help_panel=_RUN_PANEL,
+            panel=_RUN_PANEL,
         ),
     ] = None,
 ) -> int:
@@ -244,7 +234,7 @@ def run(
         )
         if module:
             config = _with_modules(config, module)
-        config = config.model_copy(update={"profile": profile is not None})
+        config = replace(config, profile=profile is not None)
         config = provide_firmware(config)
         result = run_machine(config, _open_console(console, config))
     if profile is not None:
@@ -259,7 +249,7 @@ def run(
 def _with_modules(config: MachineConfig, modules: list[str]) -> MachineConfig:
     if config.kernel is None:
         raise UsageError("--module needs --kernel")
-    return config.model_copy(update={"modules": tuple(modules)})
+    return replace(config, modules=tuple(modules))
 
 
 def _save_profile(file: Path, result: MachineResult, symbols: list[Path]) -> None:

@@ -7,19 +7,18 @@ import sys
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
+import click
 
+from sublet.cli.parameters import Argument, Option
 from sublet.errors import HostRefused, UsageError
 
 _LAYOUTS: Final = ("us",)
 
 
 def screenshot(
-    name: Annotated[str, typer.Argument(help="Name of the machine (see `sublet ps`).")],
-    file: Annotated[
-        Path | None, typer.Argument(help="PNG file to write; - is standard output.", show_default=False)
-    ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Print the characters on the screen instead.")] = False,
+    name: Annotated[str, Argument(help="Name of the machine (see `sublet ps`).")],
+    file: Annotated[Path | None, Argument(help="PNG file to write; - is standard output.")] = None,
+    text: Annotated[bool, Option("--text", help="Print the characters on the screen instead.")] = False,
 ) -> None:
     """Take a picture of a running machine's screen, in any mode.
 
@@ -30,7 +29,7 @@ def screenshot(
     if text == (file is not None):
         raise UsageError("give either a file for the picture, or --text")
     if text:
-        typer.echo(call(name, "screen.text")["text"].rstrip("\n"))
+        click.echo(call(name, "screen.text")["text"].rstrip("\n"))
         return
     assert file is not None, "or else --text was given"
     _write(file, base64.b64decode(call(name, "screen.png")["png"]))
@@ -47,13 +46,13 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def type_keys(
-    name: Annotated[str, typer.Argument(help="Name of the machine (see `sublet ps`).")],
+    name: Annotated[str, Argument(help="Name of the machine (see `sublet ps`).")],
     text: Annotated[
         str,
-        typer.Argument(help="Characters, and keys in braces: 'root{enter}', '{ctrl-alt-delete}', '{f2}'."),
+        Argument(help="Characters, and keys in braces: 'root{enter}', '{ctrl-alt-delete}', '{f2}'."),
     ],
     layout: Annotated[
-        str, typer.Option(help="Keyboard that the guest believes to have, for characters: us.")
+        str, Option(help="Keyboard that the guest believes to have, for characters: us.")
     ] = "us",
 ) -> None:
     """Type on a running machine's keyboard, about 30 keys a second.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sublet.block import BlockDevice, open_image
@@ -51,7 +51,7 @@ class NamedDrive:
 
         image = self.drive.image
         folders = tuple(folders_of(image)) or self.config.folders
-        return self.config.model_copy(update={"path": image.path, "format": image.format, "folders": folders})
+        return replace(self.config, path=image.path, format=image.format, folders=folders)
 
 
 class Drives:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Final
 
@@ -132,7 +132,7 @@ def _power_on_until_done(
             return request
         totals.count("machine.wakes" if request is Request.WAKE else "machine.resets")
         # A disk may be elsewhere by now: under an overlay, or moved.
-        config = config.model_copy(update=_now(cycle, config))
+        config = _as_now(cycle, config)
         del cycle
         _give_back_memory()
 
@@ -142,11 +142,11 @@ def _give_back_memory() -> None:
     gc.collect()
 
 
-def _now(cycle: PowerCycle, config: MachineConfig) -> dict[str, object]:
+def _as_now(cycle: PowerCycle, config: MachineConfig) -> MachineConfig:
     """What a reset finds: disks where they are by now, and the media that lie in the drives."""
     board = cycle.board
     cdroms, floppies = board.media.paths("cdrom"), board.media.paths("floppy")
-    return {"disks": board.drives.now(config.disks), "cdroms": cdroms, "floppies": floppies}
+    return replace(config, disks=board.drives.now(config.disks), cdroms=cdroms, floppies=floppies)
 
 
 def _sleep(control: Control, route: InputRoute, nonvolatile: Nonvolatile) -> Request:

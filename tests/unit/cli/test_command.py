@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from sublet.cli import app, main
+from sublet.cli import app, completion, main
 from sublet.cli.app import _with_default_stats
 from sublet.errors import HostRefused
 
@@ -40,6 +41,9 @@ def test_guests_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "no-such-guest"], "no-such-guest"),
         (["run", "debian", "--kernel", "vmlinuz"], "not both"),
         (["run", "--initrd", "initrd.gz"], "--initrd needs --kernel"),
+        (["run", *["--floppy", "none"] * 3], "at most 2"),
+        (["net", "setup", "tap0", "--queues", "9"], "--queues"),
+        (["disk", "info"], "Missing argument 'FILE'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(
@@ -117,7 +121,7 @@ def test_every_failure_ends_in_a_line(
     def fail(_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(app, "command_for", fail)
+    monkeypatch.setattr(app, "_perform", fail)
     assert main([]) == status
     error = capsys.readouterr().err
     assert text in error
@@ -151,3 +155,53 @@ def test_what_is_not_understood_names_its_own_help(
 ) -> None:
     assert main(words) == 2
     assert capsys.readouterr().err.endswith(f"See {help_of} --help.\n")
+
+
+@pytest.mark.parametrize("words", [[], ["disk"], ["disk", "live"], ["net"]])
+def test_no_verb_is_a_help_page(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert f"Usage: {' '.join(['sublet', *words])}" in captured.out
+    assert captured.err == ""
+
+
+def test_every_verb_has_a_help_page() -> None:
+    def walk(command: click.Command, context: click.Context) -> int:
+        assert command.get_help(context).count("Usage: ") == 1
+        names = command.list_commands(context) if isinstance(command, click.Group) else []
+        below = [command.get_command(context, name) for name in names]
+        return 1 + sum(walk(one, click.Context(one, context, one.name)) for one in below)
+
+    assert walk(app._COMMAND, click.Context(app._COMMAND, info_name="sublet")) > 40
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("sublet ru", {"run"}),
+        ("sublet disk live mi", {"mirror"}),
+        ("sublet run --engine ", {"auto", "kvm", "translate"}),
+    ],
+)
+def test_a_shell_is_told_what_may_come_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str, offered: set[str]
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    monkeypatch.setenv("_SUBLET_COMPLETE", "bash_complete")
+    assert main([]) == 0
+    assert {row.partition(",")[2] for row in capsys.readouterr().out.split()} == offered
+
+
+@pytest.mark.parametrize(("shell", "startup"), [("bash", ".bashrc"), ("zsh", ".zshrc")])
+def test_completion_is_installed_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shell: str, startup: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/bin/{shell}")
+    monkeypatch.setattr(completion, "_names", lambda: (shell,))
+    for _ in range(2):
+        assert main(["--install-completion"]) == 0
+    scripts = [path for path in tmp_path.rglob("*sublet*") if path.is_file()]
+    assert "_SUBLET_COMPLETE" in scripts[0].read_text()
+    assert (tmp_path / startup).read_text().count("\n") == 1

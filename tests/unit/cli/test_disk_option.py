@@ -38,6 +38,7 @@ def test_all_options() -> None:
         "a,readonly=yes",
         "a,bps=x",
         "a,iops=-1",
+        "a,iops=many",
         "a,serial=" + "s" * 21,
     ],
 )

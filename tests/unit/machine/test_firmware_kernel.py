@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.machine.images import Bzimage
@@ -18,11 +19,16 @@ from sublet.machine.memory_map import MIB, layout
 from sublet.testing import FakeGuestMemory
 
 
-def configure(folder: Path, **fields: object) -> MachineConfig:
+def configure(folder: Path, **fields: Any) -> MachineConfig:
     (folder / "vmlinuz").write_bytes(Bzimage().build())
     (folder / "initrd").write_bytes(b"ram disk")
-    words = {"machine": "q35", "firmware": "uefi", "kernel": folder / "vmlinuz", "initrd": folder / "initrd"}
-    return MachineConfig.model_validate({**words, "cmdline": "quiet", **fields})
+    words: dict[str, Any] = {
+        "machine": "q35",
+        "firmware": "uefi",
+        "kernel": folder / "vmlinuz",
+        "initrd": folder / "initrd",
+    }
+    return MachineConfig(**{**words, "cmdline": "quiet", **fields})
 
 
 def offer(config: MachineConfig) -> FwCfg:

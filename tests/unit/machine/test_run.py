@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from tests.unit.machine.images import Elf
@@ -106,7 +107,7 @@ def test_output_reaches_the_console_and_poweroff_ends(
 def test_other_ends_have_their_exit_codes(
     run_on: Run, config: MachineConfig, last: list[FakeExit], code: int
 ) -> None:
-    assert run_on(script(last), config.model_copy(update={"reboot": False})).exit_code == code
+    assert run_on(script(last), replace(config, reboot=False)).exit_code == code
 
 
 @pytest.mark.parametrize("last", [RESET, TRIPLE_FAULT], ids=["reset", "triple fault"])
@@ -153,7 +154,7 @@ def test_reads_are_answered(run_on: Run, config: MachineConfig) -> None:
 
 def test_boot_processor_is_where_the_kernel_starts(run_on: Run, config: MachineConfig) -> None:
     fake = FakeEngine(script(POWER_OFF))
-    run_on(fake, config.model_copy(update={"cpus": 2}))
+    run_on(fake, replace(config, cpus=2))
     first, second = fake.vms[0].vcpus
     assert first.regs["rip"] == 0x10_0000
     assert "cr0" not in second.sregs
@@ -304,11 +305,11 @@ def test_bad_definitions_end_before_the_console_starts(
     run_on: Run,
     config: MachineConfig,
     console: RecordingConsole,
-    change: dict[str, object],
+    change: dict[str, Any],
     error: type[Exception],
 ) -> None:
     with pytest.raises(error):
-        run_on(script(POWER_OFF), config.model_copy(update=change))
+        run_on(script(POWER_OFF), replace(config, **change))
     assert console.started == 0
 
 
@@ -329,7 +330,7 @@ def test_disks_and_cards_get_pci_slots(run_on: Run, config: MachineConfig, tmp_p
     ]
     fake = FakeEngine(script(reads + POWER_OFF))
     disks = (DiskConfig(path=disk),)
-    run_on(fake, config.model_copy(update={"disks": disks, "net": ("none",)}))
+    run_on(fake, replace(config, disks=disks, net=("none",)))
     rng, console, card, block, nothing = (value >> 16 for value in fake.vms[0].vcpus[0].reads)
     assert (rng, console, card, block, nothing) == (0x1044, 0x1043, 0x1041, 0x1042, 0xFFFF)
     RawImage(disk).close()
@@ -343,12 +344,12 @@ def test_bad_networks_are_refused(
     run_on: Run, config: MachineConfig, net: tuple[str, ...], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        run_on(script(POWER_OFF), config.model_copy(update={"net": net}))
+        run_on(script(POWER_OFF), replace(config, net=net))
 
 
 def test_one_disk_cannot_be_attached_twice(run_on: Run, config: MachineConfig, tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(4096))
     with pytest.raises(HostRefused, match="in use"):
-        run_on(script(POWER_OFF), config.model_copy(update={"disks": (DiskConfig(path=disk),) * 2}))
+        run_on(script(POWER_OFF), replace(config, disks=(DiskConfig(path=disk),) * 2))
     RawImage(disk).close()

@@ -5,24 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from sublet.cli.parameters import Argument, Option
 from sublet.errors import UsageError
 from sublet.units import parse_size
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The disk image.", show_default=False)]
+File = Annotated[Path, Argument(metavar="FILE", help="The disk image.")]
 Format = Annotated[
     str | None,
-    typer.Option("--format", "-f", help="Format of FILE; by default what its name says.", show_default=False),
+    Option("--format", "-f", help="Format of FILE; by default what its name says."),
 ]
 Allow = Annotated[
     list[Path] | None,
-    typer.Option("--allow", metavar="FOLDER", help="A folder that parents may be in, besides FILE's own."),
+    Option("--allow", metavar="FOLDER", help="A folder that parents may be in, besides FILE's own."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 Options = Annotated[
     list[str] | None,
-    typer.Option("-o", "--option", metavar="NAME=VALUE", help="An option of the new image's format."),
+    Option("-o", "--option", metavar="NAME=VALUE", help="An option of the new image's format."),
 ]
 
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, File
 from sublet.cli.disk.bitmap import open_qcow2
 from sublet.cli.disk.output import print_json, shown
 from sublet.cli.messages import ProgressDisplay, say
+from sublet.cli.parameters import Argument, Option
 from sublet.units import format_size
 
 
 def backup(
     file: File,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The increment to create.")],
-    bitmap: Annotated[str, typer.Option(metavar="NAME", help="The dirty bitmap to go by.")],
-    previous: Annotated[Path, typer.Option(metavar="FILE", help="The backup before this one.")],
-    previous_format: Annotated[str | None, typer.Option(help="Its format.")] = None,
+    target: Annotated[Path, Argument(metavar="TARGET", help="The increment to create.")],
+    bitmap: Annotated[str, Option(metavar="NAME", help="The dirty bitmap to go by.")],
+    previous: Annotated[Path, Option(metavar="FILE", help="The backup before this one.")],
+    previous_format: Annotated[str | None, Option(help="Its format.")] = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:

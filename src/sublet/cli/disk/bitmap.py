@@ -6,20 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 
 from sublet.cli.disk.arguments import AsJson, File, read_size
 from sublet.cli.disk.output import print_json
+from sublet.cli.parameters import Option
 from sublet.errors import UsageError
 from sublet.units import format_size
 
 
 def bitmap(
     file: File,
-    add: Annotated[str | None, typer.Option(metavar="NAME", help="Record writes from now on.")] = None,
-    remove: Annotated[str | None, typer.Option(metavar="NAME", help="Forget it.")] = None,
-    clear: Annotated[str | None, typer.Option(metavar="NAME", help="Begin anew.")] = None,
-    granularity: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of the disk for a bit.")] = "64K",
+    add: Annotated[str | None, Option(metavar="NAME", help="Record writes from now on.")] = None,
+    remove: Annotated[str | None, Option(metavar="NAME", help="Forget it.")] = None,
+    clear: Annotated[str | None, Option(metavar="NAME", help="Begin anew.")] = None,
+    granularity: Annotated[str, Option(metavar="SIZE", help="Bytes of the disk for a bit.")] = "64K",
     as_json: AsJson = False,
 ) -> None:
     """Add, remove, clear or list the dirty bitmaps of a QCOW2 image, for incremental backup."""
@@ -38,7 +39,7 @@ def bitmap(
         print_json(facts)
     elif looking:
         for one in facts:
-            typer.echo(f"{one['name']}\t{format_size(one['granularity'])}\t{' '.join(one['flags'])}")
+            click.echo(f"{one['name']}\t{format_size(one['granularity'])}\t{' '.join(one['flags'])}")
 
 
 def open_qcow2(file: Path, *, readonly: bool = False, folders: Iterable[Path] = ()) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-import typer
+import click
 
 from sublet.cli.disk.arguments import AsJson, File, Format
 from sublet.cli.disk.output import print_json
+from sublet.cli.parameters import Option
 
 EPILOG: Final = "**Exit status**: 0 clean or repaired; 20 errors; 21 leaks alone; others as of every command."
 EXIT_ERRORS: Final = 20
@@ -18,7 +19,7 @@ EXIT_LEAKS: Final = 21
 
 def check(
     file: File,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended without loss.")] = False,
+    repair: Annotated[bool, Option("--repair", help="Mend what can be mended without loss.")] = False,
     format: Format = None,
     as_json: AsJson = False,
 ) -> int:
@@ -31,9 +32,9 @@ def check(
         print_json({"file": str(file), "clean": report.clean, **vars(report)})
     else:
         for finding in report.findings:
-            typer.echo(finding)
+            click.echo(finding)
         repaired = report.errors_repaired + report.leaks_repaired
-        typer.echo(f"{report.errors} errors, {report.leaks} leaks, {repaired} repaired")
+        click.echo(f"{report.errors} errors, {report.leaks} leaks, {repaired} repaired")
     if report.errors > report.errors_repaired:
         return EXIT_ERRORS
     return EXIT_LEAKS if report.leaks > report.leaks_repaired else 0

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, File, Format
 from sublet.cli.disk.output import print_json, shown
 from sublet.cli.messages import ProgressDisplay, say
+from sublet.cli.parameters import Option
 
 
 def commit(
     file: File,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the overlay as it is.")] = False,
+    keep: Annotated[bool, Option("--keep", help="Leave the overlay as it is.")] = False,
     format: Format = None,
     allow: Allow = None,
     as_json: AsJson = False,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
+import click
 
 from sublet.cli.disk.arguments import Allow, AsJson
 from sublet.cli.disk.output import print_json, shown
 from sublet.cli.messages import ProgressDisplay
+from sublet.cli.parameters import Argument, Option
 
 EPILOG: Final = "**Exit status**: 0 the same; 22 different; others as of every command."
 EXIT_DIFFERENT: Final = 22
@@ -17,13 +18,11 @@ EXIT_DIFFERENT: Final = 22
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="SECOND", show_default=False)],
-    format: Annotated[str | None, typer.Option("--format", "-f", help="Format of FIRST.")] = None,
-    second_format: Annotated[
-        str | None, typer.Option("--second-format", "-F", help="Format of SECOND.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", "-s", help="Sizes must be the same, too.")] = False,
+    first: Annotated[Path, Argument(metavar="FIRST")],
+    second: Annotated[Path, Argument(metavar="SECOND")],
+    format: Annotated[str | None, Option("--format", "-f", help="Format of FIRST.")] = None,
+    second_format: Annotated[str | None, Option("--second-format", "-F", help="Format of SECOND.")] = None,
+    strict: Annotated[bool, Option("--strict", "-s", help="Sizes must be the same, too.")] = False,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> int:
@@ -39,7 +38,7 @@ def compare(
     if as_json:
         print_json({"same": difference is None, **(vars(difference) if difference else {})})
     elif difference is None:
-        typer.echo("the disks hold the same")
+        click.echo("the disks hold the same")
     else:
-        typer.echo(f"{difference.reason}, first at byte {difference.offset}")
+        click.echo(f"{difference.reason}, first at byte {difference.offset}")
     return EXIT_DIFFERENT if difference else 0

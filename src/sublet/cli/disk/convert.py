@@ -5,29 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, Format, Options, read_options
 from sublet.cli.disk.output import print_json, shown
 from sublet.cli.disk_option import format_of
 from sublet.cli.messages import ProgressDisplay
+from sublet.cli.parameters import Argument, Option
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The image to read.", show_default=False)],
-    target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="The image to create.", show_default=False)
-    ],
+    source: Annotated[Path, Argument(metavar="SOURCE", help="The image to read.")],
+    target: Annotated[Path, Argument(metavar="TARGET", help="The image to create.")],
     format: Format = None,
     to: Annotated[
-        str | None, typer.Option("--to", "-O", metavar="FORMAT", help="By default what TARGET's name says.")
+        str | None, Option("--to", "-O", metavar="FORMAT", help="By default what TARGET's name says.")
     ] = None,
     option: Options = None,
-    compress: Annotated[bool, typer.Option("--compress", "-c", help="Compress, where TO can.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace TARGET if it exists.")] = False,
-    sync: Annotated[
-        bool, typer.Option("--sync/--no-sync", help="Wait until TARGET is on stable storage.")
-    ] = True,
+    compress: Annotated[bool, Option("--compress", "-c", help="Compress, where TO can.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace TARGET if it exists.")] = False,
+    sync: Annotated[bool, Option("--sync/--no-sync", help="Wait until TARGET is on stable storage.")] = True,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:

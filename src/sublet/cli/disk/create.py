@@ -5,27 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, File, Options, read_options, read_size
 from sublet.cli.disk.output import describe, print_json
 from sublet.cli.disk_option import format_of
 from sublet.cli.messages import say
+from sublet.cli.parameters import Argument, Option
 
 
 def create(
     file: File,
     size: Annotated[
-        str | None, typer.Argument(metavar="[SIZE]", help="As in 20G; by default the parent's.")
+        str | None, Argument(metavar="[SIZE]", help="As in 20G; by default the parent's.")
     ] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", "-f", help="By default what the name says.")
-    ] = None,
+    format: Annotated[str | None, Option("--format", "-f", help="By default what the name says.")] = None,
     backing: Annotated[
-        Path | None, typer.Option("--backing", "-b", metavar="FILE", help="Make an overlay on this image.")
+        Path | None, Option("--backing", "-b", metavar="FILE", help="Make an overlay on this image.")
     ] = None,
     backing_format: Annotated[
-        str | None, typer.Option("--backing-format", "-F", help="Format of the parent.")
+        str | None, Option("--backing-format", "-F", help="Format of the parent.")
     ] = None,
     option: Options = None,
     allow: Allow = None,

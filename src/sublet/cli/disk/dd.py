@@ -5,23 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, Format, read_size
 from sublet.cli.disk.output import print_json, shown
 from sublet.cli.messages import ProgressDisplay
+from sublet.cli.parameters import Argument, Option
 from sublet.errors import UsageError
 
 
 def dd(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", show_default=False)],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", show_default=False)],
-    block_size: Annotated[str, typer.Option("--bs", help="Unit of the next three.")] = "1M",
-    count: Annotated[int | None, typer.Option(min=0, help="Blocks to copy; by default all.")] = None,
-    skip: Annotated[int, typer.Option(min=0, help="Blocks to skip in SOURCE.")] = 0,
-    seek: Annotated[int, typer.Option(min=0, help="Blocks to skip in TARGET.")] = 0,
+    source: Annotated[Path, Argument(metavar="SOURCE")],
+    target: Annotated[Path, Argument(metavar="TARGET")],
+    block_size: Annotated[str, Option("--bs", help="Unit of the next three.")] = "1M",
+    count: Annotated[int | None, Option(minimum=0, help="Blocks to copy; by default all.")] = None,
+    skip: Annotated[int, Option(minimum=0, help="Blocks to skip in SOURCE.")] = 0,
+    seek: Annotated[int, Option(minimum=0, help="Blocks to skip in TARGET.")] = 0,
     format: Format = None,
-    target_format: Annotated[str | None, typer.Option("--target-format", "-F")] = None,
+    target_format: Annotated[str | None, Option("--target-format", "-F")] = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:

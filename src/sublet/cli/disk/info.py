@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+import click
 
 from sublet.cli.disk.arguments import AsJson, File, Format
 from sublet.cli.disk.output import describe, print_json
@@ -23,7 +23,7 @@ def info(file: File, format: Format = None, as_json: AsJson = False) -> None:
         return
     for name, value in facts.items():
         if value not in (None, [], {}, False):
-            typer.echo(f"{name.replace('_', ' ')}: {_text(name, value)}")
+            click.echo(f"{name.replace('_', ' ')}: {_text(name, value)}")
 
 
 def _text(name: str, value: Any) -> str:

@@ -6,58 +6,55 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 
 from sublet.cli.disk_option import format_of
 from sublet.cli.messages import ProgressDisplay, say
+from sublet.cli.parameters import Argument, Option
+from sublet.cli.verbs import Group
 from sublet.errors import UsageError
 from sublet.units import format_size, parse_size
 
-live = typer.Typer(
+live = Group(
     name="live",
     help="Work on the disks of running machines: snapshot, commit, stream, mirror, backup.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    verbs={
+        "list": "sublet.cli.disk.live:list_",
+        "snapshot": "sublet.cli.disk.live:snapshot",
+        "commit": "sublet.cli.disk.live:commit",
+        "stream": "sublet.cli.disk.live:stream",
+        "mirror": "sublet.cli.disk.live:mirror",
+        "backup": "sublet.cli.disk.live:backup",
+    },
 )
 
 Disk = Annotated[
     str,
-    typer.Argument(
-        metavar="MACHINE:DISK",
-        help="As in web:vda; `sublet disk live list web` says which.",
-        show_default=False,
-    ),
+    Argument(metavar="MACHINE:DISK", help="As in web:vda; `sublet disk live list web` says which."),
 ]
-Target = Annotated[Path, typer.Argument(metavar="TARGET", help="The image to create.", show_default=False)]
+Target = Annotated[Path, Argument(metavar="TARGET", help="The image to create.")]
 Rate = Annotated[
-    str | None, typer.Option("--rate", metavar="SIZE", help="Copy at most so many bytes a second, as in 50M.")
+    str | None, Option("--rate", metavar="SIZE", help="Copy at most so many bytes a second, as in 50M.")
 ]
-To = Annotated[
-    str | None, typer.Option("--to", "-O", metavar="FORMAT", help="By default what TARGET's name says.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+To = Annotated[str | None, Option("--to", "-O", metavar="FORMAT", help="By default what TARGET's name says.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 
 
-@live.command("list")
-def list_(
-    machine: Annotated[str, typer.Argument(metavar="MACHINE", show_default=False)], as_json: AsJson = False
-) -> None:
+def list_(machine: Annotated[str, Argument(metavar="MACHINE")], as_json: AsJson = False) -> None:
     """List a running machine's disks, and the images that hold them now."""
     from sublet.control.client import call
 
     disks = call(machine, "disk.list")
     if as_json:
-        typer.echo(json.dumps(disks, indent=2))
+        click.echo(json.dumps(disks, indent=2))
         return
     for one in disks:
         notes = [one["format"], format_size(one["size"])]
         notes += ["read-only"] if one["readonly"] else []
         notes += [one["job"]] if one["job"] else []
-        typer.echo(f"{one['disk']}\t{one['file']}\t{', '.join(notes)}")
+        click.echo(f"{one['disk']}\t{one['file']}\t{', '.join(notes)}")
 
 
-@live.command()
 def snapshot(disk: Disk, target: Target, as_json: AsJson = False) -> None:
     """Keep the disk as it is now: the guest goes on in a QCOW2 overlay, TARGET.
 
@@ -67,7 +64,6 @@ def snapshot(disk: Disk, target: Target, as_json: AsJson = False) -> None:
     _perform(disk, "snapshot", as_json, target=_absolute(target))
 
 
-@live.command()
 def commit(disk: Disk, rate: Rate = None, as_json: AsJson = False) -> None:
     """Write an overlay into its parent, and let the machine go on with the parent.
 
@@ -76,18 +72,16 @@ def commit(disk: Disk, rate: Rate = None, as_json: AsJson = False) -> None:
     _perform(disk, "commit", as_json, rate=_rate(rate))
 
 
-@live.command()
 def stream(disk: Disk, rate: Rate = None, as_json: AsJson = False) -> None:
     """Copy what an overlay's parents hold into it, so that it needs none any more."""
     _perform(disk, "stream", as_json, rate=_rate(rate))
 
 
-@live.command()
 def mirror(
     disk: Disk,
     target: Target,
     to: To = None,
-    pivot: Annotated[bool, typer.Option("--pivot", help="Let the machine go on with TARGET.")] = False,
+    pivot: Annotated[bool, Option("--pivot", help="Let the machine go on with TARGET.")] = False,
     rate: Rate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -106,20 +100,19 @@ def mirror(
     )
 
 
-@live.command()
 def backup(
     disk: Disk,
     target: Target,
     to: To = None,
     bitmap: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Record changes from this moment on under a name (QCOW2 disks)."),
+        Option(metavar="NAME", help="Record changes from this moment on under a name (QCOW2 disks)."),
     ] = None,
     previous: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write only what BITMAP recorded since this backup, on top of it."),
+        Option(metavar="FILE", help="Write only what BITMAP recorded since this backup, on top of it."),
     ] = None,
-    previous_format: Annotated[str | None, typer.Option(help="Its format.")] = None,
+    previous_format: Annotated[str | None, Option(help="Its format.")] = None,
     rate: Rate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -155,7 +148,7 @@ def _perform(disk: str, verb: str, as_json: bool, **parameters: Any) -> None:
         shown = lambda done, total: progress(f"{verb} of {disk}", done, total)  # noqa: E731
         result = call(machine, f"disk.{verb}", on_progress=shown, disk=name, **parameters)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(result, indent=2))
         return
     copied = f"{format_size(result['copied'])} copied; " if "copied" in result else ""
     say(f"{copied}{disk} is {result['file']}")

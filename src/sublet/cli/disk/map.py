@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+import click
 
 from sublet.cli.disk.arguments import Allow, AsJson, File, Format
 from sublet.cli.disk.output import print_json
@@ -22,7 +22,7 @@ def map_(file: File, format: Format = None, allow: Allow = None, as_json: AsJson
     for row in rows:
         if row["data"]:
             place = "compressed" if row["compressed"] else f"{row['host_offset']:#x} of {row['file']}"
-            typer.echo(f"{row['offset']:#x} {row['size']:#x} {place}")
+            click.echo(f"{row['offset']:#x} {row['size']:#x} {place}")
 
 
 def _merged(image: Any) -> list[dict[str, Any]]:

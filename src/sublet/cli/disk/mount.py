@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
-
 from sublet.cli.messages import say
+from sublet.cli.parameters import Argument, Option
 from sublet.errors import HostRefused, UsageError
 
 _MOUNT_LIMIT_S: Final = 20.0
@@ -28,17 +27,15 @@ FILE_NAME: Final = "disk"
 
 
 def mount(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The disk image.", show_default=False)],
+    file: Annotated[Path, Argument(metavar="FILE", help="The disk image.")],
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="An empty folder, in which the file `disk` appears.")
+        Path, Argument(metavar="FOLDER", help="An empty folder, in which the file `disk` appears.")
     ],
-    readonly: Annotated[bool, typer.Option("--readonly", help="Refuse writes.")] = False,
-    format: Annotated[str | None, typer.Option("--format", "-f", help="Format of FILE.")] = None,
+    readonly: Annotated[bool, Option("--readonly", help="Refuse writes.")] = False,
+    format: Annotated[str | None, Option("--format", "-f", help="Format of FILE.")] = None,
     allow: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--allow", metavar="FOLDER", help="A folder that parents may be in, besides FILE's own."
-        ),
+        Option("--allow", metavar="FOLDER", help="A folder that parents may be in, besides FILE's own."),
     ] = None,
 ) -> None:
     """Show a disk as a raw file, FOLDER/disk, until Ctrl-C, SIGTERM or `fusermount3 -u FOLDER`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
+import click
 
 from sublet.cli.messages import ProgressDisplay
 
@@ -38,4 +38,4 @@ def describe(image: Any) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """Print for programs."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    click.echo(json.dumps(value, indent=2, default=str))

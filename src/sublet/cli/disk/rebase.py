@@ -5,23 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, File, Format
 from sublet.cli.disk.output import print_json, shown
 from sublet.cli.messages import ProgressDisplay
+from sublet.cli.parameters import Option
 
 
 def rebase(
     file: File,
     backing: Annotated[
-        Path | None, typer.Option("--backing", "-b", metavar="FILE", help="The new parent; none without.")
+        Path | None, Option("--backing", "-b", metavar="FILE", help="The new parent; none without.")
     ] = None,
     backing_format: Annotated[
-        str | None, typer.Option("--backing-format", "-F", help="Format of the new parent.")
+        str | None, Option("--backing-format", "-F", help="Format of the new parent.")
     ] = None,
     unsafe: Annotated[
-        bool, typer.Option("--unsafe", "-u", help="Change the name alone, as after moving files.")
+        bool, Option("--unsafe", "-u", help="Change the name alone, as after moving files.")
     ] = False,
     format: Format = None,
     allow: Allow = None,

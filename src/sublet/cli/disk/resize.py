@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, File, Format, read_size
 from sublet.cli.disk.output import print_json
+from sublet.cli.parameters import Argument, Option
 from sublet.errors import UsageError
 from sublet.units import format_size
 
 
 def resize(
     file: File,
-    size: Annotated[str, typer.Argument(metavar="SIZE", help="As in 20G, +5G or, with --shrink, -5G.")],
-    shrink: Annotated[bool, typer.Option("--shrink", help="Allow that data at the end is lost.")] = False,
+    size: Annotated[str, Argument(metavar="SIZE", help="As in 20G, +5G or, with --shrink, -5G.")],
+    shrink: Annotated[bool, Option("--shrink", help="Allow that data at the end is lost.")] = False,
     format: Format = None,
     allow: Allow = None,
     as_json: AsJson = False,

@@ -5,24 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sublet.cli.disk.arguments import Allow, AsJson, File, Format
 from sublet.cli.disk.output import print_json
 from sublet.cli.messages import say
+from sublet.cli.parameters import Option
 
 
 def serve(
     file: File,
     socket: Annotated[
-        Path | None, typer.Option("--socket", metavar="PATH", help="Unix socket to listen on.")
+        Path | None, Option("--socket", metavar="PATH", help="Unix socket to listen on.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port on the loopback address instead; 0: any.")
+        int | None, Option(minimum=0, maximum=65535, help="Port on the loopback address instead; 0: any.")
     ] = None,
-    export: Annotated[str, typer.Option(help="Name of the export.")] = "",
-    readonly: Annotated[bool, typer.Option("--readonly", help="Refuse writes.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Leave when the first client has gone.")] = False,
+    export: Annotated[str, Option(help="Name of the export.")] = "",
+    readonly: Annotated[bool, Option("--readonly", help="Refuse writes.")] = False,
+    once: Annotated[bool, Option("--once", help="Leave when the first client has gone.")] = False,
     format: Format = None,
     allow: Allow = None,
     as_json: AsJson = False,

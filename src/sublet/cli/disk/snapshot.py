@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
+import click
 
 from sublet.cli.disk.arguments import Allow, AsJson, File, Format
 from sublet.cli.disk.output import print_json
+from sublet.cli.parameters import Argument, Option
 from sublet.errors import UsageError
 from sublet.units import format_size
 
 
 def snapshot(
     file: File,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Take one of this name.")] = None,
-    revert: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Make the disk what it was then.")
-    ] = None,
-    delete: Annotated[str | None, typer.Option(metavar="NAME", help="Forget it.")] = None,
+    name: Annotated[str | None, Argument(metavar="[NAME]", help="Take one of this name.")] = None,
+    revert: Annotated[str | None, Option(metavar="NAME", help="Make the disk what it was then.")] = None,
+    delete: Annotated[str | None, Option(metavar="NAME", help="Forget it.")] = None,
     format: Format = None,
     allow: Allow = None,
     as_json: AsJson = False,
@@ -52,4 +51,4 @@ def _print_snapshots(snapshots: list[dict[str, Any]]) -> None:
 
     for one in snapshots:
         when = datetime.datetime.fromtimestamp(one["created"], datetime.UTC).isoformat(timespec="seconds")
-        typer.echo(f"{one['id']}\t{one['name']}\t{when}\t{format_size(one['size'])}")
+        click.echo(f"{one['id']}\t{one['name']}\t{when}\t{format_size(one['size'])}")
