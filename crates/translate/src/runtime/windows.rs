@@ -27,15 +27,16 @@ const PATIENCE: u32 = 4;
 /// How long a program runs in one address space before it gets windows.
 const SETTLED: Duration = Duration::from_micros(1500);
 /// What serving a fault costs, about; and one that the guest's kernel serves first, after which the access faults
-/// again. A program that meets many of these does not stay with the same memory.
+/// again.
 const FAULT_COST: Duration = Duration::from_micros(10);
-const GUEST_FAULT_COST: Duration = Duration::from_micros(60);
-/// Most time for faults that can be saved up. An eighth of it has to be there to begin.
-const MOST_CREDIT: Duration = Duration::from_millis(20);
+const GUEST_FAULT_COST: Duration = Duration::from_micros(30);
+/// Most time for faults that can be saved up. A quarter of it has to be there to begin.
+const MOST_CREDIT: Duration = Duration::from_millis(8);
 /// Log2 of the share of time that faults may take: at first, and at least, if that was too much.
 const SHARES: [u32; 2] = [2, 8];
-/// Windows that served for so long have paid.
-const PAID: Duration = Duration::from_millis(64);
+/// Windows that served for so many times what their faults took have paid: code with them takes half to two thirds
+/// of its time without.
+const PAID: u32 = 3;
 
 /// The processor time that this thread has had.
 fn thread_time() -> Duration {
@@ -55,8 +56,9 @@ pub(super) struct Policy {
     refused: bool,
     /// The current address space, and since when, by [`thread_time`].
     space: (SpaceId, Duration),
-    /// When `on` was last set, by [`thread_time`].
+    /// When `on` was last set, by [`thread_time`], and what faults have taken since.
     started: Duration,
+    spent: Duration,
     /// Time for faults that is left, and when that was so.
     credit: (Duration, Duration),
     /// The present one of [`SHARES`].
@@ -67,9 +69,16 @@ pub(super) struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        let (credit, started) = ((MOST_CREDIT, Duration::ZERO), Duration::ZERO);
-        let space = (SpaceId::default(), Duration::ZERO);
-        Self { on: false, refused: false, space, started, credit, share: SHARES[0], last: (0, 0, 0) }
+        Self {
+            on: false,
+            refused: false,
+            space: (SpaceId::default(), Duration::ZERO),
+            started: Duration::ZERO,
+            spent: Duration::ZERO,
+            credit: (MOST_CREDIT, Duration::ZERO),
+            share: SHARES[0],
+            last: (0, 0, 0),
+        }
     }
 }
 
@@ -81,16 +90,15 @@ impl Policy {
     }
 
     /// An interrupt finds a program running that has no windows. Returns whether it is to have them from now on.
-    fn consider(&mut self) -> bool {
-        let now = thread_time();
+    fn consider(&mut self, now: Duration) -> bool {
         if now.saturating_sub(self.space.1) < SETTLED {
             return false;
         }
         self.earn(now);
-        if self.credit.0 < MOST_CREDIT / 8 {
+        if self.credit.0 < MOST_CREDIT / 4 {
             return false;
         }
-        (self.on, self.started) = (true, now);
+        (self.on, self.started, self.spent) = (true, now, Duration::ZERO);
         true
     }
 
@@ -100,13 +108,13 @@ impl Policy {
         self.credit = ((self.credit.0 + earned).min(MOST_CREDIT), now);
     }
 
-    /// Account for a fault. Returns whether it was one too many.
-    fn charge(&mut self, cost: Duration) -> bool {
-        let now = thread_time();
+    /// Account for a fault at `now`. Returns whether it was one too many.
+    fn charge(&mut self, cost: Duration, now: Duration) -> bool {
         self.earn(now);
+        self.spent += cost;
         if self.on && self.credit.0 < cost {
-            let brief = now.saturating_sub(self.started) < PAID;
-            self.share = if brief { SHARES[1].min(self.share + 1) } else { SHARES[0] };
+            let paid = now.saturating_sub(self.started) >= PAID * self.spent;
+            self.share = if paid { SHARES[0] } else { SHARES[1].min(self.share + 1) };
             self.on = false;
             return true;
         }
@@ -169,7 +177,7 @@ impl VcpuCore {
         let mode = self.mode();
         let program = mode.is64() && mode.cpl() == 3 && !mode.windowed();
         let wanted = program && self.shared.optimisations.has(Optimisation::Windows);
-        if wanted && self.window_policy.consider() {
+        if wanted && self.window_policy.consider(thread_time()) {
             self.window_policy.on = self.give_windows(self.tlb.space());
             self.mode_stale = true;
         }
@@ -204,7 +212,7 @@ impl VcpuCore {
         let before = reassigned(self);
         match self.fill_window(la, store) {
             Err(exception) => {
-                self.mode_stale |= self.window_policy.charge(GUEST_FAULT_COST);
+                self.mode_stale |= self.window_policy.charge(GUEST_FAULT_COST, thread_time());
                 self.stop_at(pc + 1, exception.into());
                 resume::LEAVE
             }
@@ -212,7 +220,7 @@ impl VcpuCore {
             Ok(_) if reassigned(self) != before => self.decline(pc),
             // In the guard of another segment's window the access goes on, if it is all in this one.
             Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[distance] => {
-                self.mode_stale |= self.window_policy.charge(FAULT_COST);
+                self.mode_stale |= self.window_policy.charge(FAULT_COST, thread_time());
                 self.cpu.state.hot.kept[distance] = delta;
                 resume::DIRECT
             }
@@ -232,7 +240,7 @@ impl VcpuCore {
     /// does this again and again is translated anew without them.
     pub(super) fn decline(&mut self, pc: u64) -> u64 {
         self.counters.window_declined += 1;
-        self.mode_stale |= self.window_policy.charge(FAULT_COST);
+        self.mode_stale |= self.window_policy.charge(FAULT_COST, thread_time());
         self.cache.blame(pc);
         self.alone = true;
         self.stop_at(pc + 1, Stop::Exit(Exit::Interrupted));
@@ -331,4 +339,47 @@ fn kept_index(instruction: &Instruction) -> usize {
 fn takes_stores(walk: &Walk, page: HostPage) -> bool {
     let allowed = walk.dirty && walk.rights.user & Rights::WRITE != 0;
     allowed && page.takes_stores() && !page.log_dirty
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Policy, FAULT_COST, SETTLED, SHARES};
+    use std::time::Duration;
+
+    /// Windows from `from` on that meet a fault every `interval`, until they have met too many; returns when that was.
+    fn use_up(policy: &mut Policy, from: Duration, interval: Duration) -> Option<Duration> {
+        let mut now = from + SETTLED;
+        while !policy.consider(now) {
+            now += Duration::from_millis(1);
+        }
+        (0..100_000).find_map(|_| {
+            now += interval;
+            policy.charge(FAULT_COST, now).then_some(now)
+        })
+    }
+
+    #[test]
+    fn faults_that_take_a_quarter_of_the_time_go_on() {
+        let mut policy = Policy::default();
+        assert_eq!(use_up(&mut policy, Duration::ZERO, 5 * FAULT_COST), None);
+    }
+
+    #[test]
+    fn windows_that_cost_more_than_they_save_get_ever_rarer() {
+        let (mut policy, mut now) = (Policy::default(), Duration::ZERO);
+        for share in SHARES[0] + 1..=SHARES[1] {
+            now = use_up(&mut policy, now, 2 * FAULT_COST).unwrap_or_default();
+            assert_eq!((policy.on, policy.share), (false, share));
+        }
+        let before = now;
+        now = use_up(&mut policy, now, 2 * FAULT_COST).unwrap_or_default();
+        assert!(now - before > Duration::from_millis(500));
+    }
+
+    #[test]
+    fn windows_that_have_paid_come_back_at_once() {
+        let mut policy = Policy { share: SHARES[1], ..Policy::default() };
+        assert!(use_up(&mut policy, Duration::ZERO, 10 * FAULT_COST).is_some());
+        assert_eq!(policy.share, SHARES[0]);
+    }
 }
