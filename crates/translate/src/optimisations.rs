@@ -38,12 +38,14 @@ pub enum Optimisation {
     UnrolledLoops,
     /// Code that stays where it is has its addresses in its translation.
     PlacedCode,
+    /// Instructions work on guest registers in memory without loading them first.
+    SlotOperands,
     /// vCPUs take translations from each other.
     SharedTranslations,
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 17] = [
+pub const NAMES: [(&str, Optimisation); 18] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
@@ -60,6 +62,7 @@ pub const NAMES: [(&str, Optimisation); 17] = [
     ("window-policy", Optimisation::WindowPolicy),
     ("unrolled-loops", Optimisation::UnrolledLoops),
     ("placed-code", Optimisation::PlacedCode),
+    ("slot-operands", Optimisation::SlotOperands),
     ("shared-translations", Optimisation::SharedTranslations),
 ];
 

@@ -79,6 +79,8 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         Optimisation::Windows | Optimisation::WindowPolicy | Optimisation::UnrolledLoops => None,
         // See `placed_code.rs`.
         Optimisation::PlacedCode => None,
+        // See `emit/slots.rs`.
+        Optimisation::SlotOperands => None,
         // Of one vCPU nobody takes.
         Optimisation::SharedTranslations => None,
         Optimisation::DataTlb => Some("vcpu.slow_accesses"),

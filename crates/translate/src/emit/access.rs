@@ -29,6 +29,8 @@ pub enum Place {
     At(Host),
     /// In the bounce buffer.
     Bounce,
+    /// In a guest register's slot, at this offset in the state.
+    Slot(i32),
 }
 
 /// What an access does.
@@ -431,23 +433,20 @@ impl Builder {
             Place::Away(base, _) => (super::registers::sized(base, Register::RAX), Register::R14),
             Place::Known(_) => (Register::R15, Register::None),
             Place::At(base) => (super::registers::sized(base, Register::RAX), Register::None),
-            Place::Bounce => (Register::RSP, Register::None),
+            Place::Bounce | Place::Slot(_) => (Register::RSP, Register::None),
+        };
+        let offset = match place {
+            Place::Offset(_, offset) | Place::Away(_, offset) | Place::Known(offset) => offset,
+            Place::Bounce => displacement(hot!(bounce)),
+            Place::Slot(slot) => displacement(slot),
+            Place::Direct(_) | Place::At(_) => 0,
         };
         instruction.set_memory_base(base);
         instruction.set_memory_index(index);
-        if place == Place::Bounce {
-            instruction.set_segment_prefix(Register::None);
-            instruction.set_memory_displacement64(i64::from(displacement(hot!(bounce))) as u64);
-            instruction.set_memory_displ_size(8);
-        } else {
-            let offset = match place {
-                Place::Offset(_, offset) | Place::Away(_, offset) | Place::Known(offset) => offset,
-                _ => 0,
-            };
-            instruction.set_segment_prefix(Register::None);
-            instruction.set_memory_displacement64(i64::from(offset) as u64);
-            instruction.set_memory_displ_size(if offset == 0 { 0 } else { 8 });
-        }
+        instruction.set_segment_prefix(Register::None);
+        instruction.set_memory_displacement64(i64::from(offset) as u64);
+        // 1: as short as can be.
+        instruction.set_memory_displ_size(u32::from(offset != 0));
     }
 
     /// Compute the linear address of the memory operand; returns the register that holds it

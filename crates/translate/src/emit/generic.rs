@@ -20,6 +20,8 @@ use std::rc::Rc;
 struct Borrowed {
     operand: u32,
     guest: usize,
+    /// Its old value matters, or part of it stays.
+    read: bool,
     written: bool,
 }
 
@@ -73,6 +75,9 @@ impl Builder {
     fn register_form(&mut self, instruction: &Instruction, bytes: &[u8]) -> Result<(), Unencodable> {
         if self.mode.is64() && instruction.len() == bytes.len() && is_identity(instruction) {
             self.asm.slice(bytes);
+            return Ok(());
+        }
+        if self.on_slot(instruction)? {
             return Ok(());
         }
         self.renamed(instruction, None)
@@ -132,7 +137,7 @@ impl Builder {
         }
     }
 
-    fn operand_access(&mut self, instruction: &Instruction, index: u32) -> OpAccess {
+    pub(super) fn operand_access(&mut self, instruction: &Instruction, index: u32) -> OpAccess {
         let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
         self.info.info_options(instruction, options).op_access(index)
     }
@@ -156,7 +161,11 @@ impl Builder {
         }
         let place = self.free_r15(place, &temporaries, borrowed.len());
         for (borrow, &temporary) in borrowed.iter().zip(&temporaries) {
-            self.read_guest(temporary, borrow.guest);
+            if borrow.read {
+                self.read_guest(temporary, borrow.guest);
+            } else {
+                self.asm.wrote(temporary);
+            }
             let like = instruction.op_register(borrow.operand);
             renamed.set_op_register(borrow.operand, sized(temporary, like));
         }
@@ -193,7 +202,9 @@ impl Builder {
             if matches!(home(guest), Home::Memory(_)) {
                 let access = self.operand_access(instruction, operand);
                 let written = !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-                all.push(Borrowed { operand, guest, written });
+                let whole = instruction.op_register(operand).size() >= 4 && overwrites(instruction);
+                let read = access != OpAccess::Write || !whole;
+                all.push(Borrowed { operand, guest, read, written });
             }
         }
         // Written operands are stored in order: for `xadd r10, r10` and the like the first
@@ -211,7 +222,7 @@ impl Builder {
             free.push(Host::RCX);
         }
         match place {
-            None | Some(Place::Bounce) => free.extend([Host::R14, Host::R15]),
+            None | Some(Place::Bounce | Place::Slot(_)) => free.extend([Host::R14, Host::R15]),
             // R15 has to lead to the window until the access is made.
             Some(Place::Known(_)) => free.push(Host::R14),
             Some(Place::At(base)) if base != Host::R14 => free.extend([Host::R14, Host::R15]),
@@ -375,6 +386,15 @@ impl Builder {
 /// The index of the explicit memory operand.
 pub(super) fn memory_operand(instruction: &Instruction) -> Option<u32> {
     (0..instruction.op_count()).find(|&index| instruction.op_kind(index) == OpKind::Memory)
+}
+
+/// Instructions that always write all of a destination that they do not read, at 32 bits or more.
+fn overwrites(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movd | M::Movq | M::Imul | M::Cvttsd2si | M::Cvttss2si
+    )
 }
 
 fn is_cache_control(instruction: &Instruction) -> bool {

@@ -13,6 +13,7 @@ mod registers;
 mod repeat;
 mod segments;
 mod sharing;
+mod slots;
 mod special;
 mod system;
 mod window;
