@@ -352,7 +352,12 @@ def sublet_command(options: argparse.Namespace, guest: PreparedGuest, archive: P
     """``sublet run`` with the guest's disk and the archive."""
     run = [sys.executable, "-m", "sublet", "run", "--engine", options.engine, "--no-reboot"]
     boot = ["--kernel", str(guest.kernel), "--initrd", str(guest.initrd), "--append", guest.cmdline]
-    disks = ["--disk", f"{guest.disks[0]},format=raw", "--disk", f"{archive},format=raw,readonly=on"]
+    disks = [
+        "--disk",
+        f"{guest.disks[0]},format=raw,cache=unsafe",
+        "--disk",
+        f"{archive},format=raw,readonly=on",
+    ]
     return [*run, *boot, "--memory", f"{options.memory}M", *disks]
 
 
@@ -360,7 +365,7 @@ def qemu_command(options: argparse.Namespace, guest: PreparedGuest, archive: Pat
     """QEMU with the same."""
     machine = ["-accel", "tcg", "-cpu", "max", "-m", str(options.memory), "-nodefaults", "-no-reboot"]
     boot = ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", guest.cmdline]
-    disks = ["-drive", f"file={guest.disks[0]},format=raw,if=virtio"]
+    disks = ["-drive", f"file={guest.disks[0]},format=raw,if=virtio,cache=unsafe"]
     disks += ["-drive", f"file={archive},format=raw,if=virtio,readonly=on"]
     return [options.qemu, *machine, "-display", "none", "-serial", "stdio", *boot, *disks]
 

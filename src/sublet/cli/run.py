@@ -18,7 +18,7 @@ from sublet.units import MIB, parse_size
 if TYPE_CHECKING:
     from sublet.cli.terminal import StreamConsole
     from sublet.guest import PreparedGuest
-    from sublet.machine import MachineConfig, MachineResult
+    from sublet.machine import DiskConfig, MachineConfig, MachineResult
 
 _GUEST_PANEL = "What to boot"
 _MACHINE_PANEL = "The machine"
@@ -289,6 +289,13 @@ def _memory_mib(text: str) -> int:
     return size // MIB
 
 
+def _throw_away(path: Path) -> DiskConfig:
+    """A disk of the guest's own: gone when the run is over, so nothing has to reach stable storage."""
+    from sublet.machine import DiskConfig
+
+    return DiskConfig(path=path, format="raw", bus="virtio", cache="unsafe")
+
+
 class _Boot:
     """What to boot: a guest by name, the user's own kernel, or what firmware finds."""
 
@@ -343,7 +350,7 @@ class _Boot:
     ) -> MachineConfig:
         """The machine's definition from the guest's and the user's wishes."""
         from sublet.cli.disk_option import parse_disk
-        from sublet.machine import DiskConfig, MachineConfig
+        from sublet.machine import MachineConfig
 
         kernel, initrd, cmdline, own_disks, default_mib = self._image()
         return MachineConfig(
@@ -356,7 +363,7 @@ class _Boot:
             memory_mib=default_mib if memory_mib is None else memory_mib,
             cpus=cpus,
             disks=(
-                *(DiskConfig(path=path, format="raw", bus="virtio") for path in own_disks),
+                *map(_throw_away, own_disks),
                 *(parse_disk(text) for text in disks),
             ),
             net=tuple(net),

@@ -7,8 +7,6 @@ from sublet.devices.pci.device import Bar, BarKind, PciDevice
 from sublet.devices.pci.host import (
     CONFIG_PORT,
     CONFIG_PORT_COUNT,
-    ECAM_BASE,
-    ECAM_SIZE,
     PciConfigPorts,
     PciEcam,
     PciHost,
@@ -21,8 +19,6 @@ from sublet.devices.pci.msix import MsixTable
 __all__ = [
     "CONFIG_PORT",
     "CONFIG_PORT_COUNT",
-    "ECAM_BASE",
-    "ECAM_SIZE",
     "INTX_FIRST_GSI",
     "INTX_GSI_COUNT",
     "Bar",

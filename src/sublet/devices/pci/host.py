@@ -15,9 +15,6 @@ from sublet.devices.pci import config_space as cs
 from sublet.devices.pci.device import Bar, BarKind, PciDevice
 from sublet.hw import AddressSpace, MmioDevice, PioDevice, RamWindow
 
-ECAM_BASE = 0xE000_0000
-ECAM_SIZE = 0x1000_0000
-"""256 MiB: 1 MiB a bus, 256 buses."""
 CONFIG_PORT = 0xCF8
 CONFIG_PORT_COUNT = 8
 RESET_OFFSET = 0xCF9 - CONFIG_PORT
@@ -254,7 +251,7 @@ def _touches_decoding(offset: int, size: int) -> bool:
 
 
 class PciEcam:
-    """Memory-mapped configuration space: 4 KiB a function, for ``ECAM_BASE``."""
+    """Memory-mapped configuration space: 1 MiB a bus, 4 KiB a function."""
 
     def __init__(self, host: PciHost) -> None:
         self._host = host

@@ -9,6 +9,7 @@ from sublet.devices.platform.acpi_pm import SLP_TYP_S3, SLP_TYP_S5
 from sublet.machine import memory_map as mm
 from sublet.machine.acpi import aml
 from sublet.machine.acpi.tables import PowerPorts
+from sublet.units import MIB
 
 _SLOTS = 32
 _PINS = 4
@@ -19,7 +20,7 @@ def build_dsdt_body(cpus: int, pci_high_window: tuple[int, int]) -> bytes:
     devices = (
         *(processor(index) for index in range(cpus)),
         motherboard(PowerPorts(), (mm.ECAM_BASE, mm.ECAM_SIZE)),
-        pci_host(_windows(pci_high_window), _interrupt_routes()),
+        pci_host(_windows(pci_high_window), _interrupt_routes(), last_bus=mm.ECAM_SIZE // MIB - 1),
         serial_port(1, mm.COM1_PORT, mm.COM1_IRQ),
         real_time_clock(),
         panic_device(),
@@ -74,15 +75,16 @@ def _windows(high_window: tuple[int, int]) -> bytes:
     )
 
 
-def pci_host(windows: bytes, routes: bytes, *, express: bool = True) -> bytes:
+def pci_host(windows: bytes, routes: bytes, *, express: bool = True, last_bus: int = 255) -> bytes:
     """The root bridge.
 
     Args:
         windows: Resource descriptors of what it forwards.
         routes: Value of ``_PRT``, or a method of that name.
         express: Whether it has extended configuration space.
+        last_bus: Up to which number buses may exist below it.
     """
-    crs = aml.resources(aml.bus_numbers(0, 255), aml.io_ports(mm.PCI_CONFIG_PORT, 8), windows)
+    crs = aml.resources(aml.bus_numbers(0, last_bus), aml.io_ports(mm.PCI_CONFIG_PORT, 8), windows)
     hid = "PNP0A08" if express else "PNP0A03"
     return aml.device(
         "PCI0",
