@@ -84,6 +84,8 @@ pub type Outcome<T = ()> = Result<T, Stop>;
 pub enum Flush {
     /// Everything, global pages too.
     All,
+    /// The same, by an instruction that changes nothing else: what entries of the tables mean is as it was.
+    AllMappings,
     /// Everything but global pages, of every PCID.
     NonGlobal,
     /// One page of the current PCID (and global ones): INVLPG.

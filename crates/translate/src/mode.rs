@@ -52,6 +52,7 @@ mod bit {
     pub const FS_WHOLE: u32 = 1 << 26;
     pub const GS_WHOLE: u32 = 1 << 27;
     pub const WINDOWED: u32 = 1 << 28;
+    pub const KERNEL_WINDOWS: u32 = 1 << 29;
     pub const BEYOND_64K: u32 = 1 << 31;
 }
 
@@ -253,6 +254,20 @@ impl Mode {
     #[must_use]
     pub fn without_windows(self) -> Self {
         Self(self.0 & !bit::WINDOWED)
+    }
+
+    /// This mode, of a machine whose 64-bit kernel has memory windows. User code's differs, too, so that SYSCALL leads to
+    /// the right one.
+    #[must_use]
+    pub fn with_kernel_windows(self) -> Self {
+        Self(if self.is64() { self.0 | bit::KERNEL_WINDOWS } else { self.0 })
+    }
+
+    /// Whether code accesses kernel memory through windows: a 64-bit kernel's that may not touch user memory at present
+    /// (SMAP), and checks nothing of its accesses.
+    pub fn kernel_windowed(self) -> bool {
+        let plain = self.is64() && self.cpl() == 0 && !self.has(bit::STEP | bit::ALONE);
+        plain && self.has(bit::KERNEL_WINDOWS) && self.mmu_index() == 1
     }
 
     /// See [`Self::with_windows`].

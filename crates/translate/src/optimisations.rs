@@ -34,6 +34,8 @@ pub enum Optimisation {
     Windows,
     /// Windows serve only programs for which they seem to pay; without it all that may have them.
     WindowPolicy,
+    /// Code of a 64-bit kernel accesses its own memory through windows, too.
+    KernelWindows,
     /// Short loops of programs that use windows are translated as several turns.
     UnrolledLoops,
     /// Code that stays where it is has its addresses in its translation.
@@ -60,6 +62,7 @@ pub const NAMES: [(&str, Optimisation); 18] = [
     ("address-spaces", Optimisation::AddressSpaces),
     ("windows", Optimisation::Windows),
     ("window-policy", Optimisation::WindowPolicy),
+    ("kernel-windows", Optimisation::KernelWindows),
     ("unrolled-loops", Optimisation::UnrolledLoops),
     ("placed-code", Optimisation::PlacedCode),
     ("slot-operands", Optimisation::SlotOperands),

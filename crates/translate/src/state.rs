@@ -3,7 +3,7 @@
 mod mapped;
 
 pub(crate) use mapped::reserve;
-pub use mapped::{MappedState, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
+pub use mapped::{MappedState, Side, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
 
 /// Where RSP points while translated code runs: behind [`CpuState::stack`], at [`CpuState::gpr`], which it therefore reaches
 /// with the shortest displacements. Its low six bits are 32, and shift addresses (`emit::window`).
@@ -322,6 +322,8 @@ pub struct HotState {
     pub kept: [u64; 3],
     /// The `Mode` of the user code that a 64-bit kernel returns to, whose blocks its jump cache holds.
     pub user_mode: u64,
+    /// Where the kernel's table of segments ends: entries of 8 bytes from the state on (see [`MappedState`]).
+    pub kernel_segments: u64,
     /// A value kept across an access check.
     pub temporary: u64,
     /// Eight times the index of the known descriptor that is being loaded.

@@ -77,6 +77,8 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         Optimisation::AddressSpaces | Optimisation::InPlace => None,
         // See `windows.rs`.
         Optimisation::Windows | Optimisation::WindowPolicy | Optimisation::UnrolledLoops => None,
+        // See `kernel_windows.rs`.
+        Optimisation::KernelWindows => None,
         // See `placed_code.rs`.
         Optimisation::PlacedCode => None,
         // See `emit/slots.rs`.

@@ -366,6 +366,13 @@ impl Assembler {
         self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
     }
 
+    /// `sarx to, from, rsp` (64-bit)
+    pub fn sarx_by_stack(&mut self, to: Host, from: Host) {
+        const RSP: Host = Host(4);
+        self.vex(2, 2, to, RSP, from.high());
+        self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
+    }
+
     /// `rorx to, from, count` (64-bit)
     pub fn rorx(&mut self, to: Host, from: Host, count: u8) {
         self.vex(3, 3, to, Host(0), from.high());

@@ -25,6 +25,36 @@ pub(super) use hot;
 /// Code that is out of the way of the usual path: emitted after the block's body, and kept away from it.
 pub(super) type Cold = Box<dyn FnOnce(&mut Builder)>;
 
+/// Into which segments (bits 63:32 of addresses) a kernel's registers point as a block is translated.
+#[derive(Debug, Clone, Copy)]
+pub struct Hints {
+    registers: [u32; 16],
+    usual: u32,
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self { registers: [0; 16], usual: FIRST_KERNEL_SEGMENT }
+    }
+}
+
+/// Where a kernel's addresses begin: bits 63:32 of the lowest.
+pub(super) const FIRST_KERNEL_SEGMENT: u32 = 0xffff_8000;
+
+impl Hints {
+    /// `gpr`: the general registers; `data`: an address of the kernel's usual data.
+    pub fn new(gpr: &[u64; 16], data: u64) -> Self {
+        let usual = ((data >> 32) as u32).max(FIRST_KERNEL_SEGMENT);
+        Self { registers: gpr.map(|value| (value >> 32) as u32), usual }
+    }
+
+    /// Where a register that still holds its value points, or any other.
+    pub fn segment(&self, register: Option<usize>) -> u32 {
+        let known = register.map(|register| self.registers[register]);
+        known.filter(|&segment| segment >= FIRST_KERNEL_SEGMENT).unwrap_or(self.usual)
+    }
+}
+
 /// Collects the host code of one block.
 pub struct Builder {
     pub(super) asm: Assembler,
@@ -37,6 +67,10 @@ pub struct Builder {
     pub(super) out: Translation,
     pub(super) cold: Vec<Cold>,
     plan: Plan,
+    /// What the guest's registers hold where the block is entered for the first time.
+    pub(super) hints: Hints,
+    /// The segment that the next search for a window expects, if its instruction tells.
+    pub(super) expected: Option<u32>,
     /// Page offset of the instruction being translated.
     pub(super) current: i64,
     /// Page offset of the next one.
@@ -67,6 +101,8 @@ impl Default for Builder {
             out: Translation::default(),
             cold: Vec::new(),
             plan: Plan::default(),
+            hints: Hints::default(),
+            expected: None,
             current: 0,
             next: 0,
             part: None,
@@ -89,6 +125,16 @@ impl Builder {
         self.part = None;
         self.followed = false;
         self.ended = false;
+    }
+
+    /// What is known of the registers where the next block begins.
+    pub fn expect(&mut self, hints: Hints) {
+        self.hints = hints;
+    }
+
+    /// Whether a guest register holds what it held at the block's start, but for constants added.
+    pub(super) fn is_unchanged(&self, guest: usize) -> bool {
+        guest == 4 || self.plan.is_unchanged(usize::from(self.count()), guest)
     }
 
     /// What was taken back last, for its memory.

@@ -20,6 +20,6 @@ mod window;
 
 pub use access::Descriptor;
 pub use assembler::{Assembler, Host};
-pub use builder::{Builder, MAX_INSTRUCTIONS};
+pub use builder::{Builder, Hints, MAX_INSTRUCTIONS};
 pub use repeat::StringShape;
 pub use system::FREE_FLAGS;

@@ -65,6 +65,8 @@ struct Access {
 pub struct Plan {
     sharing: Sharing,
     parts: Vec<Option<Part>>,
+    /// The registers, a bit each, that have been changed before each instruction other than by known constants.
+    changed: Vec<u16>,
     /// Accesses of groups that are open, each with its base register.
     open: Vec<(usize, Access)>,
     /// How many there are, for each base register.
@@ -79,10 +81,17 @@ impl Plan {
         self.parts.get(index).copied().flatten()
     }
 
+    /// Whether a register still holds what it held at the block's start, but for known constants, before instruction
+    /// `index`.
+    pub fn is_unchanged(&self, index: usize, register: usize) -> bool {
+        self.changed.get(index).is_some_and(|changed| changed >> register & 1 == 0)
+    }
+
     /// Nothing is shared.
     pub fn nothing(&mut self, instructions: usize) {
         self.parts.clear();
         self.parts.resize(instructions, None);
+        self.changed.clear();
     }
 
     /// Decide for each instruction of a 64-bit block.
@@ -96,32 +105,36 @@ impl Plan {
         self.nothing(instructions.len());
         self.open.clear();
         (self.counts, self.deltas) = ([0; 16], [0; 16]);
+        let mut changed = 0;
         for (index, instruction) in instructions.iter().enumerate() {
+            self.changed.push(changed);
             if let Some((base, mut access)) = access_of(instruction, info) {
                 access.instruction = index;
                 access.offset += self.deltas[base];
                 self.open.push((base, access));
                 self.counts[base] += 1;
             }
-            self.follow_registers(instruction, info);
+            changed |= self.follow_registers(instruction, info);
         }
         (0..16).for_each(|base| self.close(base));
     }
 
-    /// Account for what the instruction does to base registers.
-    fn follow_registers(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) {
+    /// Account for what the instruction does to base registers. Returns which it changes by more than a constant.
+    fn follow_registers(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) -> u16 {
         if let Some((register, constant)) = constant_added(instruction) {
             self.deltas[register] += constant;
-            return;
+            return 0;
         }
         if tracks_stack(instruction) {
             self.deltas[RSP] += i64::from(instruction.stack_pointer_increment());
         }
-        let mut written = written_registers(instruction, info);
-        while written != 0 {
-            self.close(written.trailing_zeros() as usize);
-            written &= written - 1;
+        let written = written_registers(instruction, info);
+        let mut left = written;
+        while left != 0 {
+            self.close(left.trailing_zeros() as usize);
+            left &= left - 1;
         }
+        written
     }
 
     /// Assign parts to the accesses of a group, and empty it.
@@ -191,8 +204,16 @@ fn explicit_access(
         _ => return None,
     };
     let offset = instruction.memory_displacement64() as i64;
-    i32::try_from(offset).ok()?;
+    if i32::try_from(offset).is_err() || is_address(instruction) {
+        return None;
+    }
     Some((number(base)?, Access { instruction: 0, offset, size, write }))
+}
+
+/// Whether the displacement of an operand is an address of a kernel's, to which the base register adds an offset: the
+/// last 2 GiB, where its code and data are, but for what structures and stacks have below their pointers.
+pub(super) fn is_address(instruction: &Instruction) -> bool {
+    (instruction.memory_displacement64() as i64) < -(1 << 28)
 }
 
 /// Whether the instruction moves the stack pointer by what it says, and no more.

@@ -1,9 +1,9 @@
 //! Accesses through memory windows (see `mmu::window`): two instructions find what to add to an address.
 
 use super::access::{Descriptor, Operation, Place};
-use super::builder::{hot, Unencodable};
+use super::builder::{hot, Unencodable, FIRST_KERNEL_SEGMENT};
 use super::registers::{home, number, Home};
-use super::sharing::Part;
+use super::sharing::{is_address, Part};
 use super::{Builder, Host};
 use crate::optimisations::Optimisation;
 use crate::state::{CpuState, HotState, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
@@ -13,14 +13,53 @@ use std::mem::offset_of;
 impl Builder {
     /// Whether the block's plain accesses go through windows.
     pub(super) fn has_windows(&self) -> bool {
-        self.mode.windowed() && self.optimisations.has(Optimisation::Windows)
+        let windowed = self.mode.windowed() || self.mode.kernel_windowed();
+        windowed && self.optimisations.has(Optimisation::Windows)
     }
 
     /// `to` = what is to be added to addresses of the segment that `base` points into. Uses RCX.
     pub(super) fn find_window(&mut self, to: Host, base: Host) {
+        let expected = self.expected.take();
+        if self.mode.kernel_windowed() {
+            let kernel = expected.filter(|&segment| segment >= FIRST_KERNEL_SEGMENT);
+            let segment = kernel.unwrap_or_else(|| self.expected_segment(base));
+            return self.find_kernel_window(to, base, segment);
+        }
         // The host's stack pointer ends in 32, as `entry` has it: the count.
         self.asm.shrx_by_stack(Host::RCX, base);
         self.asm.load_indexed(to, SEGMENT_TABLE as i32, Host::RCX);
+    }
+
+    /// The same in a kernel: what `segment` has is taken at once, and confirmed out of the access's way.
+    fn find_kernel_window(&mut self, to: Host, base: Host, segment: u32) {
+        self.asm.shrx_by_stack(Host::RCX, base);
+        self.asm.lea(false, Host::RCX, Some(Host::RCX), None, segment.wrapping_neg() as i32);
+        self.known_kernel_window(to, segment);
+        let hit = self.asm.jrcxz();
+        let miss = self.asm.jump();
+        self.asm.bind_short(hit);
+        let resume = self.asm.position();
+        self.later(move |builder| {
+            builder.asm.bind(miss);
+            builder.asm.sarx_by_stack(Host::RCX, base);
+            builder.asm.load(to, hot!(kernel_segments));
+            builder.asm.lea(true, to, Some(to), Some((Host::RCX, 1)), 0);
+            builder.asm.load_indexed(to, 0, to);
+            let back = builder.asm.jump();
+            builder.asm.point(back, resume);
+        });
+    }
+
+    /// `to` = what is to be added to a kernel's addresses of a segment.
+    fn known_kernel_window(&mut self, to: Host, segment: u32) {
+        self.asm.load(to, hot!(kernel_segments));
+        self.asm.load_indexed(to, 8 * segment as i32, to);
+    }
+
+    /// The segment that a host register probably points into.
+    fn expected_segment(&self, base: Host) -> u32 {
+        let known = (0..16).find(|&guest| home(guest) == Home::Host(base));
+        self.hints.segment(known.filter(|&guest| self.is_unchanged(guest)))
     }
 
     /// Carry out an access at `[base + offset]`. Base and operand may lie in different segments: then the guard
@@ -83,9 +122,13 @@ impl Builder {
             if let Some(address) = self.known_address(instruction).filter(|_| !based) {
                 return self.known_access(address, &operation);
             }
-            if let Some((base, offset)) = self.window_base(instruction) {
+            let base = self.window_base(instruction).filter(|_| !is_address(instruction));
+            if let Some((base, offset)) = base {
                 return self.window_access(None, base, offset, &operation);
             }
+        }
+        if is_address(instruction) && instruction.memory_segment() != Register::GS {
+            self.expected = Some((instruction.memory_displacement64() >> SEGMENT_BITS) as u32);
         }
         let address = self.linear_address(instruction)?;
         self.access(address, descriptor, operation)
@@ -94,7 +137,10 @@ impl Builder {
     /// Carry out an access at an address that the translation knows.
     pub(super) fn known_access(&mut self, address: u64, operation: &Operation) -> Result<(), Unencodable> {
         let segment = (address >> SEGMENT_BITS) as usize;
-        if segment < USER_SEGMENTS {
+        if self.mode.kernel_windowed() {
+            self.asm.mov_immediate(Host::R14, address);
+            self.known_kernel_window(Host::R15, segment as u32);
+        } else if segment < USER_SEGMENTS {
             self.asm.load(Host::R15, SEGMENT_TABLE as i32 + 8 * segment as i32);
             if let Ok(address) = i32::try_from(address) {
                 return operation(self, Place::Known(address));

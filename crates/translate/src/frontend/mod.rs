@@ -8,7 +8,7 @@ mod cost;
 pub use classify::{classify, waits_for_x87, Kind};
 
 use crate::cache::{Finished, Start, Translation};
-use crate::emit::{Builder, MAX_INSTRUCTIONS};
+use crate::emit::{Builder, Hints, MAX_INSTRUCTIONS};
 use crate::mode::Mode;
 use crate::optimisations::{Optimisation, Optimisations};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind};
@@ -68,6 +68,11 @@ impl Translator {
     /// Take back a translation that is no longer needed, for its memory.
     pub fn reuse(&mut self, translation: Translation) {
         self.builder.reuse(translation);
+    }
+
+    /// What the next blocks' registers hold as they are translated.
+    pub fn expect(&mut self, hints: Hints) {
+        self.builder.expect(hints);
     }
 
     fn within_page(&mut self, start: Start, page: &[u8], optimisations: Optimisations) -> Fetched {

@@ -2,6 +2,7 @@
 
 mod filled;
 mod large_pages;
+mod paths;
 mod space;
 pub mod tlb;
 pub mod walk;

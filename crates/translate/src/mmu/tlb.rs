@@ -7,10 +7,11 @@ use super::space::{
     USER_JUMPS,
 };
 use super::walk::Walk;
-use super::window::Windows;
+use super::window::{Confirmed, Windows};
 use crate::cpu::Flush;
 use crate::mode::Mode;
 use crate::state::{HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, TLB_ENTRIES};
+use sublet_memory::GuestMemory;
 
 const PAGE_BITS: u32 = 12;
 /// A page address that no canonical access has; its index is 0.
@@ -152,6 +153,10 @@ pub struct TlbDirectory {
     pub switches: [u64; 2],
     /// The memory windows, once they are in use.
     pub windows: Option<Windows>,
+    /// The same of the kernel, for all address spaces.
+    pub kernel_windows: Option<Windows>,
+    /// What is to be confirmed there before translated code runs again.
+    unconfirmed: Option<Confirmed>,
 }
 
 /// Words of the set of written pages.
@@ -198,6 +203,8 @@ impl TlbDirectory {
             flushes: [0; 4],
             switches: [0; 2],
             windows: None,
+            kernel_windows: None,
+            unconfirmed: None,
         }
     }
 
@@ -379,6 +386,9 @@ impl TlbDirectory {
 
     /// Make stores to a host page take the slow path: it now holds code.
     pub fn protect_host_page(&mut self, hot: &mut HotState, host_page: u64) {
+        if let Some(windows) = &mut self.kernel_windows {
+            windows.protect(host_page);
+        }
         let (word, bit) = written_hash(host_page);
         if self.written_pages[word] & bit == 0 {
             return;
@@ -397,6 +407,7 @@ impl TlbDirectory {
         hot.write_tlb.iter_mut().for_each(Tlb::clear);
         self.kept.iter_mut().for_each(AddressSpace::protect_all);
         self.drop_windows();
+        self.drop_kernel_windows();
     }
 
     /// Let no page be reached through the memory windows.
@@ -406,10 +417,23 @@ impl TlbDirectory {
         }
     }
 
-    /// Carry out a flush.
+    fn drop_kernel_windows(&mut self) {
+        if let Some(windows) = &mut self.kernel_windows {
+            windows.drop_all();
+        }
+    }
+
+    /// Carry out a flush. What it leaves in the kernel's windows is to be confirmed (see [`Self::confirm_windows`]).
     pub fn flush(&mut self, hot: &mut HotState, what: Flush) {
         match what {
-            Flush::All => self.flush_all(hot),
+            Flush::All => {
+                self.drop_kernel_windows();
+                self.flush_all(hot);
+            }
+            Flush::AllMappings => {
+                self.flush_all(hot);
+                self.unconfirmed = Some(Confirmed::All);
+            }
             Flush::NonGlobal => self.flush_local(hot),
             Flush::Pcid(pcid) if pcid == self.space.pcid => self.flush_space(hot),
             Flush::PcidPage(pcid, la) if pcid == self.space.pcid => self.flush_page(hot, la),
@@ -444,6 +468,7 @@ impl TlbDirectory {
     /// Everything but what is global, of the current address space.
     fn flush_space(&mut self, hot: &mut HotState) {
         self.flushes[1] += 1;
+        self.local_windows_end();
         self.local.clear_entries(hot);
         self.space.large_data.clear();
         self.space.id = self.next_space();
@@ -451,6 +476,19 @@ impl TlbDirectory {
             return self.clear_jumps(hot);
         }
         self.clear_user_jumps(hot);
+    }
+
+    /// Mappings of the kernel's that are not global have ended.
+    fn local_windows_end(&mut self) {
+        self.unconfirmed = self.unconfirmed.or(Some(Confirmed::Local));
+    }
+
+    /// Drop what the flushes carried out have ended in the kernel's windows, given where the tables are.
+    pub fn confirm_windows(&mut self, memory: &GuestMemory, root: u64) {
+        let Some(what) = self.unconfirmed.take() else { return };
+        if let Some(windows) = &mut self.kernel_windows {
+            windows.confirm(&memory.view(), root, what);
+        }
     }
 
     /// The current PCID is this one. If it came to be by other means than [`Flush::Switch`], nothing is kept.
@@ -477,6 +515,7 @@ impl TlbDirectory {
             return;
         }
         self.switches[0] += 1;
+        self.local_windows_end();
         let next = self.take_kept(pcid);
         let mut last = std::mem::replace(&mut self.space, next);
         self.put_away(hot, &mut last);
@@ -586,6 +625,9 @@ impl TlbDirectory {
         }
         let large = [&self.large_global_data, &self.space.large_data];
         let large = large.into_iter().filter_map(|pages| pages.find(la)).max();
+        if let Some(windows) = self.kernel_windows.as_mut().filter(|_| la >> 63 != 0) {
+            windows.drop_page(la);
+        }
         if let Some(windows) = &mut self.windows {
             let size = 1 << large.unwrap_or(PAGE_BITS);
             let start = la & !(size - 1);

@@ -221,6 +221,28 @@ pub fn peek(memory: &GuestMemory, regs: &PagingRegs, la: u64, access: Access) ->
         .map_err(|cause| PageFault { code: error_code(regs, access, cause), address: la })
 }
 
+/// A walk of 4-level tables with the entries that it went by.
+#[derive(Clone, Copy)]
+pub struct Trace {
+    /// Where it led.
+    pub walk: Walk,
+    entries: [(u64, u64); 4],
+    depth: usize,
+}
+
+impl Trace {
+    /// Guest-physical address and value of each entry, the first level first.
+    pub fn entries(&self) -> &[(u64, u64)] {
+        &self.entries[..self.depth]
+    }
+}
+
+/// As [`peek`] in long mode, for any access; `None` where nothing is mapped.
+pub fn trace(memory: &MemoryView, regs: &PagingRegs, la: u64) -> Option<Trace> {
+    let path = descend_long(memory, regs, la).ok()?;
+    Some(Trace { walk: path.walk, entries: path.steps.map(|step| (step.at, step.entry)), depth: path.depth })
+}
+
 fn unpaged(la: u64) -> Walk {
     Walk {
         gpa: la & 0xffff_ffff,

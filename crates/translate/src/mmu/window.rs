@@ -8,11 +8,14 @@
 //! INVARIANT: everything in the reservation that is not a run of `runs` cannot be accessed. The table leads every
 //! user segment to a window that is its own, or to the first one, which stays empty.
 
+use super::paths::Paths;
+use super::walk::Trace;
 use super::SpaceId;
-use crate::state::{reserve, MappedState, SEGMENT_BITS, USER_SEGMENTS};
-use std::collections::BTreeMap;
+use crate::state::{reserve, MappedState, Side, SEGMENT_BITS, USER_SEGMENTS};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use sublet_memory::MemoryView;
 
 const PAGE: u64 = 4096;
 const SEGMENT: u64 = 1 << SEGMENT_BITS;
@@ -27,6 +30,11 @@ const RESERVED: usize = (SEGMENT + WINDOWS as u64 * STRIDE) as usize;
 const MAX_RUNS: usize = 20_000;
 /// Up to this size the host is asked to enter the pages in its tables at once.
 const POPULATED: u64 = 64 << 10;
+/// No run is larger, in bytes.
+pub const LARGEST_RUN: u64 = 2 << 20;
+/// Most entries of the guest's tables that are kept for pages that are not global, as all switches of the address
+/// space have to look at them, and for all others.
+const MAX_PATHS: [usize; 2] = [512, 16384];
 
 static RUNS: AtomicUsize = AtomicUsize::new(0);
 
@@ -41,6 +49,17 @@ pub struct Run {
     pub host: u64,
     /// Stores may be made.
     pub writable: bool,
+    /// Log2 of the size of the guest's pages.
+    pub page_bits: u8,
+}
+
+/// Which pages in a kernel's windows are to be those of the tables again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// Those that are not global.
+    Local,
+    /// All.
+    All,
 }
 
 /// Where a host address lies.
@@ -70,6 +89,8 @@ pub struct WindowStatistics {
 pub struct Windows {
     /// Whose pages they show. They serve no other address space, and this one only as long as it is the same.
     pub space: SpaceId,
+    /// Whose memory they show.
+    pub side: Side,
     base: u64,
     /// Segments of the windows after the first.
     segments: Vec<u64>,
@@ -77,6 +98,10 @@ pub struct Windows {
     pub reassigned: u64,
     /// By linear address; they do not overlap.
     runs: BTreeMap<u64, Run>,
+    /// Host and linear address of each run that may be stored to.
+    writable: BTreeSet<(u64, u64)>,
+    /// Ways to the kernel's pages: to those that are not global, and to those that are.
+    paths: [Paths; 2],
     /// Counters.
     pub statistics: WindowStatistics,
 }
@@ -88,15 +113,18 @@ fn delta(host: u64, segment: u64) -> u64 {
 
 impl Windows {
     /// Reserve them; `None` if the host refuses so much address space.
-    pub fn new(state: &mut MappedState) -> Option<Self> {
-        let table = state.segments()?;
+    pub fn new(state: &mut MappedState, side: Side) -> Option<Self> {
+        let table = state.segments(side)?;
         let base = reserve(RESERVED)?.as_ptr() as u64;
         let windows = Self {
             space: SpaceId::default(),
+            side,
             base,
             segments: Vec::new(),
             reassigned: 0,
             runs: BTreeMap::new(),
+            writable: BTreeSet::new(),
+            paths: Default::default(),
             statistics: Default::default(),
         };
         windows.lead_nowhere(table);
@@ -104,8 +132,8 @@ impl Windows {
     }
 
     fn lead_nowhere(&self, table: &mut [u64; USER_SEGMENTS]) {
-        for (segment, entry) in table.iter_mut().enumerate() {
-            *entry = delta(self.window(0), segment as u64);
+        for (entry, place) in table.iter_mut().enumerate() {
+            *place = delta(self.window(0), self.side.segment(entry));
         }
     }
 
@@ -133,13 +161,14 @@ impl Windows {
         Some(delta(self.window(number + 1), segment))
     }
 
-    /// Give the segment of `la` a window; `None` if it is no user address.
+    /// Give the segment of `la` a window; `None` if it is not an address of this side.
     fn open(&mut self, state: &mut MappedState, la: u64) -> Option<u64> {
         if let Some(delta) = self.delta_of(la) {
             return Some(delta);
         }
         let segment = la >> SEGMENT_BITS;
-        let table = state.segments().filter(|table| (segment as usize) < table.len())?;
+        let entry = self.side.entry(la)?;
+        let table = state.segments(self.side)?;
         if self.segments.len() == WINDOWS - 1 {
             self.drop_all();
             self.segments.clear();
@@ -148,7 +177,7 @@ impl Windows {
         }
         self.segments.push(segment);
         let delta = self.delta_of(la)?;
-        table[segment as usize] = delta;
+        table[entry] = delta;
         Some(delta)
     }
 
@@ -187,6 +216,15 @@ impl Windows {
     fn insert(&mut self, run: Run) {
         RUNS.fetch_add(1, Ordering::Relaxed);
         self.runs.insert(run.la, run);
+        if run.writable {
+            self.writable.insert((run.host, run.la));
+        }
+    }
+
+    fn remove(&mut self, run: &Run) {
+        RUNS.fetch_sub(1, Ordering::Relaxed);
+        self.runs.remove(&run.la);
+        self.writable.remove(&(run.host, run.la));
     }
 
     /// Take `range` out of the runs, which are cut where they reach beyond it. Returns whether any was there.
@@ -194,8 +232,7 @@ impl Windows {
         let first = self.find(range.start).map_or(range.start, |run| run.la);
         let hit: Vec<Run> = self.runs.range(first..range.end).map(|(_, run)| *run).collect();
         for run in &hit {
-            self.runs.remove(&run.la);
-            RUNS.fetch_sub(1, Ordering::Relaxed);
+            self.remove(run);
             if run.la < range.start {
                 self.insert(Run { size: range.start - run.la, ..*run });
             }
@@ -210,6 +247,8 @@ impl Windows {
     fn forget_all(&mut self) {
         RUNS.fetch_sub(self.runs.len(), Ordering::Relaxed);
         self.runs.clear();
+        self.writable.clear();
+        self.paths.iter_mut().for_each(Paths::clear);
     }
 
     /// Drop what is mapped of `range`, which lies in one segment.
@@ -219,10 +258,45 @@ impl Windows {
         }
     }
 
+    /// Drop the page of `la`, a large one as a whole.
+    pub fn drop_page(&mut self, la: u64) {
+        let of_larger = |bits: u32| {
+            let region = la >> bits << bits..=la | ((1 << bits) - 1);
+            self.runs.range(region).any(|(_, run)| u32::from(run.page_bits) >= bits)
+        };
+        let bits = [30, 21].into_iter().find(|&bits| of_larger(bits)).unwrap_or(12);
+        self.drop_around(la, bits);
+    }
+
+    /// Drop the naturally aligned `1 << bits` bytes around `la`.
+    fn drop_around(&mut self, la: u64, bits: u32) {
+        match (la >> bits << bits).checked_add(1 << bits) {
+            Some(end) if bits <= SEGMENT_BITS => self.drop_range(end - (1 << bits)..end),
+            _ => self.drop_all(),
+        }
+    }
+
+    /// Note the way to a kernel's page that is to be mapped. Returns whether there is room for it.
+    pub fn note_path(&mut self, la: u64, trace: &Trace) -> bool {
+        let kind = usize::from(trace.walk.global);
+        self.paths[kind].note(la, trace);
+        self.paths[kind].len() <= MAX_PATHS[kind]
+    }
+
+    /// Drop the pages that the tables, whose first level is at `root`, no longer map as they did.
+    pub fn confirm(&mut self, memory: &MemoryView, root: u64, what: Confirmed) {
+        let kinds = if what == Confirmed::All { 2 } else { 1 };
+        for kind in 0..kinds {
+            for (la, bits) in self.paths[kind].take_changed(memory, root) {
+                self.drop_around(la, bits);
+            }
+        }
+    }
+
     /// Drop every page.
     pub fn drop_all(&mut self) {
         if self.runs.is_empty() {
-            return;
+            return self.forget_all();
         }
         self.statistics.drops += 1;
         for segment in self.segments.clone() {
@@ -241,11 +315,14 @@ impl Windows {
 
     /// Drop the page of host address `page` wherever it may be stored to.
     pub fn protect(&mut self, page: u64) {
+        let near = (page.saturating_sub(LARGEST_RUN - PAGE), 0)..=(page, u64::MAX);
         let hit: Vec<u64> = self
-            .runs
-            .values()
-            .filter(|run| run.writable && page.wrapping_sub(run.host) < run.size)
-            .map(|run| run.la + (page - run.host))
+            .writable
+            .range(near)
+            .filter_map(|(host, la)| {
+                let (run, offset) = (self.runs.get(la)?, page - host);
+                (offset < run.size).then_some(la + offset)
+            })
             .collect();
         hit.into_iter().for_each(|la| self.drop_range(la..la + PAGE));
     }

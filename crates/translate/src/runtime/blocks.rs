@@ -3,6 +3,7 @@
 use super::vcpu::VcpuCore;
 use crate::cache::{BlockId, Key, Known, Start, Translation, ANYWHERE};
 use crate::cpu::{Exception, Stop};
+use crate::emit::Hints;
 use crate::frontend::{self, Fetched};
 use crate::mmu::walk::{is_canonical, Kind};
 use crate::mode::Width;
@@ -156,6 +157,10 @@ impl VcpuCore {
     /// Translate the code that has been fetched; also returns the second page.
     fn make(&mut self, la: u64, key: Key) -> Result<(Translation, Option<u64>), Stop> {
         let page = &self.fetched[0][..];
+        if self.mode().kernel_windowed() {
+            let state = &self.cpu.state;
+            self.translator.expect(Hints::new(&state.gpr, state.segments[seg::GS].base));
+        }
         match self.translator.translate(key.start, page, None, key.optimisations) {
             Fetched::Block(translation) => {
                 if let Some(store) = self.shared.store() {
@@ -173,6 +178,8 @@ impl VcpuCore {
         let all = self.shared.optimisations;
         if self.cache.may_share(gpa, self.mode()) {
             all
+        } else if self.mode().kernel_windowed() {
+            all.without(Optimisation::Windows).without(Optimisation::SharedChecks)
         } else {
             all.without(Optimisation::SharedChecks)
         }

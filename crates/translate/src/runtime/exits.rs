@@ -215,7 +215,7 @@ impl VcpuCore {
 
     fn host_fault(&mut self) -> Next {
         let (pc, vector) = (self.cpu.state.hot.fault_pc, self.cpu.state.hot.fault_vector);
-        if vector == SPLIT_LOCK && self.mode().windowed() {
+        if vector == SPLIT_LOCK && (self.mode().windowed() || self.mode().kernel_windowed()) {
             // A locked access across pages: the host refuses what the guest may do.
             self.decline(pc);
             self.stopped = None;

@@ -8,6 +8,7 @@ mod events;
 mod exclusive;
 mod exits;
 mod in_place;
+mod kernel_windows;
 mod math_error;
 mod pieces;
 mod profile;

@@ -130,6 +130,7 @@ pub struct VcpuCore {
     pub(super) spin: super::spin::Spin,
     /// The next instruction runs although an x87 exception is pending.
     pub(super) ignored_error: Option<super::math_error::IgnoredError>,
+    pub(super) kernel_account: super::kernel_windows::Account,
     pub(super) window_policy: super::windows::Policy,
     /// A single-step trap follows the current instruction.
     pub(super) stepping: bool,
@@ -187,6 +188,7 @@ impl VcpuCore {
             exclusive: false,
             spin: super::spin::Spin::default(),
             ignored_error: None,
+            kernel_account: super::kernel_windows::Account::default(),
             window_policy: super::windows::Policy::default(),
             stepping: false,
             faulted: false,
@@ -393,6 +395,7 @@ impl VcpuCore {
         }
         let pcid = self.cpu.pcid();
         self.tlb.agree(&mut self.cpu.state.hot, pcid);
+        self.confirm_windows();
     }
 
     fn code_breakpoint(&mut self) -> Option<Next> {

@@ -8,6 +8,7 @@ use crate::mmu::window::{Run, WindowStatistics, Windows, Zone};
 use crate::mmu::SpaceId;
 use crate::mode::Mode;
 use crate::optimisations::Optimisation;
+use crate::state::Side;
 use crate::system::memory::AccessMode;
 use iced_x86::{Instruction, Register};
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub(super) const HOST_FAULT_CODE: u32 = 4;
 const PAGE: u64 = 4096;
 /// Log2 of the bytes around a fault that are mapped with it: of small pages, and of a large one.
 const AROUND_BITS: [u32; 2] = [16, 21];
+/// The last 2 MiB of the address space are served by other means: what ends there has no end.
+const LAST_LARGE_PAGE: u64 = (2 << 20) * u64::MAX.div_euclid(2 << 20);
 /// Bit of a page fault's error code: a store.
 const WRITE: u64 = 2;
 /// How often the same fault is served before it is left to a translation without windows.
@@ -39,7 +42,7 @@ const SHARES: [u32; 2] = [2, 8];
 const PAID: u32 = 3;
 
 /// The processor time that this thread has had.
-fn thread_time() -> Duration {
+pub(super) fn thread_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one `timespec`; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
@@ -142,12 +145,30 @@ impl VcpuCore {
     /// `mode`, with windows if they are to be used; also settles the mode of the user code that a kernel of this
     /// mode returns to.
     pub(super) fn choose_windows(&mut self, mode: Mode) -> Mode {
+        let mode = self.choose_kernel_windows(mode);
         if !mode.is64() || !self.wants_windows() {
             self.cpu.state.hot.user_mode = u64::from(mode.user_side().0);
             return mode;
         }
         self.cpu.state.hot.user_mode = u64::from(mode.user_side().with_windows().0);
         mode.with_windows()
+    }
+
+    /// Whose windows the code that runs uses.
+    fn side(&self) -> Side {
+        if self.mode().kernel_windowed() {
+            Side::Kernel
+        } else {
+            Side::User
+        }
+    }
+
+    /// The windows of the code that runs.
+    fn current_windows(&mut self) -> &mut Option<Windows> {
+        match self.mode().kernel_windowed() {
+            true => &mut self.tlb.kernel_windows,
+            false => &mut self.tlb.windows,
+        }
     }
 
     fn wants_windows(&mut self) -> bool {
@@ -185,7 +206,7 @@ impl VcpuCore {
 
     fn have_windows(&mut self) -> bool {
         if self.tlb.windows.is_none() && !self.window_policy.refused {
-            self.tlb.windows = Windows::new(&mut self.cpu.state);
+            self.tlb.windows = Windows::new(&mut self.cpu.state, Side::User);
             self.window_policy.refused = self.tlb.windows.is_none();
         }
         self.tlb.windows.is_some()
@@ -197,7 +218,7 @@ impl VcpuCore {
         let (pc, address, store) = (hot.fault_pc, hot.fault_address, hot.fault_code & WRITE != 0);
         let distance = kept_index(&self.cache.host_instruction(pc));
         let la = address.wrapping_sub(hot.kept[distance]);
-        let zone = self.tlb.windows.as_ref().map_or(Zone::Outside, |windows| windows.zone(address));
+        let zone = self.current_windows().as_ref().map_or(Zone::Outside, |windows| windows.zone(address));
         self.counters.window_faults += 1;
         if self.cpu.state.table_holds(address) || (zone != Zone::Outside && self.is_stuck(pc, address)) {
             return self.decline(pc);
@@ -208,11 +229,11 @@ impl VcpuCore {
             self.cpu.state.hot.exit_reason = exit::ACCESS;
             return resume::LEAVE;
         }
-        let reassigned = |core: &Self| core.tlb.windows.as_ref().map(|windows| windows.reassigned);
+        let reassigned = |core: &mut Self| core.current_windows().as_ref().map(|windows| windows.reassigned);
         let before = reassigned(self);
         match self.fill_window(la, store) {
             Err(exception) => {
-                self.mode_stale |= self.window_policy.charge(GUEST_FAULT_COST, thread_time());
+                self.mode_stale |= self.charge(GUEST_FAULT_COST);
                 self.stop_at(pc + 1, exception.into());
                 resume::LEAVE
             }
@@ -220,11 +241,19 @@ impl VcpuCore {
             Ok(_) if reassigned(self) != before => self.decline(pc),
             // In the guard of another segment's window the access goes on, if it is all in this one.
             Ok(Some(delta)) if zone == Zone::Nowhere || delta == self.cpu.state.hot.kept[distance] => {
-                self.mode_stale |= self.window_policy.charge(FAULT_COST, thread_time());
+                self.mode_stale |= self.charge(FAULT_COST);
                 self.cpu.state.hot.kept[distance] = delta;
                 resume::DIRECT
             }
             Ok(_) => self.decline(pc),
+        }
+    }
+
+    /// Account for a fault. Returns whether windows are to be used no more.
+    fn charge(&mut self, cost: Duration) -> bool {
+        match self.side() {
+            Side::User => self.window_policy.charge(cost, thread_time()),
+            Side::Kernel => self.charge_kernel(cost),
         }
     }
 
@@ -240,7 +269,7 @@ impl VcpuCore {
     /// does this again and again is translated anew without them.
     pub(super) fn decline(&mut self, pc: u64) -> u64 {
         self.counters.window_declined += 1;
-        self.mode_stale |= self.window_policy.charge(FAULT_COST, thread_time());
+        self.mode_stale |= self.charge(FAULT_COST);
         self.cache.blame(pc);
         self.alone = true;
         self.stop_at(pc + 1, Stop::Exit(Exit::Interrupted));
@@ -253,12 +282,13 @@ impl VcpuCore {
     /// # Errors
     /// The guest's page fault.
     fn fill_window(&mut self, la: u64, store: bool) -> Result<Option<u64>, Exception> {
-        if la >> 47 != 0 {
+        let side = self.side();
+        if side.entry(la).is_none() || la >= LAST_LARGE_PAGE || self.cpu.smm.active {
             return Ok(None);
         }
         let walk = self.walk_for(la, store)?;
-        // A global mapping may end while another address space is current.
-        let page = self.cpu.memory.host_page(walk.gpa).filter(|_| !walk.global);
+        // A user's global mapping may end while another address space is current.
+        let page = self.cpu.memory.host_page(walk.gpa).filter(|_| !walk.global || side == Side::Kernel);
         let Some(page) = page else { return Ok(None) };
         if store && !page.takes_stores() {
             return Ok(None);
@@ -266,15 +296,23 @@ impl VcpuCore {
         if store && page.log_dirty {
             self.cpu.memory.mark_dirty(walk.gpa);
         }
-        let writable = store || takes_stores(&walk, page);
+        let writable = store || takes_stores(side, &walk, page);
         let run = self.run_around(la & !0xfff, &walk, page, writable);
         let gpa = (walk.gpa & !0xfff) - (page.host as u64 - run.host);
-        for offset in (0..run.size).step_by(PAGE as usize) {
-            self.tlb.note_reached(run.la + offset, run.host + offset, writable, &walk);
+        match side {
+            Side::User => (0..run.size).step_by(PAGE as usize).for_each(|offset| {
+                self.tlb.note_reached(run.la + offset, run.host + offset, writable, &walk);
+            }),
+            Side::Kernel if self.note_paths(&run, gpa, walk.global) => {}
+            Side::Kernel => return Ok(None),
         }
         let view = self.cpu.memory.view();
         let Some(part) = view.file_part(gpa).filter(|part| part.size >= run.size) else { return Ok(None) };
-        let Some(windows) = &mut self.tlb.windows else { return Ok(None) };
+        let windows = match side {
+            Side::User => &mut self.tlb.windows,
+            Side::Kernel => &mut self.tlb.kernel_windows,
+        };
+        let Some(windows) = windows else { return Ok(None) };
         Ok(windows.map(&mut self.cpu.state, run, part.fd, part.offset))
     }
 
@@ -293,7 +331,8 @@ impl VcpuCore {
             above += PAGE as i64;
         }
         let host = (page.host as u64).wrapping_add_signed(below);
-        Run { la: la.wrapping_add_signed(below), size: (above - below) as u64, host, writable }
+        let (la, size) = (la.wrapping_add_signed(below), (above - below) as u64);
+        Run { la, size, host, writable, page_bits: walk.page_bits }
     }
 
     /// Whether the page at `la`, `offset` bytes from that of `walk`, belongs in one run with it.
@@ -314,7 +353,9 @@ impl VcpuCore {
         let host = (page.host as u64).wrapping_add_signed(offset);
         let found = self.cpu.memory.host_page(gpa).filter(|found| found.host as u64 == host);
         match (other, found) {
-            (Some(other), Some(found)) => takes_stores(&other, found) == writable,
+            (Some(other), Some(found)) => {
+                other.global == walk.global && takes_stores(self.side(), &other, found) == writable
+            }
             _ => false,
         }
     }
@@ -335,9 +376,13 @@ fn kept_index(instruction: &Instruction) -> usize {
     }
 }
 
-/// Whether user code may store to the page without anything having to be noted.
-fn takes_stores(walk: &Walk, page: HostPage) -> bool {
-    let allowed = walk.dirty && walk.rights.user & Rights::WRITE != 0;
+/// Whether code of one side may store to the page without anything having to be noted.
+fn takes_stores(side: Side, walk: &Walk, page: HostPage) -> bool {
+    let rights = match side {
+        Side::User => walk.rights.user,
+        Side::Kernel => walk.rights.supervisor,
+    };
+    let allowed = walk.dirty && rights & Rights::WRITE != 0;
     allowed && page.takes_stores() && !page.log_dirty
 }
 

@@ -22,6 +22,40 @@ pub const SEGMENT_TABLE: usize = std::mem::size_of::<CpuState>().next_multiple_o
 /// Bytes of address space of an entry for each value that bits 63:32 of an address can have.
 const TABLE_BYTES: usize = 8 << (64 - SEGMENT_BITS);
 
+/// Bytes of address space on either side of the end of the kernel's table: bits 63:32 of an address are a signed index.
+const KERNEL_REACH: usize = TABLE_BYTES / 2;
+/// Bytes of a table's entries.
+const ENTRIES: usize = size_of::<[u64; USER_SEGMENTS]>();
+
+/// Whose addresses a table of segments is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Those of programs: below 2^47.
+    User,
+    /// Those of a kernel: from 2^64 - 2^47 on.
+    Kernel,
+}
+
+impl Side {
+    /// The entry for addresses of the segment of `la`, if it is one of this side.
+    pub fn entry(self, la: u64) -> Option<usize> {
+        let first = match self {
+            Self::User => 0,
+            Self::Kernel => (1 << (64 - SEGMENT_BITS)) - USER_SEGMENTS as u64,
+        };
+        let entry = (la >> SEGMENT_BITS).wrapping_sub(first);
+        (entry < USER_SEGMENTS as u64).then_some(entry as usize)
+    }
+
+    /// The segment of an entry: bits 63:32 of its addresses.
+    pub fn segment(self, entry: usize) -> u64 {
+        match self {
+            Self::User => entry as u64,
+            Self::Kernel => (1 << (64 - SEGMENT_BITS)) - USER_SEGMENTS as u64 + entry as u64,
+        }
+    }
+}
+
 /// A [`CpuState`] in a mapping of its own.
 ///
 /// Before it lies a stack that grows down from [`CpuState::stack`]; behind it, at [`SEGMENT_TABLE`], lies address space for the table of segments, if the host had so much: none of
@@ -31,6 +65,8 @@ pub struct MappedState {
     state: NonNull<CpuState>,
     /// From the state on.
     bytes: usize,
+    /// Address space with the kernel's table, which ends in its middle.
+    kernel: Option<NonNull<u8>>,
 }
 
 // SAFETY: it owns the state as a box would, and the state is made of integers.
@@ -56,21 +92,20 @@ impl MappedState {
         if enabled != 0 {
             no_memory::<()>();
         }
-        Self { state: state.cast(), bytes }
+        Self { state: state.cast(), bytes, kernel: None }
     }
 
-    /// The entries for user segments, zero at first. `None` if the host had no address space for the table.
-    pub fn segments(&mut self) -> Option<&mut [u64; USER_SEGMENTS]> {
-        if self.bytes == SEGMENT_TABLE {
-            return None;
-        }
-        // SAFETY: the entries lie in the mapping behind the state, are zero or what this array's user stored, and
+    /// The entries for segments of one side, zero at first. `None` if the host had no address space for the table.
+    pub fn segments(&mut self, side: Side) -> Option<&mut [u64; USER_SEGMENTS]> {
+        let table = match side {
+            Side::User => self.user_table()?,
+            Side::Kernel => self.kernel_table()?,
+        };
+        // SAFETY: the entries lie in address space of this state's own, are zero or what this array's user stored, and
         // are borrowed as the whole is; nothing else refers to them but translated code, which runs meanwhile never.
         unsafe {
-            let table = self.state.as_ptr().cast::<u8>().add(SEGMENT_TABLE);
-            let entries = table.cast::<[u64; USER_SEGMENTS]>();
-            let enabled = libc::mprotect(table.cast(), size_of::<[u64; USER_SEGMENTS]>(), READ_WRITE);
-            (enabled == 0).then(|| &mut *entries)
+            let enabled = libc::mprotect(table.as_ptr().cast(), ENTRIES, READ_WRITE);
+            (enabled == 0).then(|| &mut *table.cast::<[u64; USER_SEGMENTS]>().as_ptr())
         }
     }
 
@@ -79,10 +114,31 @@ impl MappedState {
         self.state.as_ptr()
     }
 
+    fn user_table(&self) -> Option<NonNull<u8>> {
+        // SAFETY: the table lies in the mapping behind the state.
+        (self.bytes != SEGMENT_TABLE).then(|| unsafe { self.state.cast::<u8>().add(SEGMENT_TABLE) })
+    }
+
+    fn kernel_table(&mut self) -> Option<NonNull<u8>> {
+        let start = match self.kernel {
+            Some(start) => start,
+            None => reserve(2 * KERNEL_REACH)?,
+        };
+        self.kernel = Some(start);
+        // SAFETY: the place lies in the reservation.
+        let end = unsafe { start.add(KERNEL_REACH) };
+        self.hot.kernel_segments = ((end.as_ptr() as i64 - self.state.as_ptr() as i64) / 8) as u64;
+        // SAFETY: as above.
+        Some(unsafe { end.sub(ENTRIES) })
+    }
+
     /// Whether a host address lies in the table, or in the address space kept for it.
     pub fn table_holds(&self, host: u64) -> bool {
         let start = self.state.as_ptr() as u64 + SEGMENT_TABLE as u64;
-        host.wrapping_sub(start) < (self.bytes - SEGMENT_TABLE) as u64
+        let user = host.wrapping_sub(start) < (self.bytes - SEGMENT_TABLE) as u64;
+        let in_kernel =
+            |start: NonNull<u8>| host.wrapping_sub(start.as_ptr() as u64) < 2 * KERNEL_REACH as u64;
+        user || self.kernel.is_some_and(in_kernel)
     }
 }
 
@@ -123,5 +179,9 @@ impl Drop for MappedState {
     fn drop(&mut self) {
         // SAFETY: the mapping is owned, and begins so far before the state.
         unsafe { libc::munmap(self.state.cast::<u8>().sub(BEFORE).as_ptr().cast(), BEFORE + self.bytes) };
+        if let Some(start) = self.kernel {
+            // SAFETY: the reservation is owned.
+            unsafe { libc::munmap(start.as_ptr().cast(), 2 * KERNEL_REACH) };
+        }
     }
 }

@@ -390,7 +390,7 @@ impl Cpu {
             0 if !is_canonical(address) => Err(GP0),
             0 => Ok(Flush::PcidPage(pcid as u16, address)),
             1 => Ok(Flush::Pcid(pcid as u16)),
-            2 => Ok(Flush::All),
+            2 => Ok(Flush::AllMappings),
             3 => Ok(Flush::NonGlobal),
             _ => Err(GP0),
         }
