@@ -15,7 +15,7 @@ from tests.guests.kernel_log import warnings
 from tests.integration.guest import Guest
 
 from sublet.guest import prepare_guest, silent
-from sublet.guest.catalogue import open_archive
+from sublet.guest.build import open_archive
 from sublet.guest.store import Store, cache_directory
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]

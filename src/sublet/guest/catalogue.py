@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from sublet.errors import CorruptImage, UsageError
-from sublet.guest.apt import AptArchive, apt_is_usable
-from sublet.guest.archive import Archive, Package, PackageIndex
-from sublet.guest.configure import configure_in_machine
-from sublet.guest.initramfs import (
-    KernelPackage,
-    read_busybox,
-    scripts_digest,
-    write_default_initramfs,
-    write_disk_initramfs,
-)
-from sublet.guest.mirror import EXAMPLE_MIRROR, MirrorArchive
+from sublet.errors import UsageError
 from sublet.guest.modules import INITRAMFS, OLD_HARDWARE
-from sublet.guest.rootfs import configure_here, make_image, package_names, unpack_root
+from sublet.guest.script_files import scripts_digest
 from sublet.guest.store import (
     Progress,
     RunDisk,
     Store,
     cache_directory,
     cache_key,
-    file_sha256,
     host_errors,
     silent,
 )
-from sublet.guest.tree import RootTree
 
 _BUILDER_VERSION: Final = "13"
 """Raised when the same packages are made into something else; a change of the scripts counts by itself."""
 
 Configure = Callable[[Path, Path, Path, Progress], bool]
 """Boots (kernel, initrd, disk) with ``sublet.configure`` to its end; whether that configured the packages."""
+
+
+def _configure_in_machine(kernel: Path, initrd: Path, disk: Path, progress: Progress) -> bool:
+    from sublet.guest.configure import configure_in_machine
+
+    return configure_in_machine(kernel, initrd, disk, progress)
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ def prepare_guest(
     mirror: str | None = None,
     refresh: bool = False,
     cache: Path | None = None,
-    configure: Configure | None = configure_in_machine,
+    configure: Configure | None = _configure_in_machine,
 ) -> PreparedGuest:
     """Make a guest ready to boot: from the cache where it is there, else from Debian's packages.
 
@@ -183,13 +175,7 @@ def prepare_guest(
     if built is None:
         with store.lock(label, progress):
             built = (None if refresh else store.current(label, _builder())) or _build(
-                recipe,
-                label,
-                extra,
-                store,
-                open_archive(store, progress, mirror, recipe.architecture),
-                progress,
-                configure,
+                recipe, label, extra, store, mirror, progress, configure
             )
     return _prepared(recipe, built, store)
 
@@ -204,97 +190,26 @@ def find_recipe(name: str) -> Recipe:
     raise UsageError(f"there is no guest {name!r}", remedy=f"Choose one of: {names}.{attach}")
 
 
-def open_archive(
-    store: Store, progress: Progress, mirror: str | None = None, architecture: str = "amd64"
-) -> Archive:
-    """Where packages of an architecture come from on this host: the user's mirror, else its apt.
-
-    Raises:
-        UsageError: There is neither.
-    """
-    named = mirror or os.environ.get("SUBLET_MIRROR", "")
-    if not named and apt_is_usable():
-        folder = "apt" if architecture == "amd64" else f"apt-{architecture}"
-        return AptArchive(store.directory(folder), progress, architecture)
-    if not named:
-        raise UsageError(
-            "this host has no apt with Debian 12 among its sources, and no mirror is named",
-            remedy=f"Set SUBLET_MIRROR to the address of a Debian mirror, such as {EXAMPLE_MIRROR}.",
-        )
-    return MirrorArchive(named, progress, architecture=architecture)
-
-
-def _builder() -> str:
-    """Names the way that guests are made; what was made in another way is made anew."""
-    return f"{_BUILDER_VERSION}-{scripts_digest()}"
-
-
-def newest_kernel(index: PackageIndex, meta: str) -> Package:
-    """The kernel package that a meta-package stands for today."""
-    for alternatives in index[meta].depends():
-        if alternatives and alternatives[0].startswith("linux-image-"):
-            return index[alternatives[0]]
-    raise CorruptImage(f"the package {meta} does not name a kernel")
-
-
 def _build(
     recipe: Recipe,
     label: str,
     extra: tuple[str, ...],
     store: Store,
-    archive: Archive,
+    mirror: str | None,
     progress: Progress,
     configure: Configure | None,
 ) -> Path:
     """Make a guest and publish it as ``label``."""
-    index = archive.index()
-    kernel, busybox = newest_kernel(index, recipe.kernel), index["busybox-static"]
-    root = index.closure(package_names(index, extra)) if recipe.has_disk else []
-    wanted = list({package.name: package for package in (kernel, busybox, *root)}.values())
-    with store.scratch() as scratch:
-        for name in ("debs", "out"):
-            (scratch / name).mkdir()
-        paths = dict(zip((p.name for p in wanted), archive.fetch(wanted, scratch / "debs"), strict=True))
-        progress("building the initramfs")
-        _write_boot_files(recipe, scratch / "out", paths[kernel.name], paths[busybox.name])
-        if recipe.has_disk:
-            debs = [paths[package.name] for package in root]
-            _write_disk(scratch, debs, paths[kernel.name], progress, configure)
-        key = cache_key(_builder(), recipe.name, *(package.sha256 for package in wanted))
-        built = store.publish(label, key, scratch / "out", _manifest(recipe, wanted, scratch / "out"))
-    progress(f"{recipe.name} is ready")
-    return built
+    # Loaded for this alone: HTTP, TLS and archives are most of what this package needs, and run once.
+    from sublet.guest.build import build, open_archive
+
+    archive = open_archive(store, progress, mirror, recipe.architecture)
+    return build(recipe, label, extra, store, archive, progress, configure, builder=_builder())
 
 
-def _write_boot_files(recipe: Recipe, out: Path, kernel_deb: Path, busybox_deb: Path) -> None:
-    kernel = KernelPackage(kernel_deb)
-    write = write_disk_initramfs if recipe.has_disk else write_default_initramfs
-    (out / "vmlinuz").write_bytes(kernel.image)
-    write(out / "initrd.cpio", read_busybox(busybox_deb), kernel, recipe.modules)
-
-
-def _write_disk(
-    scratch: Path, debs: Sequence[Path], kernel_deb: Path, progress: Progress, configure: Configure | None
-) -> None:
-    """Make ``disk.raw``, configured here, else in a machine, else by the guest's first boot."""
-    out = scratch / "out"
-    tree = RootTree(scratch / "root")
-    unpack_root(tree, debs, kernel_deb, progress)
-    configured = configure_here(tree, progress)
-    make_image(tree, out / "disk.raw", progress)
-    if not configured and configure is not None:
-        progress("configuring packages in a machine")
-        configure(out / "vmlinuz", out / "initrd.cpio", out / "disk.raw", progress)
-
-
-def _manifest(recipe: Recipe, packages: Sequence[Package], out: Path) -> dict[str, Any]:
-    """What a guest was made from, and its boot files' checksums."""
-    return {
-        "guest": recipe.name,
-        "builder": _builder(),
-        "packages": {package.name: package.version for package in packages},
-        "files": {path.name: file_sha256(path) for path in (out / "vmlinuz", out / "initrd.cpio")},
-    }
+def _builder() -> str:
+    """Names the way that guests are made; what was made in another way is made anew."""
+    return f"{_BUILDER_VERSION}-{scripts_digest()}"
 
 
 def _prepared(recipe: Recipe, built: Path, store: Store) -> PreparedGuest:

@@ -9,7 +9,7 @@ from typing import Final
 
 from sublet.errors import CorruptImage
 from sublet.guest.archive import Package
-from sublet.guest.catalogue import open_archive
+from sublet.guest.build import open_archive
 from sublet.guest.deb import DebFile
 from sublet.guest.store import Progress, Store, cache_directory, cache_key, silent
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -11,7 +10,7 @@ from sublet.errors import CorruptImage
 from sublet.guest.cpio import CpioWriter
 from sublet.guest.deb import DebFile
 from sublet.guest.modules import Module, module_path, modules_alias, modules_dep, select
-from sublet.guest.store import cache_key
+from sublet.guest.script_files import script
 
 _DIRECTORIES: Final = (
     "bin",
@@ -31,19 +30,6 @@ _DIRECTORIES: Final = (
 _PASSWD: Final = b"root:x:0:0:root:/root:/bin/sh\n"
 _GROUP: Final = b"root:x:0:\ntty:x:5:\n"
 _NAMES: Final = b"127.0.0.1 localhost sublet\n::1 localhost\n"
-
-
-def script(name: str) -> bytes:
-    """One of the shell scripts that lie beside this module."""
-    return resources.files("sublet.guest").joinpath("scripts", name).read_bytes()
-
-
-def scripts_digest() -> str:
-    """Sixteen hexadecimal digits that differ when any of the scripts does."""
-    folder = resources.files("sublet.guest").joinpath("scripts")
-    return cache_key(
-        *(f"{file.name}\n{file.read_text()}" for file in sorted(folder.iterdir(), key=lambda f: f.name))
-    )
 
 
 def read_busybox(deb: Path) -> bytes:

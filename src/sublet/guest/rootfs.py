@@ -20,7 +20,7 @@ from typing import Final
 
 from sublet.errors import HostRefused
 from sublet.guest.archive import PackageIndex
-from sublet.guest.initramfs import script
+from sublet.guest.script_files import script
 from sublet.guest.store import Progress
 from sublet.guest.tree import RootTree, forget_tree
 

@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,8 @@ from sublet.errors import HostRefused
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SEEK_STEP: Final = 1 << 20
+_NOT_WITHIN_KERNEL: Final = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP)
+"""How a file system or an old kernel says that it cannot copy by itself."""
 
 
 class Progress(Protocol):
@@ -151,7 +152,7 @@ class _HeldDirectory:
     """
 
     def __init__(self, parent: Path) -> None:
-        self.path: Final = parent / secrets.token_hex(8)
+        self.path: Final = parent / os.urandom(8).hex()
         self._remove = weakref.finalize(self, _remove_held, self.path)
         with host_errors(f"cannot use the cache directory {parent}"):
             self._lock = self.path.with_suffix(".lock").open("xb")
@@ -184,7 +185,7 @@ class RunDisk:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -219,12 +220,17 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+    """Copy within the kernel, which shares the blocks where the file system can; else by ourselves."""
     while start < end:
-        data = os.pread(reader, min(_SEEK_STEP, end - start), start)
-        if not data:
+        try:
+            copied = os.copy_file_range(reader, writer, min(_SEEK_STEP, end - start), start, start)
+        except OSError as error:
+            if error.errno not in _NOT_WITHIN_KERNEL:
+                raise
+            copied = os.pwrite(writer, os.pread(reader, min(_SEEK_STEP, end - start), start), start)
+        if not copied:
             return
-        os.pwrite(writer, data, start)
-        start += len(data)
+        start += copied
 
 
 def _remove_held(path: Path) -> None:
