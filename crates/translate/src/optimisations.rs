@@ -47,7 +47,7 @@ pub enum Optimisation {
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 18] = [
+pub const NAMES: [(&str, Optimisation); 19] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
