@@ -5,16 +5,18 @@
 
 use super::walk::Trace;
 use std::collections::HashMap;
-use sublet_memory::MemoryView;
+use std::sync::atomic::{AtomicU64, Ordering};
+use sublet_memory::GuestMemory;
 
-/// Marks the keys of entries of the first level, which lies at another address in each address space.
-const ROOT: u64 = 1 << 63;
 /// Log2 of the bytes that an entry of each level is for, the first level first (4-level paging).
 const LEVEL_BITS: [u32; 4] = [39, 30, 21, 12];
+const PAGE: u64 = 4096;
 
 /// An entry as it was read.
 #[derive(Debug)]
 struct Noted {
+    /// Host address; of the first level, which lies elsewhere in each address space, the offset in its page.
+    at: u64,
     value: u64,
     /// An address that it maps.
     la: u64,
@@ -22,10 +24,24 @@ struct Noted {
     bits: u32,
 }
 
-/// Entries by their guest-physical addresses; those of the first level by their offsets in it.
+impl Noted {
+    /// Whether it is what it was, with the first level at host address `root`.
+    fn holds(&self, root: u64) -> bool {
+        let host = if self.at < PAGE { root + self.at } else { self.at };
+        // SAFETY: eight aligned bytes of RAM: `Paths::note` has taken the address from a memslot, and `take_changed` the
+        // root. RAM stays mapped until every vCPU has acknowledged a change of memslots, which clears what is noted as
+        // it empties the software TLBs.
+        let entry = unsafe { AtomicU64::from_ptr(host as *mut u64) };
+        entry.load(Ordering::Acquire) == self.value
+    }
+}
+
+/// Entries, each noted once.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    noted: HashMap<u64, Noted>,
+    noted: Vec<Noted>,
+    /// Places in `noted` by `Noted::at`.
+    places: HashMap<u64, usize>,
 }
 
 impl Paths {
@@ -34,31 +50,46 @@ impl Paths {
         self.noted.len()
     }
 
-    /// Note the entries on the way to `la`.
-    pub(super) fn note(&mut self, la: u64, trace: &Trace) {
-        for (level, (&(at, value), bits)) in trace.entries().iter().zip(LEVEL_BITS).enumerate() {
-            let key = if level == 0 { ROOT | at & 0xfff } else { at };
-            self.noted.insert(key, Noted { value, la, bits });
+    /// Note the entries on the way to `la`. Returns whether all are in RAM.
+    pub(super) fn note(&mut self, memory: &GuestMemory, la: u64, trace: &Trace) -> bool {
+        trace.entries().iter().zip(LEVEL_BITS).enumerate().all(|(level, (&(gpa, value), bits))| {
+            let offset = gpa % PAGE;
+            let page = match level {
+                0 => Some(0),
+                _ => memory.host_page(gpa).map(|page| page.host as u64),
+            };
+            page.map(|page| self.put(Noted { at: page + offset, value, la, bits })).is_some()
+        })
+    }
+
+    fn put(&mut self, entry: Noted) {
+        match self.places.get(&entry.at) {
+            Some(&place) => self.noted[place] = entry,
+            None => {
+                self.places.insert(entry.at, self.noted.len());
+                self.noted.push(entry);
+            }
         }
     }
 
-    /// Forget the entries that are no longer what they were, with the first level in the page at `root`. Returns an
-    /// address that each of them mapped, with log2 of the bytes that it was for.
-    pub(super) fn take_changed(&mut self, memory: &MemoryView, root: u64) -> Vec<(u64, u32)> {
-        let mut changed = Vec::new();
-        self.noted.retain(|&key, noted| {
-            let at = if key & ROOT == 0 { key } else { root | key & !ROOT };
-            let holds = memory.load_u64(at) == Some(noted.value);
-            if !holds {
-                changed.push((noted.la, noted.bits));
-            }
-            holds
-        });
-        changed
+    /// Forget the entries that are no longer what they were, with the first level in the page at guest-physical address
+    /// `root`. Returns an address that each of them mapped, with log2 of the bytes that it was for; `None` if the tables
+    /// are not in RAM.
+    pub(super) fn take_changed(&mut self, memory: &GuestMemory, root: u64) -> Option<Vec<(u64, u32)>> {
+        let root = memory.host_page(root)?.host as u64;
+        if self.noted.iter().all(|entry| entry.holds(root)) {
+            return Some(Vec::new());
+        }
+        let (kept, changed): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.noted).into_iter().partition(|entry| entry.holds(root));
+        self.places = kept.iter().enumerate().map(|(place, entry)| (entry.at, place)).collect();
+        self.noted = kept;
+        Some(changed.iter().map(|entry| (entry.la, entry.bits)).collect())
     }
 
     /// Forget all.
     pub(super) fn clear(&mut self) {
         self.noted.clear();
+        self.places.clear();
     }
 }

@@ -487,7 +487,7 @@ impl TlbDirectory {
     pub fn confirm_windows(&mut self, memory: &GuestMemory, root: u64) {
         let Some(what) = self.unconfirmed.take() else { return };
         if let Some(windows) = &mut self.kernel_windows {
-            windows.confirm(&memory.view(), root, what);
+            windows.confirm(memory, root, what);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::state::{reserve, MappedState, Side, SEGMENT_BITS, USER_SEGMENTS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use sublet_memory::MemoryView;
+use sublet_memory::GuestMemory;
 
 const PAGE: u64 = 4096;
 const SEGMENT: u64 = 1 << SEGMENT_BITS;
@@ -277,18 +277,18 @@ impl Windows {
     }
 
     /// Note the way to a kernel's page that is to be mapped. Returns whether there is room for it.
-    pub fn note_path(&mut self, la: u64, trace: &Trace) -> bool {
+    pub fn note_path(&mut self, memory: &GuestMemory, la: u64, trace: &Trace) -> bool {
         let kind = usize::from(trace.walk.global);
-        self.paths[kind].note(la, trace);
-        self.paths[kind].len() <= MAX_PATHS[kind]
+        self.paths[kind].note(memory, la, trace) && self.paths[kind].len() <= MAX_PATHS[kind]
     }
 
     /// Drop the pages that the tables, whose first level is at `root`, no longer map as they did.
-    pub fn confirm(&mut self, memory: &MemoryView, root: u64, what: Confirmed) {
+    pub fn confirm(&mut self, memory: &GuestMemory, root: u64, what: Confirmed) {
         let kinds = if what == Confirmed::All { 2 } else { 1 };
         for kind in 0..kinds {
-            for (la, bits) in self.paths[kind].take_changed(memory, root) {
-                self.drop_around(la, bits);
+            match self.paths[kind].take_changed(memory, root) {
+                Some(changed) => changed.into_iter().for_each(|(la, bits)| self.drop_around(la, bits)),
+                None => self.drop_all(),
             }
         }
     }

@@ -95,7 +95,7 @@ impl VcpuCore {
                     && (stores || !run.writable)
             };
             let Some(trace) = trace(&view, &regs, la).filter(|trace| same(&trace.walk)) else { return false };
-            if !windows.note_path(la, &trace) {
+            if !windows.note_path(&self.cpu.memory, la, &trace) {
                 windows.drop_all();
                 // A kernel most of whose memory is not global would have all of it looked at again and again.
                 self.kernel_account.refused |= !global;
