@@ -65,8 +65,8 @@ def _has_content(cell: RenderableType) -> bool:
 
 
 def _value_name(parameter: click.Parameter, context: click.Context) -> str:
-    """What stands for a value; the help page needs no brackets round what is optional, or a choice."""
-    name = parameter.make_metavar(context)
+    """What stands for a value; the page needs no brackets round a choice, and tells ranges in words."""
+    name = parameter.make_metavar(context).removesuffix(" RANGE")
     given = isinstance(parameter, click.Option) and parameter.metavar is not None
     return name[1:-1] if not given and name.startswith("[") and name.endswith("]") else name
 
