@@ -16,6 +16,8 @@ pub enum Optimisation {
     PageLinks,
     /// Indirect branches find their block in the jump cache.
     JumpCache,
+    /// Returns of 64-bit code go where the last calls say.
+    ReturnStack,
     /// Frequent system instructions stay in the cache.
     SystemInstructions,
     /// Segment registers are loaded from descriptors that are known.
@@ -47,12 +49,13 @@ pub enum Optimisation {
 }
 
 /// Names, as [`Optimisations::WITHOUT`] and the documentation have them.
-pub const NAMES: [(&str, Optimisation); 19] = [
+pub const NAMES: [(&str, Optimisation); 20] = [
     ("shared-checks", Optimisation::SharedChecks),
     ("data-tlb", Optimisation::DataTlb),
     ("links", Optimisation::Links),
     ("page-links", Optimisation::PageLinks),
     ("jump-cache", Optimisation::JumpCache),
+    ("return-stack", Optimisation::ReturnStack),
     ("system-instructions", Optimisation::SystemInstructions),
     ("segment-loads", Optimisation::SegmentLoads),
     ("interrupt-returns", Optimisation::InterruptReturns),

@@ -230,6 +230,21 @@ pub struct JumpEntry {
 /// Where indirect branches look up their target, by guest RIP.
 pub type JumpCache = [JumpEntry; JUMP_ENTRIES];
 
+/// Where a call is to return to.
+#[repr(C, align(16))]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReturnEntry {
+    /// RIP, all bits inverted.
+    pub inverted_rip: u64,
+    /// Host address of what goes on there.
+    pub host: u64,
+}
+
+/// Entries of a return stack; each is two steps of the index, of which eight bits count.
+pub const RETURNS: usize = 128;
+/// Return stacks, by the jump caches of 64-bit code.
+pub const RETURN_STACKS: usize = 3;
+
 /// Entries of the table of known descriptors; a power of two.
 pub const KNOWN_DESCRIPTORS: usize = 32;
 
@@ -375,12 +390,28 @@ pub struct HotState {
     /// Which 64-bit lanes from bit 128 on are not zero in any of registers 0 to 15, bit 0 for the first; without
     /// AVX-512 it is 1 for both.
     pub upper_lanes: u64,
+    /// Twice the number of the newest entry of each return stack.
+    pub return_top: [u64; RETURN_STACKS],
+    /// Host code that a return goes to which no call has foreseen: what a dropped block's entry jumps to.
+    pub unforeseen: u64,
+    /// Return stacks: where the last calls of code of each jump cache are to return to, see `emit::returns`.
+    pub returns: [[ReturnEntry; RETURNS]; RETURN_STACKS],
     /// Read TLBs by MMU index.
     pub read_tlb: [Tlb; MMU_INDICES],
     /// Write TLBs by MMU index.
     pub write_tlb: [Tlb; MMU_INDICES],
     /// Jump caches.
     pub jump: [JumpCache; JUMP_CACHES],
+}
+
+impl HotState {
+    /// Nothing is known of where the calls of a jump cache's code return to.
+    pub fn forget_returns(&mut self, cache: usize) {
+        if let Some(stack) = self.returns.get_mut(cache) {
+            // Returns to the last byte of the address space match, and are left to the run loop.
+            stack.fill(ReturnEntry { inverted_rip: 0, host: self.unforeseen });
+        }
+    }
 }
 
 /// Bytes of an XSAVE area with x87, SSE, AVX and AVX-512 (with slack for MPX and PKRU gaps).

@@ -104,3 +104,21 @@ fn a_link_to_an_instruction_on_two_pages_ends_when_the_second_is_mapped_anew() {
     let (_vm, mut vcpu) = machine(&user, [&next(1), &next(2)]);
     assert_eq!(outputs(&mut *vcpu), [output(0x100), output(0x200)]);
 }
+
+#[test]
+fn a_return_to_a_page_that_has_been_mapped_anew_finds_what_is_there() {
+    // The next page calls 17 bytes into this one, as often as EBP says; the last call maps the page anew.
+    let to_next = (0x1000u32 - 17).to_le_bytes();
+    // mov ebp,50; mov rsp,USER+0xff0; jmp NEXT;  dec ebp; jnz return; syscall; return: ret
+    let start = [0xbd, 50, 0, 0, 0, 0x48, 0xc7, 0xc4, 0xf0, 0x0f, 0x40, 0, 0xe9];
+    let user = [&start[..], &to_next, &[0xff, 0xcd, 0x75, 2, 0x0f, 0x05, 0xc3]].concat();
+    let calls = 17u32.wrapping_sub(0x1005).to_le_bytes();
+    let again = 0u32.wrapping_sub(0x1015).to_le_bytes();
+    // call USER+17; mov eax,1 or 2; test ebp,ebp; jnz NEXT; out 0x80,eax; jmp USER
+    let next = |value| {
+        let check = [0xb8, value, 0, 0, 0, 0x85, 0xed, 0x75, 0xf2, 0xe7, 0x80, 0xe9];
+        [&[0xe8][..], &calls, &check, &again].concat()
+    };
+    let (_vm, mut vcpu) = machine(&user, [&next(1), &next(2)]);
+    assert_eq!(outputs(&mut *vcpu), [output(2), output(2)]);
+}

@@ -81,6 +81,8 @@ fn counter_of(one: Optimisation) -> Option<&'static str> {
         Optimisation::KernelWindows => None,
         // See `placed_code.rs`.
         Optimisation::PlacedCode => None,
+        // See `returns.rs`.
+        Optimisation::ReturnStack => None,
         // See `emit/slots.rs`.
         Optimisation::SlotOperands => None,
         // Of one vCPU nobody takes.

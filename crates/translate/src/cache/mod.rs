@@ -124,6 +124,11 @@ impl CodeCache {
         (self.memory.base(), self.memory.base() + self.memory.size() as u64)
     }
 
+    /// Host address of the code that a dropped block's entry jumps to.
+    pub fn dead_stub(&self) -> u64 {
+        self.memory.base() + self.dead_stub as u64
+    }
+
     /// Bytes in use.
     pub fn used(&self) -> usize {
         self.memory.used()

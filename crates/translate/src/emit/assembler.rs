@@ -203,6 +203,12 @@ impl Assembler {
         self.indexed_field(reg.low(), table, index);
     }
 
+    /// `mov [state + table + index * 8], reg`
+    pub fn store_indexed(&mut self, table: i32, index: Host, reg: Host) {
+        self.bytes(&[0x48 | (reg.high() << 2) | (index.high() << 1), 0x89]);
+        self.indexed_field(reg.low(), table, index);
+    }
+
     /// `jmp [state + table + index * 8]`
     pub fn jump_indexed(&mut self, table: i32, index: Host) {
         if index.high() != 0 {
@@ -247,6 +253,18 @@ impl Assembler {
     pub fn movzx16(&mut self, to: Host, from: Host) {
         self.wrote(to);
         self.bytes(&[0x40 | (to.high() << 2) | from.high(), 0x0f, 0xb7, 0xc0 | (to.low() << 3) | from.low()]);
+    }
+
+    /// `movzx to32, from8`
+    pub fn movzx8(&mut self, to: Host, from: Host) {
+        self.wrote(to);
+        self.bytes(&[0x40 | (to.high() << 2) | from.high(), 0x0f, 0xb6, 0xc0 | (to.low() << 3) | from.low()]);
+    }
+
+    /// `not reg`, 64-bit; no flag changes.
+    pub fn not(&mut self, reg: Host) {
+        self.wrote(reg);
+        self.bytes(&[0x48 | reg.high(), 0xf7, 0xd0 | reg.low()]);
     }
 
     /// `mov to16, from16` (keeps the upper bits)
@@ -439,6 +457,18 @@ impl Assembler {
     pub fn jump_if(&mut self, condition: u8) -> Patch {
         self.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
         Patch(self.position() - 4)
+    }
+
+    /// `lea to, [rip + distance]`, to be patched: the address of code.
+    pub fn code_address(&mut self, to: Host) -> Patch {
+        self.wrote(to);
+        self.bytes(&[0x48 | (to.high() << 2), 0x8d, 0x05 | (to.low() << 3), 0, 0, 0, 0]);
+        Patch(self.position() - 4)
+    }
+
+    /// `jmp reg`
+    pub fn jump_to(&mut self, reg: Host) {
+        self.bytes(&[0x40 | reg.high(), 0xff, 0xe0 | reg.low()]);
     }
 
     /// `call [state + offset]`

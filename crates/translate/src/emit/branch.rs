@@ -43,7 +43,7 @@ impl Builder {
     }
 
     /// Whether a direct link may go to `target`: the same page, so the same mapping.
-    fn linkable(&self, target: i64) -> bool {
+    pub(super) fn linkable(&self, target: i64) -> bool {
         let checked = self.mode.single_step() || self.mode.is_alone() || self.mode.code_limited();
         let links = self.optimisations.has(Optimisation::Links) && !checked;
         links && (0..4096).contains(&target) && !self.straddles
@@ -208,7 +208,7 @@ impl Builder {
 
     /// Go to the block of the RIP in R14, if it is known. Narrow code has its mode in the upper half of R14
     /// from here on; who takes a target masks it off.
-    fn jump_through_cache(&mut self, index: usize) {
+    pub(super) fn jump_through_cache(&mut self, index: usize) {
         self.asm.load(Host::RCX, hot!(permit));
         let stop = self.asm.jrcxz();
         if self.mode.jump_tag() != 0 {
@@ -374,7 +374,9 @@ impl Builder {
                 self.check_target(direct_width(instruction));
             }
             self.push_value(back, size, true)?;
+            let entry = self.foresee_return(size);
             self.exit_to_target(instruction, target);
+            self.return_here(entry);
             return Ok(());
         }
         let width = self.branch_operand(instruction)?;
@@ -388,7 +390,9 @@ impl Builder {
             self.push_value(back, size, true)?;
             self.asm.load(Host::R14, hot!(temporary));
         }
+        let entry = self.foresee_return(size);
         self.exit_indirect(width);
+        self.return_here(entry);
         Ok(())
     }
 
@@ -403,7 +407,10 @@ impl Builder {
         )?;
         self.check_target(width_of_size(size));
         self.adjust_stack(size as i32 + extra);
-        self.exit_indirect(width_of_size(size));
+        match self.return_stack(size) {
+            Some(stack) => self.exit_as_foreseen(stack),
+            None => self.exit_indirect(width_of_size(size)),
+        }
         Ok(())
     }
 }

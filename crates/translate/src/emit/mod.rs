@@ -11,6 +11,7 @@ mod interrupt_return;
 mod masked;
 mod registers;
 mod repeat;
+mod returns;
 mod segments;
 mod sharing;
 mod slots;

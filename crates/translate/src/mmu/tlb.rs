@@ -355,6 +355,7 @@ impl TlbDirectory {
 
     /// Empty one jump cache, at a cost that goes with its use.
     fn clear_jump_cache(&mut self, hot: &mut HotState, cache: usize) {
+        hot.forget_returns(cache);
         let filled = &mut self.jump_filled[cache];
         if filled.len() > FEW_JUMPS {
             clear_jump_entries(&mut hot.jump[cache]);

@@ -15,7 +15,7 @@ use crate::mmu::tlb::TlbDirectory;
 use crate::mmu::walk::is_canonical;
 use crate::mode::Mode;
 use crate::optimisations::Optimisation;
-use crate::state::{flag, CpuState, HotState, SegmentRegister};
+use crate::state::{flag, CpuState, HotState, SegmentRegister, RETURN_STACKS};
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -205,6 +205,8 @@ impl VcpuCore {
         entry::prepare(&mut core.cpu.state.hot);
         let runtime: *mut Self = &mut *core;
         core.cpu.state.hot.runtime = runtime as u64;
+        core.cpu.state.hot.unforeseen = core.cache.dead_stub();
+        (0..RETURN_STACKS).for_each(|stack| core.cpu.state.hot.forget_returns(stack));
         core.requests.attach(&core.cpu.state.hot.permit);
         core.cpu.mmu.flush(Flush::All);
         Ok(core)
