@@ -263,11 +263,12 @@ impl Mode {
         Self(if self.is64() { self.0 | bit::KERNEL_WINDOWS } else { self.0 })
     }
 
-    /// Whether code accesses kernel memory through windows: a 64-bit kernel's that may not touch user memory at present
-    /// (SMAP), and checks nothing of its accesses.
+    /// Whether code accesses kernel memory through windows: a 64-bit kernel's, but where it has set AC to touch user
+    /// memory (SMAP), or its accesses are checked.
     pub fn kernel_windowed(self) -> bool {
         let plain = self.is64() && self.cpl() == 0 && !self.has(bit::STEP | bit::ALONE);
-        plain && self.has(bit::KERNEL_WINDOWS) && self.mmu_index() == 1
+        let touches_user = self.has(bit::SMAP) && self.has(bit::AC);
+        plain && self.has(bit::KERNEL_WINDOWS) && !touches_user
     }
 
     /// See [`Self::with_windows`].

@@ -287,6 +287,25 @@ fn a_program_memory_is_out_of_reach_without_override() {
 }
 
 #[test]
+fn a_kernel_without_smap_reads_a_programs_memory_all_the_same() {
+    // Twenty times: mov eax,[r13]; out; inc byte [r13]; mov eax,[rbx]; out
+    let turn: &[u8] = &[0x41, 0x8b, 0x45, 0, 0xe7, 0x80, 0x41, 0xfe, 0x45, 0];
+    let code = [&[0xb9, 20, 0, 0, 0][..], turn, &SHOW, &[0xff, 0xc9, 0x75, 0xee]].concat();
+    let run = |engine: TranslateEngine| {
+        let (_vm, mut vcpu) = machine(&engine, GLOBAL, &code);
+        let sregs = vcpu.sregs().unwrap();
+        vcpu.set_sregs(&Sregs { cr4: sregs.cr4 & !(1 << 21), ..sregs }).unwrap();
+        (outputs(&mut *vcpu), vcpu.statistics()["vcpu.window_declined"])
+    };
+    let (out, declined) = run(TranslateEngine::new().unwrap());
+    let expected: Vec<u64> = (0..20).flat_map(|turn| [0x4444_4444 + turn, 0]).collect();
+    assert_eq!(out, shown(&expected));
+    // The block does without windows after a few.
+    assert!((1..20).contains(&declined), "{declined}");
+    assert_eq!(run(TranslateEngine::new().unwrap().without(Optimisation::KernelWindows)).0, out);
+}
+
+#[test]
 fn addresses_that_are_not_canonical_are_refused() {
     for address in
         [0x7fff_ff80_0020_0000u64, 0x0000_ff80_0020_0000, 0xff7f_ff80_0020_0000, 0xffff_0000_0000_0000]

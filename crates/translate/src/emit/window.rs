@@ -13,8 +13,8 @@ use std::mem::offset_of;
 impl Builder {
     /// Whether the block's plain accesses go through windows.
     pub(super) fn has_windows(&self) -> bool {
-        let windowed = self.mode.windowed() || self.mode.kernel_windowed();
-        windowed && self.optimisations.has(Optimisation::Windows)
+        let kernel = self.placed.is_some_and(|page| page >> 63 != 0) && self.mode.kernel_windowed();
+        (self.mode.windowed() || kernel) && self.optimisations.has(Optimisation::Windows)
     }
 
     /// `to` = what is to be added to addresses of the segment that `base` points into. Uses RCX.

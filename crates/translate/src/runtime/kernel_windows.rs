@@ -47,13 +47,18 @@ impl VcpuCore {
     /// `mode`, of a kernel with windows or its programs if the kernel is to have them: from the first program on.
     pub(super) fn choose_kernel_windows(&mut self, mode: Mode) -> Mode {
         let account = &self.kernel_account;
-        if !account.on && !account.refused && mode.with_kernel_windows().kernel_windowed() {
+        if !account.on && !account.refused && self.is_in_kernel_half(mode) {
             self.begin_kernel_windows();
         }
         match self.kernel_account.on && !self.kernel_account.refused {
             true => mode.with_kernel_windows(),
             false => mode,
         }
+    }
+
+    /// Whether 64-bit code of a kernel runs where its addresses are; firmware's and loaders' are among programs'.
+    fn is_in_kernel_half(&self, mode: Mode) -> bool {
+        mode.is64() && mode.cpl() == 0 && self.cpu.state.rip >> 63 != 0
     }
 
     fn begin_kernel_windows(&mut self) {
