@@ -34,8 +34,8 @@ impl Default for Account {
 }
 
 impl Account {
-    fn charge(&mut self, cost: Duration) {
-        let now = thread_time();
+    /// Account for a fault, now by [`thread_time`].
+    fn charge(&mut self, cost: Duration, now: Duration) {
         let earned = now.saturating_sub(self.credit.1) / (1 << SHARE);
         let credit = (self.credit.0 + earned).min(MOST_CREDIT);
         self.refused |= credit < cost;
@@ -74,7 +74,7 @@ impl VcpuCore {
     /// Account for a fault of kernel code. Returns whether its windows are to be used no more.
     pub(super) fn charge_kernel(&mut self, cost: Duration) -> bool {
         if self.shared.optimisations.has(Optimisation::WindowPolicy) {
-            self.kernel_account.charge(cost);
+            self.kernel_account.charge(cost, thread_time());
         }
         self.kernel_account.refused
     }
@@ -108,5 +108,34 @@ impl VcpuCore {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Account, Duration};
+
+    const COST: Duration = Duration::from_micros(10);
+
+    /// Whether windows are left after a second in which faults take one part in `share` of the time.
+    fn lasts(share: u32) -> bool {
+        let mut account = Account::default();
+        (1..=100_000 / share).for_each(|fault| account.charge(COST, COST * share * fault));
+        !account.refused
+    }
+
+    #[test]
+    fn faults_may_take_an_eighth_of_the_time() {
+        assert!(lasts(8));
+        assert!(!lasts(2));
+    }
+
+    #[test]
+    fn many_faults_at_first_are_no_reason() {
+        let mut account = Account::default();
+        (0..10_000).for_each(|_| account.charge(COST, Duration::ZERO));
+        assert!(!account.refused);
+        (0..20_000).for_each(|_| account.charge(COST, Duration::ZERO));
+        assert!(account.refused);
     }
 }

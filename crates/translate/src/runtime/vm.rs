@@ -518,7 +518,7 @@ impl Vcpu for TranslateVcpu {
         let counted = self.core.counters();
         let flushes = self.core.flushes();
         let cache = self.core.cache_statistics();
-        let windows = self.core.window_statistics();
+        let [windows, kernel_windows] = self.core.window_statistics();
         [
             ("translate.blocks", cache.blocks),
             ("translate.copied_blocks", counted.copied),
@@ -554,6 +554,9 @@ impl Vcpu for TranslateVcpu {
             ("vcpu.window_maps", windows.maps),
             ("vcpu.window_pages", windows.pages),
             ("vcpu.window_drops", windows.drops),
+            ("vcpu.kernel_window_maps", kernel_windows.maps),
+            ("vcpu.kernel_window_pages", kernel_windows.pages),
+            ("vcpu.kernel_window_drops", kernel_windows.drops),
             ("vcpu.tlb_flushes_all", flushes[0]),
             ("vcpu.tlb_flushes_local", flushes[1]),
             ("vcpu.tlb_flushes_page", flushes[2]),

@@ -137,9 +137,10 @@ pub(super) unsafe extern "sysv64" fn window_fault(core: *mut VcpuCore) -> u64 {
 }
 
 impl VcpuCore {
-    /// What the windows have been used for.
-    pub fn window_statistics(&self) -> WindowStatistics {
-        self.tlb.windows.as_ref().map(|windows| windows.statistics).unwrap_or_default()
+    /// What the windows of programs and of the kernel have been used for.
+    pub fn window_statistics(&self) -> [WindowStatistics; 2] {
+        [&self.tlb.windows, &self.tlb.kernel_windows]
+            .map(|windows| windows.as_ref().map(|windows| windows.statistics).unwrap_or_default())
     }
 
     /// `mode`, with windows if they are to be used; also settles the mode of the user code that a kernel of this
