@@ -305,6 +305,8 @@ pub struct HotState {
     pub unusual_mask: u64,
     /// See `arithmetic_mask`.
     pub not_user_mask: u64,
+    /// PEXT mask of the bits of a program's addresses.
+    pub user_mask: u64,
     /// All bits but RFLAGS.AC.
     pub not_ac_mask: u64,
     /// RIP of byte 0 of the page that the running block lies in.

@@ -475,3 +475,24 @@ fn addresses_that_are_not_the_program_s_fault() {
     let far: &[u8] = &[0xbb, 0xff, 0xff, 0xff, 0x7f, 0x8b, 0x84, 0xdb, 0xff, 0xff, 0xff, 0x7f];
     assert_eq!(both(&[], &[&SHOW, far])[1], (0x80, 14));
 }
+
+#[test]
+fn a_prefetch_changes_nothing_wherever_it_points() {
+    // stc; <prefetches>; setc al; movzx eax,al; out 0x80,eax
+    let prefetches = [
+        &[0x0f, 0x18, 0x0c, 0x25, 0, 0, 0x41, 0][..], // prefetcht0 [DATA]
+        &[0x0f, 0x18, 0x04, 0x25, 0, 0, 0, 0x70],     // prefetchnta [unmapped]
+        &[0x0f, 0x0d, 0x0c, 0x25, 0xf0, 0xff, 0xff, 0xff], // prefetchw [kernel's]
+        &[0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0x34, 0x12],  // mov rax,0x1234 << 48
+        &[0x0f, 0x18, 0x48, 0x08],                    // prefetcht0 [rax+8]
+        &[0x42, 0x0f, 0x18, 0x54, 0x78, 0x08],        // prefetcht1 [rax+r15*2+8]
+    ]
+    .concat();
+    let user =
+        [&[0xf9], &prefetches[..], &[0x0f, 0x92, 0xc0, 0x0f, 0xb6, 0xc0, 0xe7, 0x80], &SHOW, &END].concat();
+    let (out, faults) =
+        outputs(TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy), &[], &user);
+    assert_eq!(out[..2], shown(&[1, 0]));
+    // That of the load alone.
+    assert_eq!(faults, 1);
+}

@@ -206,7 +206,7 @@ impl Builder {
             self.asm.forget_held();
         }
         match kind {
-            Kind::Nothing => Ok(()),
+            Kind::Nothing => self.prefetch(instruction),
             Kind::Generic => self.generic(instruction, bytes),
             Kind::Special => self.special(instruction),
             Kind::RepeatedString if self.optimisations.has(Optimisation::RepeatedStrings) => {

@@ -7,7 +7,7 @@ use super::sharing::{is_address, Part};
 use super::{Builder, Host};
 use crate::optimisations::Optimisation;
 use crate::state::{CpuState, HotState, SEGMENT_BITS, SEGMENT_TABLE, USER_SEGMENTS};
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 
 impl Builder {
@@ -89,6 +89,22 @@ impl Builder {
             Host::R14 => operation(self, Place::Away(base, offset)),
             _ => operation(self, Place::Offset(base, offset)),
         }
+    }
+
+    /// A program's PREFETCHes are the host's. All other no-operations, and those of code without windows, are nothing.
+    pub(super) fn prefetch(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+        let serves = self.mode.windowed() && self.has_windows() && !based;
+        if !serves || !is_prefetch(instruction) {
+            return Ok(());
+        }
+        self.effective_address(Host::R14, instruction)?;
+        // Addresses that no program has must not lead beyond the table of segments: such a load would fault.
+        self.asm.pext(Host::R14, Host::R14, hot!(user_mask));
+        self.find_window(Host::R15, Host::R14);
+        let mut host = *instruction;
+        Self::set_place(&mut host, Place::Direct(Host::R14));
+        self.encode(&host)
     }
 
     /// The register that holds a leader's distance, which is loaded if none does.
@@ -179,4 +195,13 @@ impl Builder {
             }
         }
     }
+}
+
+fn is_prefetch(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let named = matches!(
+        instruction.mnemonic(),
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw | M::Prefetch
+    );
+    named && instruction.op0_kind() == OpKind::Memory
 }

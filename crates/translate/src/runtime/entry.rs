@@ -385,6 +385,7 @@ pub fn prepare(hot: &mut HotState) {
     hot.not_arithmetic_mask = !crate::state::flag::ARITHMETIC;
     hot.unusual_mask = !crate::emit::FREE_FLAGS;
     hot.not_user_mask = !((1 << 47) - 1);
+    hot.user_mask = !hot.not_user_mask;
     hot.not_ac_mask = !crate::state::flag::AC;
     hot.jump_mask = crate::mmu::tlb::JUMP_MASK;
     hot.bit_masks = [63, 31, 15];
