@@ -496,3 +496,14 @@ fn a_prefetch_changes_nothing_wherever_it_points() {
     // That of the load alone.
     assert_eq!(faults, 1);
 }
+
+#[test]
+fn code_that_windows_do_not_serve_is_translated_without() {
+    // mov ecx,1000; l: mov [USER+0x800],cl, in the page of the code; dec ecx; jnz l
+    let stores = [0xb9, 0xe8, 3, 0, 0, 0x88, 0x0c, 0x25, 0, 8, 0x40, 0, 0xff, 0xc9, 0x75, 0xf5];
+    let user = [&stores[..], &SHOW, &END].concat();
+    let (out, faults) =
+        outputs(TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy), &[], &user);
+    assert_eq!(out[..1], shown(&[0]));
+    assert!(faults < 100, "{faults}");
+}

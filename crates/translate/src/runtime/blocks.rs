@@ -178,7 +178,7 @@ impl VcpuCore {
         let all = self.shared.optimisations;
         if self.cache.may_share(gpa, self.mode()) {
             all
-        } else if self.mode().kernel_windowed() {
+        } else if self.mode().windowed() || self.mode().kernel_windowed() {
             all.without(Optimisation::Windows).without(Optimisation::SharedChecks)
         } else {
             all.without(Optimisation::SharedChecks)
