@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -30,6 +31,18 @@ EXIT_NAMES: Final = {
 _HYPERCALL_UNKNOWN: Final = (1 << 64) - 1000
 """-KVM_ENOSYS in RAX: no such hypercall."""
 _JOIN_TIMEOUT_S: Final = 10.0
+
+_OWN_SIGNALS: Final = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+    signal.SIGABRT,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+}
+"""What a vCPU's thread raises itself, or is sent by name: faults, kicks and the profile's timer."""
 
 _thread = threading.local()
 
@@ -100,6 +113,9 @@ class VcpuRunner:
         profile.add(self._vcpu)
 
     def _main(self) -> None:
+        # A thread that takes a signal of its own takes what waits for the process as well. Python would then
+        # note it, and not wake the main thread, which alone acts on it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OWN_SIGNALS)
         _thread.index, _thread.vcpu = self._index, self._vcpu
         try:
             self._loop()
