@@ -7,7 +7,7 @@ use super::registers::{number, GUEST_RCX};
 use super::special::Pushed;
 use super::{Builder, Host};
 use crate::cache::NewLink;
-use crate::mmu::tlb::JUMP_ROTATIONS;
+use crate::mmu::jumps::JUMP_ROTATIONS;
 use crate::mode::Width;
 use crate::optimisations::Optimisation;
 use crate::state::{CpuState, HotState, JumpCache, JumpEntry};

@@ -1,6 +1,7 @@
 //! Page walks and the software TLBs filled from them.
 
 mod filled;
+pub mod jumps;
 mod large_pages;
 mod paths;
 mod space;

@@ -1,6 +1,7 @@
 //! The software TLBs that translated code looks into, and those for code itself.
 
 use super::filled::{tlb_of, FilledEntries};
+use super::jumps::Jumps;
 use super::large_pages::LargePages;
 use super::space::{
     AddressSpace, CodePages, CodeTlb, SpaceId, CODE_ENTRIES, CODE_PAGE_WORDS, MAX_ENTRIES, MAX_KEPT, NO_CODE,
@@ -10,12 +11,12 @@ use super::walk::Walk;
 use super::window::{Confirmed, Windows};
 use crate::cpu::Flush;
 use crate::mode::Mode;
-use crate::state::{HotState, JumpCache, JumpEntry, Tlb, JUMP_CACHES, JUMP_ENTRIES, TLB_ENTRIES};
+use crate::state::{HotState, Tlb, JUMP_CACHES, TLB_ENTRIES};
 use sublet_memory::GuestMemory;
 
 const PAGE_BITS: u32 = 12;
 /// A page address that no canonical access has; its index is 0.
-const NOWHERE: u64 = 1 << 63;
+pub(super) const NOWHERE: u64 = 1 << 63;
 
 fn index(la: u64) -> usize {
     (la >> PAGE_BITS) as usize & (TLB_ENTRIES - 1)
@@ -74,38 +75,6 @@ impl Tlb {
     }
 }
 
-/// How far a RIP (with its mode, see [`jump_key`]) is rotated to the right before it is added to itself, to select
-/// each of the two jump-cache entries where its block may be.
-pub const JUMP_ROTATIONS: [u32; 2] = [15, 21];
-/// The bits of that sum which select the entry.
-pub const JUMP_MASK: u64 = JUMP_ENTRIES as u64 - 1;
-
-fn jump_index(key: u64, rotation: u32) -> usize {
-    (key.wrapping_add(key.rotate_right(rotation)) & JUMP_MASK) as usize
-}
-
-/// What the entries for `rip` are found by. Narrow code changes its mode often (a kernel loads FS as it is entered),
-/// so that its mode is part of it and one cache holds blocks of several; 64-bit addresses leave no
-/// room for it.
-fn jump_key(mode: Mode, rip: u64) -> u64 {
-    rip.wrapping_add(mode.jump_tag())
-}
-
-impl JumpEntry {
-    /// Only entry 0 is looked into for RIP 0, which is what untouched memory would stand for.
-    fn empty(entry: usize) -> Self {
-        let rip: u64 = if entry == 0 { NOWHERE } else { 0 };
-        Self { tag: rip.wrapping_neg(), host: 0, rip_page: 0, block: 0 }
-    }
-}
-
-fn clear_jump_entries(cache: &mut JumpCache) {
-    cache.fill(JumpEntry::empty(1));
-    cache[0] = JumpEntry::empty(0);
-}
-
-/// Up to this many filled entries a jump cache is cleared one by one.
-const FEW_JUMPS: usize = JUMP_ENTRIES / 8;
 /// Generations are positive 32-bit displacements. Before one returns all links have to go.
 const MAX_GENERATION: u32 = i32::MAX as u32;
 /// Everything cached of the guest's page tables, outside `HotState`'s arrays.
@@ -135,10 +104,8 @@ pub struct TlbDirectory {
     large_global_data: LargePages,
     /// Large pages that code was fetched from since the jump caches were cleared.
     large_code: LargePages,
-    /// The mode whose blocks each jump cache of 64-bit code holds.
-    jump_modes: [Option<Mode>; JUMP_CACHES],
-    /// Entries filled since each jump cache was cleared, while there are few.
-    jump_filled: [Vec<u16>; JUMP_CACHES],
+    /// What the jump caches hold.
+    pub jumps: Jumps,
     /// Hashes of host pages that write TLB entries were filled from since all were cleared.
     written_pages: Box<[u64; WRITTEN_WORDS]>,
     /// The number of the present generation of kernel mappings, see `cache::Link::guard`.
@@ -194,8 +161,7 @@ impl TlbDirectory {
             narrow_kernel_code: false,
             large_global_data: LargePages::default(),
             large_code: LargePages::default(),
-            jump_modes: [None; JUMP_CACHES],
-            jump_filled: std::array::from_fn(|_| vec![0]),
+            jumps: Jumps::default(),
             written_pages: Box::new([0; WRITTEN_WORDS]),
             kernel_generation: 1,
             newest_generation: 1,
@@ -286,93 +252,11 @@ impl TlbDirectory {
         self.narrow_kernel_code |= !user && !wide;
     }
 
-    /// Remember the block for an indirect branch to `rip`: the number of one, its host address and RIP page.
-    pub fn fill_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64, to: (u32, u64, u64)) {
-        let Some(cache) = mode.jump_cache() else { return };
-        self.keep_jumps_of(hot, mode);
-        let key = jump_key(mode, rip);
-        let first = jump_index(key, JUMP_ROTATIONS[0]);
-        let before = hot.jump[cache][first];
-        let (block, host, rip_page) = to;
-        self.put_jump(hot, cache, first, JumpEntry { tag: key.wrapping_neg(), host, rip_page, block });
-        let old_key = before.tag.wrapping_neg();
-        if before.host != 0 && old_key != key && jump_index(old_key, JUMP_ROTATIONS[0]) == first {
-            self.put_jump(hot, cache, jump_index(old_key, JUMP_ROTATIONS[1]), before);
-        }
-    }
-
-    fn put_jump(&mut self, hot: &mut HotState, cache: usize, entry: usize, what: JumpEntry) {
-        if self.jump_filled[cache].len() <= FEW_JUMPS {
-            self.jump_filled[cache].push(entry as u16);
-        }
-        hot.jump[cache][entry] = what;
-    }
-
-    /// The block remembered for an indirect branch to `rip`: its number, host address and RIP page.
-    pub fn find_jump(&self, hot: &HotState, mode: Mode, rip: u64) -> Option<(u32, u64, u64)> {
-        let right_mode = |&cache: &usize| !mode.is64() || self.jump_modes[cache] == Some(mode);
-        let cache = mode.jump_cache().filter(right_mode)?;
-        let key = jump_key(mode, rip);
-        let entries = JUMP_ROTATIONS.map(|rotation| &hot.jump[cache][jump_index(key, rotation)]);
-        let found = entries.into_iter().find(|entry| entry.tag == key.wrapping_neg())?;
-        Some((found.block, found.host, found.rip_page))
-    }
-
-    /// Forget the block remembered for `rip`.
-    pub fn forget_jump(&mut self, hot: &mut HotState, mode: Mode, rip: u64) {
-        if let Some(cache) = mode.jump_cache() {
-            let key = jump_key(mode, rip);
-            for entry in JUMP_ROTATIONS.map(|rotation| jump_index(key, rotation)) {
-                if hot.jump[cache][entry].tag == key.wrapping_neg() {
-                    hot.jump[cache][entry] = JumpEntry::empty(entry);
-                }
-            }
-        }
-    }
-
-    /// The jump caches that translated 64-bit code of `mode` will look into must hold blocks of that mode:
-    /// STAC, CLAC, SYSCALL and SYSRET change the mode without the run loop.
-    pub fn enter_mode(&mut self, hot: &mut HotState, mode: Mode) {
-        self.keep_jumps_of(hot, mode);
-        if mode.is64() && !mode.single_step() {
-            let kernel = if mode.cpl() == 0 { mode } else { mode.kernel_side() };
-            self.keep_jumps_of(hot, kernel.with_access_override(true));
-            self.keep_jumps_of(hot, kernel.with_access_override(false));
-            if mode.cpl() == 0 {
-                self.keep_jumps_of(hot, Mode(hot.user_mode as u32));
-            }
-        }
-    }
-
-    fn keep_jumps_of(&mut self, hot: &mut HotState, mode: Mode) {
-        if let Some(cache) = mode.jump_cache().filter(|_| mode.is64()) {
-            if self.jump_modes[cache] != Some(mode) {
-                self.clear_jump_cache(hot, cache);
-                self.jump_modes[cache] = Some(mode);
-            }
-        }
-    }
-
-    /// Empty one jump cache, at a cost that goes with its use.
-    fn clear_jump_cache(&mut self, hot: &mut HotState, cache: usize) {
-        hot.forget_returns(cache);
-        let filled = &mut self.jump_filled[cache];
-        if filled.len() > FEW_JUMPS {
-            clear_jump_entries(&mut hot.jump[cache]);
-        } else {
-            for &entry in filled.iter() {
-                hot.jump[cache][usize::from(entry)] = JumpEntry::empty(usize::from(entry));
-            }
-        }
-        filled.clear();
-    }
-
     /// Forget all blocks.
     pub fn clear_jumps(&mut self, hot: &mut HotState) {
         self.flushes[3] += 1;
         for cache in 0..JUMP_CACHES {
-            self.clear_jump_cache(hot, cache);
-            self.jump_modes[cache] = None;
+            self.jumps.clear(hot, cache);
         }
         self.kernel_code.fill(NO_CODE);
         self.kernel_code_pages.fill(0);
@@ -548,18 +432,9 @@ impl TlbDirectory {
                 space.entries.push(entry);
             }
         });
-        space.jump_mode = self.jump_modes[USER_JUMPS[0]].take();
+        space.jump_mode = self.jumps.mode(USER_JUMPS[0]);
         for (cache, jumps) in USER_JUMPS.into_iter().zip(&mut space.jumps) {
-            if self.jump_filled[cache].len() <= MAX_ENTRIES {
-                for &entry in &self.jump_filled[cache] {
-                    let empty = JumpEntry::empty(entry.into());
-                    let jump = std::mem::replace(&mut hot.jump[cache][usize::from(entry)], empty);
-                    if jump.host != 0 {
-                        jumps.push((entry, jump));
-                    }
-                }
-            }
-            self.clear_jump_cache(hot, cache);
+            self.jumps.take(hot, cache, jumps);
         }
     }
 
@@ -574,12 +449,9 @@ impl TlbDirectory {
                 self.local.mark(mmu, kept.writes(), entry);
             }
         }
-        self.jump_modes[USER_JUMPS[0]] = self.space.jump_mode.take();
-        for (cache, jumps) in USER_JUMPS.into_iter().zip(&mut self.space.jumps) {
-            for (entry, jump) in jumps.drain(..) {
-                hot.jump[cache][usize::from(entry)] = jump;
-                self.jump_filled[cache].push(entry);
-            }
+        let modes = [self.space.jump_mode.take(), None];
+        for ((cache, mode), jumps) in USER_JUMPS.into_iter().zip(modes).zip(&mut self.space.jumps) {
+            self.jumps.put_back(hot, cache, mode, jumps);
         }
     }
 
@@ -612,8 +484,7 @@ impl TlbDirectory {
 
     fn clear_user_jumps(&mut self, hot: &mut HotState) {
         for cache in USER_JUMPS {
-            self.clear_jump_cache(hot, cache);
-            self.jump_modes[cache] = None;
+            self.jumps.clear(hot, cache);
         }
         self.space.forget_code();
         self.set_generations(hot);
@@ -654,8 +525,7 @@ impl TlbDirectory {
 
 #[cfg(test)]
 mod tests {
-    use super::{empty_tag, index, JUMP_ROTATIONS, TLB_ENTRIES};
-    use crate::mode::Mode;
+    use super::{empty_tag, index, TLB_ENTRIES};
 
     /// What the inline check computes: zero on a hit.
     fn misses(tag: u64, la: u64, size: u64) -> bool {
@@ -672,24 +542,6 @@ mod tests {
                 assert!(misses(tag, la, 1) && misses(tag, la | 0xfff, 8));
             }
         }
-    }
-
-    #[test]
-    fn jumps_that_share_an_entry_are_both_found() {
-        let mut cpu = crate::cpu::Cpu::new(std::sync::Arc::new(sublet_memory::GuestMemory::new()));
-        // 64-bit code of a user program.
-        let (mut tlb, hot, mode) = (super::TlbDirectory::default(), &mut cpu.state.hot, Mode(0x3a));
-        let (first, second) = (0x1_0100, 0x2_00fe);
-        assert_eq!(super::jump_index(first, JUMP_ROTATIONS[0]), super::jump_index(second, JUMP_ROTATIONS[0]));
-        tlb.fill_jump(hot, mode, first, (7, 1, 0x1_0000));
-        tlb.fill_jump(hot, mode, second, (8, 2, 0x2_0000));
-        assert_eq!(tlb.find_jump(hot, mode, first), Some((7, 1, 0x1_0000)));
-        assert_eq!(tlb.find_jump(hot, mode, second), Some((8, 2, 0x2_0000)));
-        tlb.forget_jump(hot, mode, first);
-        assert_eq!(tlb.find_jump(hot, mode, first), None);
-        tlb.fill_jump(hot, mode, first, (9, 3, 0x1_0000));
-        tlb.clear_jumps(hot);
-        assert!([first, second].iter().all(|&rip| tlb.find_jump(hot, mode, rip).is_none()));
     }
 
     #[test]

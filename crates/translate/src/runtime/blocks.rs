@@ -33,7 +33,7 @@ impl VcpuCore {
     pub(super) fn block_at_rip(&mut self) -> Result<Found, Stop> {
         self.take_stores();
         let rip = self.cpu.state.rip;
-        if let Some((block, host, rip_page)) = self.tlb.find_jump(&self.cpu.state.hot, self.mode(), rip) {
+        if let Some((block, host, rip_page)) = self.tlb.jumps.find(&self.cpu.state.hot, self.mode(), rip) {
             self.cpu.state.hot.rip_page = rip_page;
             return Ok(Found { host, block });
         }
@@ -53,7 +53,7 @@ impl VcpuCore {
         }
         let host = self.cache.host_address(known);
         let mode = self.mode();
-        self.tlb.fill_jump(&mut self.cpu.state.hot, mode, rip, (known.block, host, rip_page));
+        self.tlb.jumps.fill(&mut self.cpu.state.hot, mode, rip, (known.block, host, rip_page));
         Ok(Found { host, block: known.block })
     }
 

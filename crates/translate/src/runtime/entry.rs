@@ -387,7 +387,7 @@ pub fn prepare(hot: &mut HotState) {
     hot.not_user_mask = !((1 << 47) - 1);
     hot.user_mask = !hot.not_user_mask;
     hot.not_ac_mask = !crate::state::flag::AC;
-    hot.jump_mask = crate::mmu::tlb::JUMP_MASK;
+    hot.jump_mask = crate::mmu::jumps::JUMP_MASK;
     hot.bit_masks = [63, 31, 15];
     hot.avx512 =
         u64::from(std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw"));

@@ -60,7 +60,7 @@ impl VcpuCore {
                 let rip = if mode.is64() { hot.target } else { hot.target & 0xffff_ffff };
                 state.rip = rip;
                 if std::mem::take(&mut hot.dead_entry) != 0 {
-                    self.tlb.forget_jump(hot, mode, rip);
+                    self.tlb.jumps.forget(hot, mode, rip);
                 }
                 Next::Continue
             }

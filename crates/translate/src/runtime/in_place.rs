@@ -90,7 +90,7 @@ impl VcpuCore {
         self.apply_flushes();
         // The programs of another address space may have windows or none.
         let same_mode = self.choose_windows(Mode::of(&self.cpu.state)) == mode;
-        self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
+        self.tlb.jumps.enter_mode(&mut self.cpu.state.hot, mode);
         same_mode && before == Some(self.tlb.generation(mode))
     }
 

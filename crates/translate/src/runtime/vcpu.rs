@@ -357,7 +357,7 @@ impl VcpuCore {
         self.cpu.state.hot.mode = u64::from(mode.0);
         self.prepare_system_calls();
         self.prepare_descriptors();
-        self.tlb.enter_mode(&mut self.cpu.state.hot, mode);
+        self.tlb.jumps.enter_mode(&mut self.cpu.state.hot, mode);
     }
 
     /// Say whether SYSCALL, SYSRETQ, SYSENTER and SYSEXIT can stay in the cache, and what they load.
