@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod long_mode;
+mod outputs;
 
+use outputs::{handler, outputs, shown};
 use std::sync::Arc;
 use sublet_engine::{DescriptorTable, Engine, Exit, Regs, Segment, Sregs, Vcpu, Vm};
 use sublet_memory::RamBlock;
@@ -52,11 +54,6 @@ const INVPCID_ALL: [u8; 14] = [0xb8, 2, 0, 0, 0, 0x66, 0x0f, 0x38, 0x82, 0x85, 0
 /// `mov rax,cr3; mov cr3,rax`
 const RELOAD: [u8; 6] = [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8];
 const END: [u8; 1] = [0xf4];
-
-/// A handler: `mov eax,vector; out 0x80,eax; mov rax,cr2; out 0x81,eax; hlt`.
-fn handler(vector: u8) -> [u8; 13] {
-    [0xb8, vector, 0, 0, 0, 0xe7, 0x80, 0x0f, 0x20, 0xd0, 0xe7, 0x81, 0xf4]
-}
 
 /// Frame of page `page` from [`DATA`] on.
 fn frame(page: u64) -> u64 {
@@ -150,24 +147,6 @@ fn kernel_mode(vm: &dyn Vm) -> Box<dyn Vcpu> {
     vcpu
 }
 
-/// What comes out of a machine until it halts, by port and data.
-fn outputs(vcpu: &mut dyn Vcpu) -> Vec<(u64, u64)> {
-    let mut out = Vec::new();
-    loop {
-        match vcpu.run().unwrap() {
-            Exit::PioOut { port, data, .. } => out.push((u64::from(port), data)),
-            Exit::MmioWrite { gpa, data, .. } => out.push((gpa, data)),
-            Exit::MmioRead { gpa, .. } => {
-                out.push((gpa, 0));
-                vcpu.complete_read(0x1234_5678);
-            }
-            Exit::Hlt => return out,
-            other => panic!("{other:?} after {out:x?}"),
-        }
-        assert!(out.len() < 100, "{out:x?}");
-    }
-}
-
 /// The outputs, the same with windows and without.
 fn both_of(kind: u64, code: &[&[u8]]) -> Vec<(u64, u64)> {
     let engine = || TranslateEngine::new().unwrap().without(Optimisation::WindowPolicy);
@@ -184,10 +163,6 @@ fn both_of(kind: u64, code: &[&[u8]]) -> Vec<(u64, u64)> {
 
 fn both(code: &[&[u8]]) -> Vec<(u64, u64)> {
     both_of(GLOBAL, code)
-}
-
-fn shown(values: &[u64]) -> Vec<(u64, u64)> {
-    values.iter().map(|&value| (0x80, value)).collect()
 }
 
 /// What a fault puts out.

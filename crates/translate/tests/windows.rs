@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod long_mode;
+mod outputs;
 
+use outputs::{handler, shown};
 use std::sync::Arc;
 use sublet_engine::{DescriptorTable, Engine, Exit, MsrEntry, Regs, Segment, Sregs, Vcpu, Vm};
 use sublet_memory::RamBlock;
@@ -49,11 +51,6 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const STORE: [u8; 8] = [0xc6, 0x04, 0x25, 0, 0, 0x41, 0, 0x77];
 /// `hlt`, which user code may not.
 const END: [u8; 1] = [0xf4];
-
-/// A handler: `mov eax,vector; out 0x80,eax; mov rax,cr2; out 0x81,eax; hlt`.
-fn handler(vector: u8) -> [u8; 13] {
-    [0xb8, vector, 0, 0, 0, 0xe7, 0x80, 0x0f, 0x20, 0xd0, 0xe7, 0x81, 0xf4]
-}
 
 fn fill_tables(put: &dyn Fn(u64, u64), tables: u64, first_frame: u64) {
     for (place, entry) in [
@@ -127,21 +124,7 @@ fn user_mode(vm: &dyn Vm) -> Box<dyn Vcpu> {
 /// What comes out of a machine until it halts, by port and data; and how many accesses faulted in a window.
 fn outputs(engine: TranslateEngine, kernel: &[u8], user: &[u8]) -> (Vec<(u64, u64)>, u64) {
     let (_vm, mut vcpu) = machine(&engine, kernel, user);
-    let mut out = Vec::new();
-    loop {
-        match vcpu.run().unwrap() {
-            Exit::PioOut { port, data, .. } => out.push((u64::from(port), data)),
-            Exit::MmioWrite { gpa, data, .. } => out.push((gpa, data)),
-            Exit::MmioRead { gpa, .. } => {
-                out.push((gpa, 0));
-                vcpu.complete_read(0x1234_5678);
-            }
-            Exit::Hlt => break,
-            other => panic!("{other:?} after {out:x?}"),
-        }
-        assert!(out.len() < 100, "{out:x?}");
-    }
-    (out, vcpu.statistics()["vcpu.window_faults"])
+    (outputs::outputs(&mut *vcpu), vcpu.statistics()["vcpu.window_faults"])
 }
 
 /// The outputs, the same with windows and without.
@@ -157,10 +140,6 @@ fn both(kernel: &[&[u8]], user: &[&[u8]]) -> Vec<(u64, u64)> {
 
 /// What the fault of [`END`] puts out at last.
 const ENDED: (u64, u64) = (0x80, 13);
-
-fn shown(values: &[u64]) -> Vec<(u64, u64)> {
-    values.iter().map(|&value| (0x80, value)).collect()
-}
 
 #[test]
 fn another_frame_is_seen_after_a_flush() {

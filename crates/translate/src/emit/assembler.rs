@@ -14,6 +14,7 @@ impl Host {
     pub const RAX: Self = Self(0);
     pub const RCX: Self = Self(1);
     pub const RDX: Self = Self(2);
+    pub const RSP: Self = Self(4);
     pub const RBP: Self = Self(5);
     pub const RSI: Self = Self(6);
     pub const RDI: Self = Self(7);
@@ -377,17 +378,9 @@ impl Assembler {
         self.bytes(&[0xf5, 0xc0 | (to.low() << 3) | mask.low()]);
     }
 
-    /// `shrx to, from, rsp` (64-bit)
-    pub fn shrx_by_stack(&mut self, to: Host, from: Host) {
-        const RSP: Host = Host(4);
-        self.vex(2, 3, to, RSP, from.high());
-        self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
-    }
-
-    /// `sarx to, from, rsp` (64-bit)
-    pub fn sarx_by_stack(&mut self, to: Host, from: Host) {
-        const RSP: Host = Host(4);
-        self.vex(2, 2, to, RSP, from.high());
+    /// `shrx to, from, count` (64-bit)
+    pub fn shrx(&mut self, to: Host, from: Host, count: Host) {
+        self.vex(2, 3, to, count, from.high());
         self.bytes(&[0xf7, 0xc0 | (to.low() << 3) | from.low()]);
     }
 

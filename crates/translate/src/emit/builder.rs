@@ -7,7 +7,7 @@ use crate::cache::{Location, NewLink, Start, Translation};
 use crate::frontend::{classify, Kind};
 use crate::mode::{Mode, Width};
 use crate::optimisations::{Optimisation, Optimisations};
-use crate::state::{CpuState, HotState};
+use crate::state::{CpuState, HotState, Side};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use std::mem::offset_of;
 
@@ -39,7 +39,7 @@ impl Default for Hints {
 }
 
 /// Where a kernel's addresses begin: bits 63:32 of the lowest.
-pub(super) const FIRST_KERNEL_SEGMENT: u32 = 0xffff_8000;
+pub(super) const FIRST_KERNEL_SEGMENT: u32 = Side::Kernel.first() as u32;
 
 impl Hints {
     /// `gpr`: the general registers; `data`: an address of the kernel's usual data.

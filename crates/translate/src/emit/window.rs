@@ -26,13 +26,13 @@ impl Builder {
             return self.find_kernel_window(to, base, segment);
         }
         // The host's stack pointer ends in 32, as `entry` has it: the count.
-        self.asm.shrx_by_stack(Host::RCX, base);
+        self.asm.shrx(Host::RCX, base, Host::RSP);
         self.asm.load_indexed(to, SEGMENT_TABLE as i32, Host::RCX);
     }
 
     /// The same in a kernel: what `segment` has is taken at once, and confirmed out of the access's way.
     fn find_kernel_window(&mut self, to: Host, base: Host, segment: u32) {
-        self.asm.shrx_by_stack(Host::RCX, base);
+        self.asm.shrx(Host::RCX, base, Host::RSP);
         self.asm.lea(false, Host::RCX, Some(Host::RCX), None, segment.wrapping_neg() as i32);
         self.known_kernel_window(to, segment);
         let hit = self.asm.jrcxz();
@@ -41,7 +41,7 @@ impl Builder {
         let resume = self.asm.position();
         self.later(move |builder| {
             builder.asm.bind(miss);
-            builder.asm.sarx_by_stack(Host::RCX, base);
+            builder.asm.sarx(Host::RCX, base, Host::RSP);
             builder.asm.load(to, hot!(kernel_segments));
             builder.asm.lea(true, to, Some(to), Some((Host::RCX, 1)), 0);
             builder.asm.load_indexed(to, 0, to);

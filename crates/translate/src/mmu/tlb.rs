@@ -11,7 +11,7 @@ use super::walk::Walk;
 use super::window::{Confirmed, Windows};
 use crate::cpu::Flush;
 use crate::mode::Mode;
-use crate::state::{HotState, Tlb, JUMP_CACHES, TLB_ENTRIES};
+use crate::state::{HotState, Side, Tlb, JUMP_CACHES, TLB_ENTRIES};
 use sublet_memory::GuestMemory;
 
 const PAGE_BITS: u32 = 12;
@@ -291,19 +291,21 @@ impl TlbDirectory {
     pub fn protect_all(&mut self, hot: &mut HotState) {
         hot.write_tlb.iter_mut().for_each(Tlb::clear);
         self.kept.iter_mut().for_each(AddressSpace::protect_all);
-        self.drop_windows();
-        self.drop_kernel_windows();
+        self.drop_windows(Side::User);
+        self.drop_windows(Side::Kernel);
     }
 
     /// Let no page be reached through the memory windows.
-    fn drop_windows(&mut self) {
-        if let Some(windows) = &mut self.windows {
-            windows.drop_all();
+    /// The memory windows of one side, once they are in use.
+    pub fn windows_of(&mut self, side: Side) -> Option<&mut Windows> {
+        match side {
+            Side::User => self.windows.as_mut(),
+            Side::Kernel => self.kernel_windows.as_mut(),
         }
     }
 
-    fn drop_kernel_windows(&mut self) {
-        if let Some(windows) = &mut self.kernel_windows {
+    fn drop_windows(&mut self, side: Side) {
+        if let Some(windows) = self.windows_of(side) {
             windows.drop_all();
         }
     }
@@ -312,7 +314,7 @@ impl TlbDirectory {
     pub fn flush(&mut self, hot: &mut HotState, what: Flush) {
         match what {
             Flush::All => {
-                self.drop_kernel_windows();
+                self.drop_windows(Side::Kernel);
                 self.flush_all(hot);
             }
             Flush::AllMappings => {
@@ -335,7 +337,7 @@ impl TlbDirectory {
         self.written_pages.fill(0);
         self.large_global_data.clear();
         self.kept.clear();
-        self.drop_windows();
+        self.drop_windows(Side::User);
         let id = self.next_space();
         self.space.forget(id);
         self.clear_jumps(hot);

@@ -164,14 +164,6 @@ impl VcpuCore {
         }
     }
 
-    /// The windows of the code that runs.
-    fn current_windows(&mut self) -> &mut Option<Windows> {
-        match self.mode().kernel_windowed() {
-            true => &mut self.tlb.kernel_windows,
-            false => &mut self.tlb.windows,
-        }
-    }
-
     fn wants_windows(&mut self) -> bool {
         let (optimisations, space) = (self.shared.optimisations, self.tlb.space());
         self.window_policy.note_space(space);
@@ -219,7 +211,8 @@ impl VcpuCore {
         let (pc, address, store) = (hot.fault_pc, hot.fault_address, hot.fault_code & WRITE != 0);
         let distance = kept_index(&self.cache.host_instruction(pc));
         let la = address.wrapping_sub(hot.kept[distance]);
-        let zone = self.current_windows().as_ref().map_or(Zone::Outside, |windows| windows.zone(address));
+        let side = self.side();
+        let zone = self.tlb.windows_of(side).map_or(Zone::Outside, |windows| windows.zone(address));
         self.counters.window_faults += 1;
         if self.cpu.state.table_holds(address) || (zone != Zone::Outside && self.is_stuck(pc, address)) {
             return self.decline(pc);
@@ -230,7 +223,7 @@ impl VcpuCore {
             self.cpu.state.hot.exit_reason = exit::ACCESS;
             return resume::LEAVE;
         }
-        let reassigned = |core: &mut Self| core.current_windows().as_ref().map(|windows| windows.reassigned);
+        let reassigned = |core: &mut Self| core.tlb.windows_of(side).map(|windows| windows.reassigned);
         let before = reassigned(self);
         match self.fill_window(la, store) {
             Err(exception) => {
@@ -309,11 +302,7 @@ impl VcpuCore {
         }
         let view = self.cpu.memory.view();
         let Some(part) = view.file_part(gpa).filter(|part| part.size >= run.size) else { return Ok(None) };
-        let windows = match side {
-            Side::User => &mut self.tlb.windows,
-            Side::Kernel => &mut self.tlb.kernel_windows,
-        };
-        let Some(windows) = windows else { return Ok(None) };
+        let Some(windows) = self.tlb.windows_of(side) else { return Ok(None) };
         Ok(windows.map(&mut self.cpu.state, run, part.fd, part.offset))
     }
 

@@ -38,7 +38,8 @@ impl VcpuCore {
             Err(stop) => return Some(Err(stop)),
         };
         let area = &mut self.image.0;
-        // SAFETY: the state's vector arrays are up to date, as everywhere in calls from translated code; the area is aligned and of 4 KiB, and `components` within what the host enables.
+        // SAFETY: the state's vector arrays are up to date, as everywhere in calls from translated code; the area
+        // is aligned and of 4 KiB, and `components` within what the host enables.
         unsafe { entry::save_compacted(self.cpu.state.as_mut_ptr(), area.as_mut_ptr(), place.components) };
         area[X87_HIDDEN].fill(0);
         for run in saved_runs(in_use_of(area), place.components) {

@@ -37,29 +37,30 @@ pub enum Side {
 }
 
 impl Side {
-    /// The entry for addresses of the segment of `la`, if it is one of this side.
-    pub fn entry(self, la: u64) -> Option<usize> {
-        let first = match self {
+    /// The first segment: bits 63:32 of the lowest address.
+    pub const fn first(self) -> u64 {
+        match self {
             Self::User => 0,
             Self::Kernel => (1 << (64 - SEGMENT_BITS)) - USER_SEGMENTS as u64,
-        };
-        let entry = (la >> SEGMENT_BITS).wrapping_sub(first);
+        }
+    }
+
+    /// The entry for addresses of the segment of `la`, if it is one of this side.
+    pub fn entry(self, la: u64) -> Option<usize> {
+        let entry = (la >> SEGMENT_BITS).wrapping_sub(self.first());
         (entry < USER_SEGMENTS as u64).then_some(entry as usize)
     }
 
     /// The segment of an entry: bits 63:32 of its addresses.
     pub fn segment(self, entry: usize) -> u64 {
-        match self {
-            Self::User => entry as u64,
-            Self::Kernel => (1 << (64 - SEGMENT_BITS)) - USER_SEGMENTS as u64 + entry as u64,
-        }
+        self.first() + entry as u64
     }
 }
 
 /// A [`CpuState`] in a mapping of its own.
 ///
-/// Before it lies a stack that grows down from [`CpuState::stack`]; behind it, at [`SEGMENT_TABLE`], lies address space for the table of segments, if the host had so much: none of
-/// it can be accessed but the entries of user segments, once [`Self::segments`] has been called.
+/// Before it lies a stack that grows down from [`CpuState::stack`]; behind it, at [`SEGMENT_TABLE`], lies address
+/// space for the table of segments, if the host had so much: none of it can be accessed but the entries of user segments, once [`Self::segments`] has been called.
 #[derive(Debug)]
 pub struct MappedState {
     state: NonNull<CpuState>,
